@@ -1,0 +1,13 @@
+"""Eight virtual CPU devices for every test: the same forms run as in the main job."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def x64():
+    """Runs one test in float64."""
+    with jax.enable_x64(True):
+        yield
