@@ -1,0 +1,81 @@
+"""What the model families share: dense and convolution layers, scaled widths, input checks.
+
+The functions that take ``x`` first add a layer to the Linen module whose ``__call__`` is running.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Shaped
+
+KERNEL_INIT = nn.initializers.he_normal()  # He et al. 2015: keeps the variance through ReLU
+
+
+def param_dtype(x: Shaped[Array | np.ndarray, "..."]) -> DTypeLike:
+    """Parameters are float32, or float64 where the inputs are."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def dense(
+    x: Shaped[Array | np.ndarray, "*batch inputs"], units: int, bias: bool = True
+) -> Float[Array, "*batch units"]:
+    """A fully connected layer before a ReLU."""
+    return nn.Dense(units, use_bias=bias, kernel_init=KERNEL_INIT, param_dtype=param_dtype(x))(x)
+
+
+def classify(
+    x: Shaped[Array | np.ndarray, "batch features"], num_classes: int
+) -> Float[Array, "batch classes"]:
+    """The last layer: no ReLU follows, so its logits start at half the variance."""
+    return nn.Dense(num_classes, param_dtype=param_dtype(x))(x)
+
+
+def conv(
+    x: Shaped[Array | np.ndarray, "batch height width inputs"],
+    channels: int,
+    size: int = 3,
+    strides: int = 1,
+    bias: bool = False,
+) -> Float[Array, "batch new_height new_width channels"]:
+    """A square convolution, padded by ``size // 2``: the image keeps its size at stride 1."""
+    return nn.Conv(
+        channels,
+        (size, size),
+        strides,
+        padding=size // 2,
+        use_bias=bias,
+        kernel_init=KERNEL_INIT,
+        param_dtype=param_dtype(x),
+    )(x)
+
+
+def scaled(units: int, width: float) -> int:
+    """``units`` times the width multiplier, rounded, at least 1."""
+    return max(1, round(units * width))
+
+
+def check_options(num_classes: int, width: float) -> None:
+    """Raises a `ValueError` for a class count or width that no model can have."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}.")
+    if not 0 < width < float("inf"):
+        raise ValueError(f"width is a multiplier and must be positive, not {width}.")
+
+
+def check_images(
+    x: Shaped[Array | np.ndarray, "..."], model: str, smallest: int = 1, multiple_of: int = 1
+) -> None:
+    """Raises a `ValueError` unless ``x`` is a batch of images that the model can take."""
+    if x.ndim != 4:
+        raise ValueError(f"{model} takes images [batch, height, width, channels], not {x.shape}.")
+    height, width = x.shape[1:3]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"{model} needs images of at least {smallest} x {smallest} pixels, "
+            f"not {height} x {width}."
+        )
+    if height % multiple_of or width % multiple_of:
+        raise ValueError(
+            f"{model} needs images whose sides are multiples of {multiple_of} pixels, "
+            f"not {height} x {width}."
+        )
