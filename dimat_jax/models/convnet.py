@@ -11,11 +11,11 @@ from dimat_jax.models.norm import NORMS, normalize
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
-CHANNELS = (32, 64, 128)
+CHANNELS = (16, 32, 64)
 
 
 class ConvNet(nn.Module):
-    """3 × 3 convolutions, each followed by ReLU and a 2 × 2 maximum; then one dense layer."""
+    """3 × 3 convolutions, each followed by ReLU and a 2 x 2 maximum; then one dense layer."""
 
     num_classes: int
     channels: tuple[int, ...]
@@ -30,12 +30,12 @@ class ConvNet(nn.Module):
         for channels in self.channels:
             x = layers.conv(x, channels, bias=self.norm == "none")
             x = jax.nn.relu(normalize(x, self.norm, train))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = layers.halve(x)
         return layers.classify(x.reshape(x.shape[0], -1), self.num_classes)
 
 
 def convnet(num_classes: int = 10, width: float = 1.0, norm: str = "batch") -> Model:
-    """Three convolutions of 32, 64 and 128 channels × ``width``, and a dense layer.
+    """Three convolutions of 16, 32 and 64 channels × ``width``, and a dense layer.
 
     Args:
       num_classes: number of logits.

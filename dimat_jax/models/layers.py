@@ -49,6 +49,19 @@ def conv(
     )(x)
 
 
+def halve(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch new_height new_width channels"]:
+    """The maximum of each 2 x 2 window; an odd last row or column is dropped.
+
+    Written as a reshape: on CPU the gradient of XLA's own window maximum is so slow that it takes
+    as long as the rest of a small network's step.
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
 def scaled(units: int, width: float) -> int:
     """``units`` times the width multiplier, rounded, at least 1."""
     return max(1, round(units * width))
