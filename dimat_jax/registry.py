@@ -21,8 +21,8 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     if name in allowed:
         return name
     near = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}{hint} There are: {', '.join(allowed)}.")
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"Unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}.")
 
 
 def make(kind: str, name: str, table: Mapping[str, Callable], *args: Any, **options: Any) -> Any:

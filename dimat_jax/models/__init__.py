@@ -8,14 +8,20 @@ from typing import Any
 
 from dimat_jax import registry
 from dimat_jax.models.adapters import from_linen as from_linen
+from dimat_jax.models.adapters import from_nnx as from_nnx
 from dimat_jax.models.convnet import convnet as convnet
 from dimat_jax.models.mlp import mlp as mlp
 from dimat_jax.models.norm import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from dimat_jax.models.resnet import resnet20 as resnet20
 from dimat_jax.models.resnet import resnet50 as resnet50
+from dimat_jax.models.vgg import vgg11 as vgg11
+from dimat_jax.models.vgg import vgg16 as vgg16
+from dimat_jax.models.vit import vit as vit
 from dimat_jax.types import Model
 
-FACTORIES = {factory.__name__: factory for factory in (mlp, convnet, resnet20, resnet50)}
+FACTORIES = {
+    factory.__name__: factory for factory in (mlp, convnet, vgg11, vgg16, resnet20, resnet50, vit)
+}
 """Name → factory."""
 
 

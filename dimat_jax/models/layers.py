@@ -50,8 +50,8 @@ def conv(
 
 
 def halve(
-    x: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch new_height new_width channels"]:
+    x: Shaped[Array | np.ndarray, "batch height width channels"],
+) -> Shaped[Array | np.ndarray, "batch new_height new_width channels"]:
     """The maximum of each 2 x 2 window; an odd last row or column is dropped.
 
     Written as a reshape: on CPU the gradient of XLA's own window maximum is so slow that it takes
