@@ -1,0 +1,76 @@
+"""Image classification data sets, by name, as uint8 arrays on the host."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dimat_jax.datasets import cifar, digits, shapes
+from dimat_jax.datasets.augment import AUGMENTATIONS as AUGMENTATIONS
+from dimat_jax.datasets.augment import channel_statistics as channel_statistics
+from dimat_jax.datasets.augment import flip_and_crop as flip_and_crop
+from dimat_jax.datasets.augment import normalize as normalize
+from dimat_jax.datasets.base import DataNotFoundError as DataNotFoundError
+from dimat_jax.datasets.base import Dataset as Dataset
+from dimat_jax.datasets.base import check as check
+from dimat_jax.registry import choose
+
+_log = logging.getLogger(__name__)
+
+Directory = str | os.PathLike | None
+
+
+class Source(NamedTuple):
+    """A data set that can be loaded by name.
+
+    Attributes:
+      load: ``load(data_dir, cache_dir) -> Dataset``.
+      augmentation: which of `AUGMENTATIONS` suits its images.
+    """
+
+    load: Callable[[Directory, Directory], Dataset]
+    augmentation: str
+
+
+def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
+    """Loads CIFAR-10 if it can be had, otherwise `shapes`, whose name then says so.
+
+    Where there is no network, no more than 2 s go into finding that out.
+    """
+    try:
+        return cifar.load(cifar.CIFAR10, data_dir, cache_dir)
+    except DataNotFoundError as error:
+        _log.warning("%s Taking synthetic shapes instead.", error)
+        stand_in = shapes.load(data_dir, cache_dir)
+        return stand_in._replace(name="shapes (synthetic stand-in for CIFAR-10)")
+
+
+SOURCES = {
+    "auto": Source(load_auto, "flip_and_crop"),
+    "cifar10": Source(functools.partial(cifar.load, cifar.CIFAR10), "flip_and_crop"),
+    "cifar100": Source(functools.partial(cifar.load, cifar.CIFAR100), "flip_and_crop"),
+    "digits": Source(digits.load, "none"),
+    "shapes": Source(shapes.load, "flip_and_crop"),
+}
+"""Name → source."""
+
+
+def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+      name: one of `SOURCES`; ``auto`` is CIFAR-10 if it can be had, otherwise ``shapes``.
+      data_dir: where to look for data, and download it to: by default ``$TFDS_DATA_DIR``, else
+        ``~/tensorflow_datasets``.
+      cache_dir: where decoded arrays are kept and memory-mapped from: by default
+        ``$XDG_CACHE_HOME/dimat_jax``, else ``~/.cache/dimat_jax``.
+
+    Returns:
+      The data set. Its ``name`` is what to call it in tables and titles: what was really loaded.
+
+    Raises:
+      DataNotFoundError: (a ValueError) if it can be had neither here nor from the network.
+      ValueError: for an unknown name (with the nearest one), or damaged data (which file).
+    """
+    return SOURCES[choose("data set", name, SOURCES)].load(data_dir, cache_dir)

@@ -1,0 +1,113 @@
+"""What happens to images on the device: random flips and crops, and normalisation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from dimat_jax.types import Key
+
+Augmentation = Callable[..., UInt8[Array, "batch height width channels"]]
+"""``augmentation(key, images) -> images``, pure; uint8 in, uint8 of the same shape out."""
+
+
+def none(
+    key: Key, images: UInt8[Array | np.ndarray, "batch height width channels"]
+) -> UInt8[Array, "batch height width channels"]:
+    """Leaves images as they are: for data whose classes a flip or a shift would change.
+
+    Args:
+      key: not used.
+      images: uint8 ``[batch, height, width, channels]``.
+
+    Returns:
+      The images.
+    """
+    del key
+    return jnp.asarray(images)
+
+
+def flip_and_crop(
+    key: Key,
+    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    padding: int = 4,
+) -> UInt8[Array, "batch height width channels"]:
+    """Mirrors each image with probability 1/2, then crops it at random from a black frame.
+
+    The augmentation of CIFAR since C.-Y. Lee et al., Deeply-Supervised Nets (arXiv 1409.5185). A
+    pure function for `jax.jit`, `jax.vmap` and `jax.shard_map`; give each agent its own key. The
+    same key gives the same images with and without x64.
+
+    Args:
+      key: drives flips and crops; each image its own.
+      images: uint8 ``[batch, height, width, channels]``.
+      padding: the frame's width in pixels: images move by at most this much.
+
+    Returns:
+      uint8 images of the same shape.
+    """
+    batch, height, width, channels = images.shape
+    flip_key, crop_key = jax.random.split(key)
+    # Integers of a fixed width: floats, and integers by default, differ between x64 and not.
+    flip = jax.random.randint(flip_key, (batch, 1, 1, 1), 0, 2, dtype=jnp.int32)
+    corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1, dtype=jnp.int32)
+    framed = jnp.pad(
+        jnp.where(flip == 1, images[:, :, ::-1], images),
+        ((0, 0), (padding, padding), (padding, padding), (0, 0)),
+    )
+
+    # On CPU 0.15 ms a batch of 32 at 32 × 32: less than gathering by index, selecting among all
+    # shifts, or multiplying by one-hot matrices.
+    def crop(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
+
+    return jax.vmap(crop)(framed, corners)
+
+
+def normalize(
+    images: UInt8[Array | np.ndarray, "*batch height width channels"],
+    mean: Float[Array | np.ndarray, "..."],
+    std: Float[Array | np.ndarray, "..."],
+) -> Float[Array, "*batch height width channels"]:
+    """Scales bytes to 0 to 1, subtracts the mean and divides by the standard deviation.
+
+    Args:
+      images: uint8 ``[..., height, width, channels]``.
+      mean: float ``[channels]``, on the 0 to 1 scale (see `channel_statistics`). Its dtype is the
+        result's: float32, or float64 where that is asked for.
+      std: float ``[channels]``, likewise.
+
+    Returns:
+      Float images of the same shape.
+    """
+    mean, std = jnp.asarray(mean), jnp.asarray(std)
+    return (jnp.asarray(images, mean.dtype) / 255 - mean) / std
+
+
+def channel_statistics(
+    images: UInt8[np.ndarray, "examples height width channels"],
+) -> tuple[Float[np.ndarray, " channels"], Float[np.ndarray, " channels"]]:
+    """The mean and standard deviation of each channel, on the 0 to 1 scale.
+
+    Exact up to the last rounding, and read in pieces: a memory-mapped array is not copied whole.
+
+    Args:
+      images: uint8 ``[examples, height, width, channels]``, on the host.
+
+    Returns:
+      ``(mean, std)``, float32 ``[channels]`` each; the std of a constant channel is given as 1, so
+      that `normalize` need not divide by 0.
+    """
+    sums = np.zeros((2, *images.shape[1:]), np.uint64)  # of the bytes and of their squares
+    for start in range(0, len(images), 512):
+        piece = images[start : start + 512].astype(np.uint16)
+        sums += np.stack([piece.sum(axis=0), (piece * piece).sum(axis=0, dtype=np.uint32)])
+    mean, square = sums.sum(axis=(1, 2)) / (images.size / images.shape[-1])
+    std = np.sqrt(np.maximum(square - mean**2, 0)) / 255
+    return (mean / 255).astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip_and_crop": flip_and_crop}
+"""Name → augmentation."""

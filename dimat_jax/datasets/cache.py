@@ -1,0 +1,88 @@
+"""Decoded arrays kept as ``.npy`` files and memory-mapped, so that a second run starts at once."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dimat_jax.datasets.base import Dataset
+
+FORMAT = 1  # goes up when a decoder's output changes, so that no older decoding is taken for it
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def default_directory() -> Path:
+    """``$XDG_CACHE_HOME/dimat_jax``, or ``~/.cache/dimat_jax``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dimat_jax"
+
+
+def fingerprint(paths: Iterable[Path]) -> list[list]:
+    """What tells whether files or folders have changed: path, size and time of each."""
+    stats = [(str(path.resolve()), path.stat()) for path in sorted(paths)]
+    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def cached(
+    name: str,
+    identity: Sequence,
+    build: Callable[[], Dataset],
+    cache_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Reads a data set from the cache, or builds it and keeps it there.
+
+    Args:
+      name: the data set's short name; the entry's folder starts with it.
+      identity: all that the outcome depends on (see `fingerprint`); JSON values.
+      build: makes the data set if the cache does not hold it.
+      cache_dir: the cache, by default `default_directory()`.
+
+    Returns:
+      The data set, its images memory-mapped (read-only) if they could be kept.
+    """
+    directory = Path(cache_dir) if cache_dir else default_directory()
+    digest = hashlib.sha256(json.dumps([FORMAT, name, identity]).encode()).hexdigest()
+    entry = directory / f"{name}-{digest[:16]}"
+    found = _read(entry)
+    if found is not None:
+        return found
+    dataset = build()
+    try:
+        _write(entry, dataset)
+    except OSError as error:
+        warnings.warn(f"{dataset.name} could not be kept in {directory}: {error}", stacklevel=2)
+        return dataset
+    return _read(entry) or dataset
+
+
+def _read(entry: Path) -> Dataset | None:
+    """The data set of an entry; none if it is absent or damaged."""
+    try:
+        images_or_labels = [np.load(entry / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
+        return Dataset(*images_or_labels, **json.loads((entry / "about.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(entry: Path, dataset: Dataset) -> None:
+    """Writes an entry so that it is there whole or not at all, whoever else writes it."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        for array in ARRAYS:
+            np.save(temporary / f"{array}.npy", getattr(dataset, array))
+        about = {"num_classes": dataset.num_classes, "name": dataset.name}
+        (temporary / "about.json").write_text(json.dumps(about))
+        shutil.rmtree(entry, ignore_errors=True)  # a damaged one; a good one was read
+        temporary.rename(entry)
+    except OSError:
+        if _read(entry) is None:  # otherwise another process was first: the same data
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

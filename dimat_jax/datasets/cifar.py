@@ -1,0 +1,285 @@
+"""CIFAR-10 and CIFAR-100: from a TFDS directory, from the original archives, or from a download.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009),
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import functools
+import gzip
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from dimat_jax.datasets import prepared
+from dimat_jax.datasets.base import DataNotFoundError, Dataset, check
+from dimat_jax.datasets.cache import cached, fingerprint
+from dimat_jax.datasets.download import download
+
+URL = "https://www.cs.toronto.edu/~kriz/"
+SIZE = (32, 32)
+TRAIN_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000
+
+Examples = tuple[UInt8[np.ndarray, "examples height width 3"], Int32[np.ndarray, " examples"]]
+
+
+class Form(NamedTuple):
+    """One of the forms in which the original data set is published.
+
+    Attributes:
+      archive: the archive's file name.
+      folder: the folder in it.
+      train: the names of the files with training images.
+      test: the name of the file with test images.
+      parse: reads the bytes of such a file.
+    """
+
+    archive: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    parse: Callable[[bytes], Examples]
+
+
+class Cifar(NamedTuple):
+    """One of the two data sets.
+
+    Attributes:
+      name: its short name, which is TFDS's.
+      title: what it is called.
+      num_classes: the number of classes.
+      python: its form for Python.
+      binary: its binary form, which is what `load` downloads: nothing in it is a program.
+      sha256: the checksum of the binary form's archive.
+    """
+
+    name: str
+    title: str
+    num_classes: int
+    python: Form
+    binary: Form
+    sha256: str
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Unpickles arrays, lists and dicts, and nothing that could run."""
+
+    ALLOWED = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need")
+        return self.ALLOWED[module, name]
+
+
+def parse_pickle(content: bytes, label_key: bytes) -> Examples:
+    """Reads a file of the Python form: a pickled dict of ``data`` and labels.
+
+    Args:
+      content: the file's bytes. Pickles that ask for more than arrays are refused.
+      label_key: which labels to take: ``b"labels"``, ``b"fine_labels"`` or ``b"coarse_labels"``.
+
+    Returns:
+      uint8 images ``[examples, 32, 32, 3]`` and int32 labels ``[examples]``.
+    """
+    batch = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
+    return _to_images(batch[b"data"]), np.array(batch[label_key], np.int32)
+
+
+def parse_binary(content: bytes, label_bytes: int) -> Examples:
+    """Reads a file of the binary form: for each image its labels, then its pixels.
+
+    Args:
+      content: the file's bytes.
+      label_bytes: how many labels an image has, the last of which is taken: 1 for CIFAR-10, 2 for
+        CIFAR-100 (coarse, fine).
+
+    Returns:
+      As `parse_pickle`.
+    """
+    rows = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + 3 * SIZE[0] * SIZE[1])
+    return _to_images(rows[:, label_bytes:]), rows[:, label_bytes - 1].astype(np.int32)
+
+
+def _to_images(
+    rows: UInt8[np.ndarray, "examples values"],
+) -> UInt8[np.ndarray, "examples height width 3"]:
+    """Rows of all red, then all green, then all blue values as images."""
+    return np.ascontiguousarray(rows.reshape(-1, 3, *SIZE).transpose(0, 2, 3, 1))
+
+
+CIFAR10 = Cifar(
+    name="cifar10",
+    title="CIFAR-10",
+    num_classes=10,
+    python=Form(
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        tuple(f"data_batch_{i}" for i in range(1, 6)),
+        "test_batch",
+        functools.partial(parse_pickle, label_key=b"labels"),
+    ),
+    binary=Form(
+        "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        "test_batch.bin",
+        functools.partial(parse_binary, label_bytes=1),
+    ),
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+CIFAR100 = Cifar(
+    name="cifar100",
+    title="CIFAR-100",
+    num_classes=100,
+    python=Form(
+        "cifar-100-python.tar.gz",
+        "cifar-100-python",
+        ("train",),
+        "test",
+        functools.partial(parse_pickle, label_key=b"fine_labels"),
+    ),
+    binary=Form(
+        "cifar-100-binary.tar.gz",
+        "cifar-100-binary",
+        ("train.bin",),
+        "test.bin",
+        functools.partial(parse_binary, label_bytes=2),
+    ),
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+)
+
+
+def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
+    """``data_dir`` if given, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser()
+
+
+def load(
+    cifar: Cifar,
+    data_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Loads a CIFAR data set from wherever it can be had.
+
+    In this order: a prepared TFDS directory (array_record), an original archive or its extracted
+    folder (the Python form, then the binary one), all in the data directory; a download into it.
+
+    Args:
+      cifar: `CIFAR10` or `CIFAR100` (its 100 fine classes).
+      data_dir: see `data_directory`.
+      cache_dir: where decoded arrays are kept; see `dimat_jax.datasets.cache`.
+
+    Returns:
+      Images of shape ``[examples, 32, 32, 3]``; 50,000 for training, 10,000 for testing.
+
+    Raises:
+      DataNotFoundError: if it is nowhere; says where to put it.
+      ValueError: if what was found is damaged; names it.
+    """
+    directory = data_directory(data_dir)
+    found = prepared.find(directory, cifar.name)
+    if found:
+        return cached(
+            cifar.name,
+            fingerprint(found.iterdir()),
+            lambda: prepared.read(found, cifar.title, SIZE, cifar.num_classes),
+            cache_dir,
+        )
+    path, form = _find_original(cifar, directory) or (_download(cifar, directory), cifar.binary)
+    return cached(
+        cifar.name,
+        fingerprint(path.iterdir() if path.is_dir() else [path]),
+        lambda: read_original(path, form, cifar),
+        cache_dir,
+    )
+
+
+def _find_original(cifar: Cifar, directory: Path) -> tuple[Path, Form] | None:
+    """The first of the original forms that lies in a directory."""
+    for form in (cifar.python, cifar.binary):
+        for path in (directory / form.archive, directory / form.folder):
+            if path.exists():
+                return path, form
+    return None
+
+
+def _download(cifar: Cifar, directory: Path) -> Path:
+    """Downloads the binary archive."""
+    path = directory / cifar.binary.archive
+    try:
+        download(URL + cifar.binary.archive, cifar.sha256, path)
+    except DataNotFoundError as error:
+        note = ""
+        if (directory / cifar.name).is_dir():
+            note = (
+                f" ({directory / cifar.name} holds nothing that can be read without TensorFlow: "
+                "TFDS must prepare it with file_format='array_record'.)"
+            )
+        raise DataNotFoundError(
+            f"{cifar.title} is not in {directory}, and {error} Put {cifar.python.archive} or "
+            f"{cifar.binary.archive} from {URL}cifar.html there, or name another data "
+            f"directory.{note}"
+        ) from error
+    return path
+
+
+def read_original(path: Path, form: Form, cifar: Cifar) -> Dataset:
+    """Reads one of the original forms.
+
+    Args:
+      path: the archive or its extracted folder.
+      form: which form it is.
+      cifar: which data set it is.
+
+    Returns:
+      The data set; its name says so if images are missing.
+
+    Raises:
+      ValueError: if a file is missing or damaged; names the archive or folder.
+    """
+    try:
+        names = [*form.train, form.test]
+        files = _read_folder(path, names) if path.is_dir() else _read_archive(path, names)
+        parts = [form.parse(files[name]) for name in names]
+        images, labels = [np.concatenate(column) for column in zip(*parts[:-1], strict=True)]
+        dataset = check(Dataset(images, labels, *parts[-1], cifar.num_classes, cifar.title))
+    except Exception as error:  # damaged pickles raise almost anything
+        raise ValueError(f"{path} is damaged, or not {cifar.title}: {error!r}") from error
+    if (len(images), len(dataset.test_images)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
+        return dataset
+    return dataset._replace(name=f"{cifar.title} (part: {len(images)} training images)")
+
+
+def _read_folder(path: Path, names: list[str]) -> dict[str, bytes]:
+    """The named files of a folder."""
+    return {name: (path / name).read_bytes() for name in names}
+
+
+def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
+    """The named files of a ``.tar.gz``, whatever folder they are in."""
+    files = {}
+    with gzip.open(path) as stream:
+        with tarfile.open(fileobj=stream) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content and Path(member.name).name in names:
+                    files[Path(member.name).name] = content.read()
+        stream.read()  # to the end, where the checksum is
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return files
