@@ -1,0 +1,116 @@
+"""The rows of ``metrics.jsonl``: what a run measures, one JSON object a line, in order of time."""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+from jaxtyping import Float
+
+PRETRAINING = "pretrain"
+"""The ``method`` of the shared pretraining, which runs once a seed."""
+
+
+class Row(TypedDict):
+    """One measurement of all agents.
+
+    Nothing that depends on the clock, the folder, the process or an interruption stands outside
+    ``images_per_second`` and ``seconds``.
+    """
+
+    method: str
+    """As named in ``--methods``; `PRETRAINING` for the shared pretraining."""
+    seed: int
+    round: int
+    """0 in pretraining, then counted from 1."""
+    epoch: int
+    """Epochs trained since the start, pretraining included."""
+    phase: Literal["pretrain", "merge", "train"]
+    """What has just ended."""
+    test_accuracy: float
+    """Mean over agents, 0 to 1."""
+    test_accuracy_std: float
+    """Standard deviation over agents (of the population: divided by their number)."""
+    test_accuracy_agents: list[float]
+    test_loss: float | None
+    train_loss: float | None
+    consensus_distance: float | None
+    bytes_sent: float
+    """By an agent, since the start."""
+    images_per_second: float | None
+    """All agents together, training calls only, compilation left out; rows of training."""
+    seconds: dict[str, float]
+    """By part, since the row before: compile, train, match, assign, mix, statistics, evaluate."""
+
+
+def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to a file and flushes it; numbers that are not finite are written as null."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Replaces NaN and infinities by None, which is all that JSON knows of them."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """Reads a file of rows; a last line that a kill cut short is left out.
+
+    Raises:
+      ValueError: if a complete line is no JSON object; names the file and the line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is not a row of metrics: {error}.") from error
+    return rows
+
+
+class Stage(NamedTuple):
+    """A point of a run at which methods are compared: after a phase of a round."""
+
+    round: int
+    phase: str
+
+    def __str__(self) -> str:
+        return "pretraining" if self.phase == "pretrain" else f"{self.phase} {self.round}"
+
+
+PHASES = ("pretrain", "merge", "train")
+
+
+def methods_of(rows: Iterable[Row]) -> list[str]:
+    """The methods in order of appearance; the shared pretraining only if there is nothing else."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    return [name for name in names if name != PRETRAINING] or names
+
+
+def stages_of(rows: Iterable[Row]) -> list[Stage]:
+    """The stages in order of time."""
+    found = {Stage(row["round"], row["phase"]) for row in rows}
+    return sorted(found, key=lambda stage: (stage.round, PHASES.index(stage.phase)))
+
+
+def last_rows(rows: Iterable[Row], method: str) -> dict[Stage, dict[int, Row]]:
+    """A method's last row of each stage and seed, the shared pretraining included."""
+    found: dict[Stage, dict[int, Row]] = {}
+    for row in rows:
+        if row["method"] in (method, PRETRAINING):
+            found.setdefault(Stage(row["round"], row["phase"]), {})[row["seed"]] = row
+    return {stage: found[stage] for stage in stages_of(rows) if stage in found}
+
+
+def accuracies(by_seed: Mapping[int, Row]) -> Float[np.ndarray, " agents_of_all_seeds"]:
+    """The test accuracy of every agent of every seed, 0 to 1."""
+    return np.concatenate([np.asarray(r["test_accuracy_agents"], float) for r in by_seed.values()])

@@ -1,0 +1,86 @@
+"""What a run says while it runs: a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dimat_jax.metrics import Row
+
+
+class Listener(NamedTuple):
+    """What a run calls as it goes.
+
+    Attributes:
+      on_phase: ``on_phase(label, done)`` when something begins or goes on: ``seed 0, pretrain,
+        epoch 3 of 8``, and the share of the whole run that is done, 0 to 1.
+      on_row: ``on_row(row)`` for every row of metrics.
+    """
+
+    on_phase: Callable[[str, float], None]
+    on_row: Callable[[Row], None]
+
+
+SILENT = Listener(lambda label, done: None, lambda row: None)
+"""Says nothing."""
+
+
+def describe(row: Row) -> str:
+    """A row of metrics as a line for people."""
+    parts = [f"seed {row['seed']}", row["method"]]
+    if row["phase"] == "pretrain":
+        parts.append(f"epoch {row['epoch']}")
+    else:
+        parts += [f"round {row['round']}", f"after {row['phase']}"]
+    accuracy = f"{100 * row['test_accuracy']:.1f} ± {100 * row['test_accuracy_std']:.1f} %"
+    speed = f", {row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
+    return f"{', '.join(parts)}: accuracy {accuracy}{speed}"
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> Iterator[Listener]:
+    """Shows phase, epoch, images/s, accuracy and time left while the block runs.
+
+    Args:
+      console: where to; a bar if it is a terminal, a line for each phase and row otherwise.
+
+    Yields:
+      The listener to hand to the run.
+    """
+    with bar(console) if console.is_terminal else lines(console) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def bar(console: Console) -> Iterator[Listener]:
+    """A bar with the phase and the time left; rows are printed above it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield Listener(
+            lambda label, done: progress.update(task, description=label, completed=done),
+            lambda row: progress.console.print(describe(row), highlight=False),
+        )
+
+
+@contextlib.contextmanager
+def lines(console: Console) -> Iterator[Listener]:
+    """A line for each phase and each row, with the seconds since the start."""
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        console.file.write(f"[{time.monotonic() - start:7.1f} s] {text}\n")
+        console.file.flush()
+
+    yield Listener(
+        lambda label, done: say(f"{100 * done:3.0f} %  {label}"), lambda row: say(describe(row))
+    )

@@ -1,0 +1,137 @@
+"""Rows of metrics as tables: accuracy by stage and method, and what each method cost."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, stages_of
+
+PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")
+EMPTY = "-"
+
+
+class Table(NamedTuple):
+    """A table of strings.
+
+    Attributes:
+      title: what it shows, and what the numbers are.
+      columns: headings; the first column names the row.
+      rows: as many strings a row as there are columns.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def accuracy_table(rows: Sequence[Row], most_rounds: int | None = None) -> Table:
+    """Test accuracy after pretraining, after each merge and after each training, by method.
+
+    Args:
+      rows: of any number of seeds.
+      most_rounds: with more rounds than this, those in the middle are left out.
+
+    Returns:
+      Per cent, mean ± standard deviation over all agents of all seeds together.
+    """
+    methods = methods_of(rows)
+    seeds = len({row["seed"] for row in rows})
+    cells = {method: last_rows(rows, method) for method in methods}
+    lines = [
+        [str(stage), *(percent(cells[method].get(stage)) for method in methods)]
+        for stage in stages_of(rows)
+    ]
+    rounds = sorted({stage.round for stage in stages_of(rows)} - {0})
+    if most_rounds is not None and len(rounds) > most_rounds:
+        lines = leave_out(lines, stages_of(rows), rounds, most_rounds)
+    title = f"Test accuracy in %, mean ± std over all agents of {counted(seeds, 'seed')}"
+    return Table(title, ["after", *methods], lines)
+
+
+def leave_out(
+    lines: list[list[str]], stages: list[Stage], rounds: list[int], most: int
+) -> list[list[str]]:
+    """Keeps the first and the last rounds, ``most`` in all, with a line of dots between them."""
+    head, tail = rounds[: most - most // 2], rounds[len(rounds) - most // 2 :]
+    before = [line for line, stage in zip(lines, stages, strict=True) if stage.round <= head[-1]]
+    after = [line for line, stage in zip(lines, stages, strict=True) if stage.round in tail]
+    return [*before, ["…"] * len(lines[0]), *after]
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Bytes that an agent sends, and the wall time of each part, by method; means over seeds."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = []
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        seeds = len({row["seed"] for row in own})
+        sent = sum({row["seed"]: row["bytes_sent"] for row in own}.values()) / seeds
+        spent = [sum(row["seconds"].get(part, 0.0) for row in own) / seeds for part in PARTS]
+        speeds = [row["images_per_second"] for row in own if row["images_per_second"]]
+        speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else EMPTY
+        lines.append([method, megabytes(sent), *map(seconds, spent), speed])
+    title = "What it cost: MB sent by an agent, seconds by part, images trained a second; a seed"
+    return Table(title, ["method", "MB sent", *PARTS, "images/s"], lines)
+
+
+def percent(by_seed: dict[int, Row] | None) -> str:
+    """Mean ± standard deviation over agents and seeds, in per cent."""
+    if not by_seed:
+        return EMPTY
+    values = 100 * accuracies(by_seed)
+    return f"{values.mean():.1f} ± {values.std():.1f}"
+
+
+def megabytes(count: float) -> str:
+    """Millions of bytes."""
+    return f"{count / 1e6:,.1f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds with a decimal; nothing for nothing."""
+    return f"{value:.1f}" if value else EMPTY
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table with aligned columns, which reads as plain text too; no title."""
+    grid = [table.columns, *table.rows]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(table.columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return " | ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)])
+
+    rule = "|-".join(["-" * (widths[0] + 1), *("-" * w + ":" for w in widths[1:])])
+    body = [f"| {line(row)} |" for row in table.rows]
+    return "\n".join([f"| {line(table.columns)} |", f"|-{rule}|", *body])
+
+
+def to_rich(table: Table) -> RichTable:
+    """The same for a terminal."""
+    rich = RichTable(title=table.title, title_justify="left", title_style="bold")
+    for index, column in enumerate(table.columns):
+        rich.add_column(column, justify="right" if index else "left")
+    for row in table.rows:
+        rich.add_row(*row)
+    return rich
+
+
+def show(table: Table, console: Console) -> str:
+    """Prints a table, with borders on a terminal and as Markdown elsewhere.
+
+    Returns:
+      Title and Markdown, whatever was printed.
+    """
+    text = f"{table.title}\n\n{to_markdown(table)}\n"
+    if console.is_terminal:
+        console.print(to_rich(table))
+    else:
+        console.file.write(text)
+    return text
