@@ -1,8 +1,8 @@
 """Splitting a training set among agents.
 
 Every function returns a list of ``n`` arrays of indices. No example is in two of them, and none is
-lost; `equal_sizes` trims them to one length for stacking, and says by how much. What comes out
-depends on the labels, ``n`` and the key only: not on devices, nor on x64.
+lost; `stack` brings them to one length without trimming. What comes out depends on the labels, ``n``
+and the key only: not on devices, nor on x64.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def by_class(labels: Labels, n: int, key: Key) -> list[Indices]:
 
     Returns:
       The agents' examples. If classes are missing from ``labels``, or have fewer examples than
-      agents that share them, shards may be empty (`equal_sizes` refuses those).
+      agents that share them, shards may be empty (`stack` refuses those).
 
     Raises:
       ValueError: if ``n`` is less than 1 or more than there are examples, or a label negative.
@@ -151,30 +151,25 @@ PARTITIONS: dict[str, Callable] = {
 `pretrain_iid_finetune_by_class` returns a pair of lists."""
 
 
-def equal_sizes(shards: list[Indices]) -> tuple[Int[np.ndarray, "agents examples"], int]:
-    """Trims shards to the smallest one's size, so that they can be stacked.
+def stack(shards: list[Indices]) -> Int[np.ndarray, "agents examples"]:
+    """Stacks shards, each filled up to the size of the largest with its own examples again.
 
-    Shards are in random order: what is trimmed is a random part of each.
+    So none is lost, whatever the sizes; an agent with few examples sees them more often.
 
     Args:
       shards: arrays of indices, one for each agent.
 
-    Returns:
-      The indices ``[agents, examples]``, and how many examples were left out in all.
-
     Raises:
       ValueError: if a shard is empty, or there is none.
     """
-    if not shards:
-        raise ValueError("There are 0 shards: at least 1 agent must have examples.")
     sizes = [len(shard) for shard in shards]
-    size = min(sizes)
-    if size == 0:
+    if not sizes or min(sizes) == 0:
+        empty = sizes.index(0) if sizes else 0
         raise ValueError(
-            f"Agent {sizes.index(0)} has no example ({sum(sizes)} examples, {len(sizes)} agents): "
-            "take fewer agents, more examples or another partition."
+            f"Agent {empty} has no example ({sum(sizes)} examples, {len(sizes)} agents): take "
+            "fewer agents, more examples or another partition."
         )
-    return np.stack([shard[:size] for shard in shards]), sum(sizes) - size * len(sizes)
+    return np.stack([np.resize(shard, max(sizes)) for shard in shards])
 
 
 def _checked(labels: Labels, n: int) -> Int[np.ndarray, " examples"]:

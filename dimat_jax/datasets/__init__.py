@@ -4,10 +4,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
-from dimat_jax.datasets import cifar, digits, shapes
+from dimat_jax.datasets import cifar, digits, shapes, tiny_imagenet
 from dimat_jax.datasets.augment import AUGMENTATIONS as AUGMENTATIONS
+from dimat_jax.datasets.augment import Augmentation as Augmentation
 from dimat_jax.datasets.augment import channel_statistics as channel_statistics
 from dimat_jax.datasets.augment import flip_and_crop as flip_and_crop
 from dimat_jax.datasets.augment import normalize as normalize
@@ -19,18 +19,6 @@ from dimat_jax.registry import choose
 _log = logging.getLogger(__name__)
 
 Directory = str | os.PathLike | None
-
-
-class Source(NamedTuple):
-    """A data set that can be loaded by name.
-
-    Attributes:
-      load: ``load(data_dir, cache_dir) -> Dataset``.
-      augmentation: which of `AUGMENTATIONS` suits its images.
-    """
-
-    load: Callable[[Directory, Directory], Dataset]
-    augmentation: str
 
 
 def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -46,14 +34,18 @@ def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Datase
         return stand_in._replace(name="shapes (synthetic stand-in for CIFAR-10)")
 
 
-SOURCES = {
-    "auto": Source(load_auto, "flip_and_crop"),
-    "cifar10": Source(functools.partial(cifar.load, cifar.CIFAR10), "flip_and_crop"),
-    "cifar100": Source(functools.partial(cifar.load, cifar.CIFAR100), "flip_and_crop"),
-    "digits": Source(digits.load, "none"),
-    "shapes": Source(shapes.load, "flip_and_crop"),
+SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
+    "auto": load_auto,
+    "cifar10": functools.partial(cifar.load, cifar.CIFAR10),
+    "cifar100": functools.partial(cifar.load, cifar.CIFAR100),
+    "tiny_imagenet": tiny_imagenet.load,
+    "digits": digits.load,
+    "shapes": shapes.load,
 }
-"""Name → source."""
+"""Name → ``load(data_dir, cache_dir)``."""
+
+MIRRORED = ("CIFAR-", tiny_imagenet.TITLE, "shapes")
+"""How the names of those data sets begin whose images keep their class when flipped and moved."""
 
 
 def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -73,4 +65,17 @@ def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> 
       DataNotFoundError: (a ValueError) if it can be had neither here nor from the network.
       ValueError: for an unknown name (with the nearest one), or damaged data (which file).
     """
-    return SOURCES[choose("data set", name, SOURCES)].load(data_dir, cache_dir)
+    return SOURCES[choose("data set", name, SOURCES)](data_dir, cache_dir)
+
+
+def augmentation_for(dataset: Dataset) -> Augmentation:
+    """The augmentation that suits a data set, by its name.
+
+    Args:
+      dataset: one that `load` returned, or one's own.
+
+    Returns:
+      `flip_and_crop` for photographs and shapes, the identity for digits (a mirrored digit is no
+      digit) and for data sets not known here.
+    """
+    return AUGMENTATIONS["flip_and_crop" if dataset.name.startswith(MIRRORED) else "none"]

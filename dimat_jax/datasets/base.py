@@ -1,5 +1,7 @@
 """What a data set is, and the check of one's own arrays."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,12 @@ class Dataset(NamedTuple):
     test_labels: Int32[np.ndarray, " test"]
     num_classes: int
     name: str
+
+
+def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
+    """``data_dir`` if given, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser()
 
 
 class DataNotFoundError(ValueError):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from dimat_jax.datasets import prepared
-from dimat_jax.datasets.base import DataNotFoundError, Dataset, check
+from dimat_jax.datasets.base import DataNotFoundError, Dataset, check, data_directory
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.download import download
 
@@ -162,12 +162,6 @@ CIFAR100 = Cifar(
 )
 
 
-def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
-    """``data_dir`` if given, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser()
-
-
 def load(
     cifar: Cifar,
     data_dir: str | os.PathLike | None = None,
@@ -180,7 +174,7 @@ def load(
 
     Args:
       cifar: `CIFAR10` or `CIFAR100` (its 100 fine classes).
-      data_dir: see `data_directory`.
+      data_dir: see `dimat_jax.datasets.base.data_directory`.
       cache_dir: where decoded arrays are kept; see `dimat_jax.datasets.cache`.
 
     Returns:
@@ -258,7 +252,9 @@ def read_original(path: Path, form: Form, cifar: Cifar) -> Dataset:
         images, labels = [np.concatenate(column) for column in zip(*parts[:-1], strict=True)]
         dataset = check(Dataset(images, labels, *parts[-1], cifar.num_classes, cifar.title))
     except Exception as error:  # damaged pickles raise almost anything
-        raise ValueError(f"{path} is damaged, or not {cifar.title}: {error!r}") from error
+        raise ValueError(
+            f"{path} is damaged, or not {cifar.title} ({type(error).__name__}: {error})."
+        ) from error
     if (len(images), len(dataset.test_images)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
         return dataset
     return dataset._replace(name=f"{cifar.title} (part: {len(images)} training images)")

@@ -59,7 +59,7 @@ def read(directory: Path, title: str, size: tuple[int, int], num_classes: int) -
             Dataset(train_images, train_labels, test_images, test_labels, num_classes, title)
         )
     except Exception as error:  # TFDS, array_record and protobuf raise what they please
-        raise ValueError(f"The data set in {directory} cannot be read: {error}") from error
+        raise ValueError(f"{directory} is damaged ({type(error).__name__}: {error}).") from error
 
 
 def _read_split(

@@ -1,0 +1,162 @@
+"""Tiny ImageNet from its original folder, zip or tar.
+
+Source: Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N (2015);
+200 classes of ImageNet, 64 × 64 pixels. The labels of its test images were never published: its
+validation images serve for testing.
+"""
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from dimat_jax.datasets.base import DataNotFoundError, Dataset, check, data_directory
+from dimat_jax.datasets.cache import cached, fingerprint
+from dimat_jax.datasets.decode import decode
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TITLE = "Tiny ImageNet"
+SIZE = (64, 64)
+COMPLETE = 500  # training images a class
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+Files = dict[str, bytes]
+"""Path below ``tiny-imagenet-200/`` → content."""
+
+
+def load(
+    data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None
+) -> Dataset:
+    """Loads Tiny ImageNet from ``tiny-imagenet-200*`` in the data directory.
+
+    Classes are numbered in the order of their WordNet ids, as torchvision's ``ImageFolder`` does.
+    The images are shuffled, always in the same way (the original is sorted by class).
+
+    Args:
+      data_dir: see `dimat_jax.datasets.base.data_directory`.
+      cache_dir: where decoded arrays are kept; see `dimat_jax.datasets.cache`.
+
+    Returns:
+      Images of shape ``[examples, 64, 64, 3]``, grey ones as RGB. 100,000 for training and 10,000
+      for testing in the original; of a part the name says so.
+
+    Raises:
+      DataNotFoundError: if it is not there; says where to put it.
+      ValueError: if what was found is damaged; names it.
+    """
+    directory = data_directory(data_dir)
+    path = find(directory)
+    if path is None:
+        raise DataNotFoundError(
+            f"{TITLE} is not in {directory}. Put tiny-imagenet-200.zip from {URL} there, as it is "
+            "or extracted, or name another data directory."
+        )
+    return cached("tiny_imagenet", fingerprint(_marks(path)), lambda: read(path), cache_dir)
+
+
+def find(directory: Path) -> Path | None:
+    """The folder, zip or tar to read; of several the one of the shortest name, a folder first."""
+    paths = [
+        path
+        for path in directory.glob("tiny-imagenet-200*")
+        if path.is_dir() or path.name.endswith(SUFFIXES)
+    ]
+    return min(paths, key=lambda path: (len(path.name), path.name), default=None)
+
+
+def _marks(path: Path) -> list[Path]:
+    """Files and folders whose size and time change when images do; few enough to look at."""
+    if not path.is_dir():
+        return [path]
+    return [path, *path.glob("*.txt"), *path.glob("val/*"), *path.glob("train/*/images")]
+
+
+def read(path: Path) -> Dataset:
+    """Reads the folder or archive at a path.
+
+    Raises:
+      ValueError: if a file is missing or damaged; names it and the folder or archive.
+    """
+    try:
+        files = dict(_files(path))
+        return _assemble(files)
+    except Exception as error:  # zipfile, tarfile and zlib have many; so have missing files
+        raise ValueError(
+            f"{path} is damaged, or not {TITLE} ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """All files needed, by their path below ``tiny-imagenet-200/``."""
+    if path.is_dir():
+        for name in (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
+            if _needed(name):
+                yield name, (path / name).read_bytes()
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if _needed(_below(name)):
+                    yield _below(name), archive.read(name)
+    else:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and _needed(_below(member.name)):
+                    content = archive.extractfile(member)
+                    assert content is not None  # a file has some
+                    yield _below(member.name), content.read()
+
+
+def _below(name: str) -> str:
+    """A member's name without the archive's top folder."""
+    return "/".join(PurePosixPath(name).parts[1:])
+
+
+def _needed(name: str) -> bool:
+    """Whether a file is read: images that have labels, and the two lists."""
+    if name in ("wnids.txt", "val/val_annotations.txt"):
+        return True
+    return name.startswith(("train/", "val/")) and name.endswith(".JPEG")
+
+
+def _assemble(files: Files) -> Dataset:
+    """Makes the data set of the original's files."""
+    wnids = sorted(files["wnids.txt"].decode().split())
+    number = {wnid: label for label, wnid in enumerate(wnids)}
+    train = {
+        name: number[PurePosixPath(name).parts[1]] for name in files if name.startswith("train/")
+    }
+    lines = files["val/val_annotations.txt"].decode().splitlines()
+    rows = [line.split("\t") for line in lines if line.strip()]
+    test = {f"val/images/{row[0]}": number[row[1]] for row in rows}
+    # A part of the data set may have kept the whole list.
+    test = {name: label for name, label in test.items() if name in files}
+    images, labels = _decode_all(files, train)
+    counts = np.bincount(labels, minlength=len(wnids))
+    dataset = Dataset(images, labels, *_decode_all(files, test), len(wnids), title(counts))
+    return check(dataset)
+
+
+def title(counts: np.ndarray) -> str:
+    """The data set's name, by its number of training images in each class."""
+    low, high = counts.min(), counts.max()
+    if low == high == COMPLETE:
+        return TITLE
+    return f"{TITLE} ({low if low == high else f'{low} to {high}'} images a class)"
+
+
+def _decode_all(
+    files: Files, labelled: dict[str, int]
+) -> tuple[UInt8[np.ndarray, "examples height width 3"], Int32[np.ndarray, " examples"]]:
+    """Decodes the named images, shuffled in an order that only the names decide."""
+    names = np.random.default_rng(0).permutation(sorted(labelled))
+    images = np.empty((len(names), *SIZE, 3), np.uint8)
+    for image, name in zip(images, names, strict=True):
+        try:
+            image[...] = decode(files[name], SIZE)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return images, np.array([labelled[name] for name in names], np.int32)
