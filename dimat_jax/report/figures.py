@@ -77,7 +77,7 @@ def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Fi
         draw(right, found.megabytes, found, look)
     left.set_xlabel("round  (open: just after the merge, filled: after training)")
     right.set_xlabel("megabytes sent by an agent")
-    left.set_ylabel("test accuracy in %, mean ± std over agents and seeds")
+    left.set_ylabel("test accuracy in % (± std over agents, seeds)")
     left.legend(frameon=False)
     left.xaxis.get_major_locator().set_params(integer=True)
     made_up = "stand-in" in dataset or "synthetic" in dataset

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, stages_of
 
-PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")
+PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")  # in this order
 EMPTY = "-"
 
 
@@ -63,17 +63,19 @@ def leave_out(
 def cost_table(rows: Sequence[Row]) -> Table:
     """Bytes that an agent sends, and the wall time of each part, by method; means over seeds."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    spent_on = {part for row in rows for part in row["seconds"]}
+    parts = [*PARTS, *sorted(spent_on - set(PARTS))]
     lines = []
     for method in methods:
         own = [row for row in rows if row["method"] == method]
         seeds = len({row["seed"] for row in own})
         sent = sum({row["seed"]: row["bytes_sent"] for row in own}.values()) / seeds
-        spent = [sum(row["seconds"].get(part, 0.0) for row in own) / seeds for part in PARTS]
+        spent = [sum(row["seconds"].get(part, 0.0) for row in own) / seeds for part in parts]
         speeds = [row["images_per_second"] for row in own if row["images_per_second"]]
         speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else EMPTY
         lines.append([method, megabytes(sent), *map(seconds, spent), speed])
-    title = "What it cost: MB sent by an agent, seconds by part, images trained a second; a seed"
-    return Table(title, ["method", "MB sent", *PARTS, "images/s"], lines)
+    title = "What it cost: MB sent by an agent, seconds by part, images trained a second (a seed)"
+    return Table(title, ["method", "MB sent", *parts, "images/s"], lines)
 
 
 def percent(by_seed: dict[int, Row] | None) -> str:
@@ -90,8 +92,8 @@ def megabytes(count: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Seconds with a decimal; nothing for nothing."""
-    return f"{value:.1f}" if value else EMPTY
+    """Seconds with two decimals; a dash for nothing."""
+    return f"{value:.2f}" if value else EMPTY
 
 
 def counted(number: int, noun: str) -> str:
