@@ -131,7 +131,7 @@ def leaf_of(path: tuple, variable: nnx.Variable) -> tuple[str, ...]:
 def to_variables(state: Any) -> Variables:
     """Turns an NNX state into plain dicts, random streams left out."""
     leaves = {
-        leaf_of(path, variable): variable.get_value()
+        leaf_of(path, variable): variable[...]
         for path, variable in nnx.to_flat_state(state)
         if collection_of(variable) is not None
     }
