@@ -10,6 +10,7 @@ import pytest
 
 from dimat_jax import models
 from dimat_jax.models import layers
+from dimat_jax.models.vit import patches
 
 KEY = jax.random.key(0)
 SMALL = {"width": 0.25}
@@ -247,3 +248,25 @@ def test_inputs_that_are_no_images():
 def test_bad_options(name, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         models.make(name, **options)
+
+
+def test_patches_are_the_squares_of_an_image():
+    x = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
+    tokens = patches(x, 4)
+    assert tokens.shape == (2, 6, 48)
+    for token in range(6):
+        row, col = divmod(token, 3)
+        square = x[:, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4]
+        np.testing.assert_array_equal(tokens[:, token], square.reshape(2, -1))
+
+
+def test_dropout_needs_a_key_and_acts_in_training_only():
+    model = models.vit(width=0.25, depth=1, dropout=0.5)
+    x = random_images()
+    variables = jax.jit(model.init)(KEY, x)
+    apply = jax.jit(model.apply, static_argnames="train")
+    first, second = (apply(variables, x, train=True, key=jax.random.key(k))[0] for k in (1, 2))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(apply(variables, x, key=KEY)[0], apply(variables, x)[0])
+    with pytest.raises(Exception, match="needs PRNG"):
+        model.apply(variables, x, train=True)

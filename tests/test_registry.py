@@ -1,0 +1,42 @@
+"""Names: the nearest one is suggested, options are checked before anything is called."""
+
+import pytest
+
+from dimat_jax import registry
+
+
+def double(n: int, scale: float = 2.0) -> float:
+    return n * scale
+
+
+def test_choose_returns_a_known_name():
+    assert registry.choose("model", "mlp", ["convnet", "mlp"]) == "mlp"
+
+
+def test_choose_suggests_the_nearest_name():
+    with pytest.raises(ValueError) as error:
+        registry.choose("model", "convet", ["mlp", "convnet"])
+    assert str(error.value) == (
+        "Unknown model 'convet'. Did you mean 'convnet'? There are: mlp, convnet."
+    )
+
+
+def test_choose_suggests_nothing_where_nothing_is_near():
+    with pytest.raises(ValueError, match=r"^Unknown model 'xyz'\. There are: mlp\.$"):
+        registry.choose("model", "xyz", ["mlp"])
+
+
+def test_make_calls_the_factory():
+    assert registry.make("function", "double", {"double": double}, 3, scale=5.0) == 15.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ((3,), {"factor": 1}, "function 'double': got an unexpected keyword argument 'factor'"),
+        ((), {}, "function 'double': missing a required argument: 'n'"),
+    ],
+)
+def test_make_checks_the_options(arguments, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        registry.make("function", "double", {"double": double}, *arguments, **options)
