@@ -1,0 +1,32 @@
+"""The permutation symmetries of any JAX model, found from its jaxpr."""
+
+from dimat_jax.symmetries.discovery import find_symmetries
+from dimat_jax.symmetries.groups import (
+    Group,
+    Permutations,
+    Place,
+    Site,
+    Symmetries,
+    compose,
+    invert,
+    permute,
+    random_permutations,
+)
+from dimat_jax.symmetries.taps import read_activations, read_sites
+from dimat_jax.symmetries.verification import verify
+
+__all__ = [
+    "Group",
+    "Permutations",
+    "Place",
+    "Site",
+    "Symmetries",
+    "compose",
+    "find_symmetries",
+    "invert",
+    "permute",
+    "random_permutations",
+    "read_activations",
+    "read_sites",
+    "verify",
+]

@@ -1,0 +1,334 @@
+"""Permutation groups and what is done with them: permute, compose, invert, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from dimat_jax.types import Key
+
+
+class Place(NamedTuple):
+    """Where positions stand on an axis of a leaf.
+
+    Attributes:
+      axis: which axis of the leaf.
+      segment: ``(start, length)`` on that axis.
+      factor: ``(before, size, after)``: the segment, reshaped so, carries the positions in its
+        middle axis.
+    """
+
+    axis: int
+    segment: tuple[int, int]
+    factor: tuple[int, int, int]
+
+    def coordinates(self, shape: Sequence[int]) -> np.ndarray:
+        """Which of the positions each index of a leaf's axis is at, −1 outside the segment.
+
+        Args:
+          shape: the leaf's shape.
+
+        Returns:
+          An integer array that broadcasts against the leaf: of size 1 on all other axes.
+        """
+        (start, length), (_, size, after) = self.segment, self.factor
+        index = np.full(shape[self.axis], -1, np.int32)
+        index[start : start + length] = np.arange(length) // after % size
+        return index.reshape([-1 if axis == self.axis else 1 for axis in range(len(shape))])
+
+
+class Site(NamedTuple):
+    """One place where a group's permutation acts on a leaf.
+
+    Attributes:
+      path: the leaf, as ``"params/Dense_0/kernel"``.
+      axis: which axis of the leaf.
+      segment: ``(start, length)``: the part of that axis, smaller than it where parts are
+        concatenated.
+      factor: ``(before, size, after)``: the segment, reshaped so, carries the group on its middle
+        axis (heads × head size; flattened H × W × C).
+      outer: for each of the group's `Group.outer`, where it stands on the same leaf.
+    """
+
+    path: str
+    axis: int
+    segment: tuple[int, int]
+    factor: tuple[int, int, int]
+    outer: tuple[Place, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """The site without its leaf."""
+        return Place(self.axis, self.segment, self.factor)
+
+
+class Group(NamedTuple):
+    """Hidden units that may be reordered together without changing what the model computes.
+
+    Attributes:
+      size: how many, at least 2.
+      sites: everywhere that the permutation acts, in the order in which the model reads them.
+      outer: along what the permutation varies: the name of another group (heads), or a name in
+        `Symmetries.positions` (scanned layers). The permutation has shape ``[*outer sizes, size]``;
+        index k under the permuted outer index h is ``given[p_outer[h], p[h, k]]``.
+    """
+
+    size: int
+    sites: tuple[Site, ...]
+    outer: tuple[str, ...] = ()
+
+
+class Frozen(NamedTuple):
+    """A part of a leaf that must stay as it is, and why."""
+
+    path: str
+    axis: int
+    size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The permutation symmetries of a model.
+
+    Attributes:
+      groups: name → `Group`. A group is named after the leaf it begins at, in the order in which
+        the model reads its leaves; where a leaf begins several, the axis follows in brackets.
+      positions: name → size of the axes of fixed positions (scanned layers) along which groups
+        vary.
+      frozen: the parts of leaves that belong to no group, with the reason of each.
+      notes: what made the groups smaller than they may truly be: primitives without a rule,
+        captured constants, random bits. Empty for most models.
+    """
+
+    groups: dict[str, Group]
+    positions: dict[str, int] = field(default_factory=dict)
+    frozen: tuple[Frozen, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [("group", "size", "leaves")]
+        for name, group in self.groups.items():
+            leaves = ", ".join(_show(site) for site in group.sites)
+            rows.append((name, " x ".join(map(str, shape_of(self, name))), leaves))
+        widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _show(site: Site) -> str:
+    (start, length), (before, size, after) = site.segment, site.factor
+    factor = "" if before == after == 1 else f" as {before}x{size}x{after}"
+    return f"{site.path}[{site.axis}: {start}+{length}{factor}]"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Permutations(dict[str, Array]):
+    """Group name → int32 permutation ``[size]`` or ``[*outer, size]``, a dict.
+
+    It also knows which groups vary along which others, so that `compose` and `invert` need no
+    `Symmetries`. A plain dict does as well where no group varies along another *group*.
+
+    Attributes:
+      outer: for each group that varies, its `Group.outer`.
+    """
+
+    def __init__(self, permutations: Mapping[str, Any], outer: Mapping[str, tuple[str, ...]] = {}):
+        super().__init__(permutations)
+        self.outer = {name: tuple(outer[name]) for name in sorted(outer) if name in permutations}
+
+    def tree_flatten_with_keys(self):  # noqa: D102
+        names = tuple(sorted(self))
+        children = [(jax.tree_util.DictKey(name), self[name]) for name in names]
+        return children, (names, tuple(self.outer.items()))
+
+    def tree_flatten(self):  # noqa: D102
+        names = tuple(sorted(self))
+        return [self[name] for name in names], (names, tuple(self.outer.items()))
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):  # noqa: D102
+        names, outer = aux
+        return cls(dict(zip(names, children, strict=True)), dict(outer))
+
+
+def shape_of(symmetries: Symmetries, name: str) -> tuple[int, ...]:
+    """The shape ``(*outer, size)`` of a group's permutation."""
+    group = symmetries.groups[name]
+    sizes = {**symmetries.positions, **{n: g.size for n, g in symmetries.groups.items()}}
+    return (*(sizes[outer] for outer in group.outer), group.size)
+
+
+def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permutations:
+    """The permutations, knowing which groups vary along which.
+
+    Raises:
+      ValueError: for an unknown group or a shape that does not fit.
+    """
+    for name, permutation in permutations.items():
+        if name not in symmetries.groups:
+            known = ", ".join(symmetries.groups) or "none"
+            raise ValueError(f"There is no permutation group {name!r}; the groups are: {known}.")
+        if np.shape(permutation) != (shape := shape_of(symmetries, name)):
+            raise ValueError(
+                f"The permutation of group {name!r} has shape {np.shape(permutation)} "
+                f"but must have shape {shape}."
+            )
+    return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
+
+
+def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
+    """Draws a uniformly random permutation of each group.
+
+    Args:
+      key: a PRNG key.
+      symmetries: the groups.
+
+    Returns:
+      Group name → int32 ``[*outer, size]``.
+    """
+    drawn = {}
+    for i, name in enumerate(symmetries.groups):
+        shape = shape_of(symmetries, name)
+        indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+        key_i = jax.random.fold_in(key, i)
+        drawn[name] = jax.random.permutation(key_i, indices, axis=-1, independent=True)
+    return with_outer(symmetries, drawn)
+
+
+def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: Any) -> Any:
+    """Reorders the hidden units of a model: index k of a permuted axis is index ``p[k]`` of it.
+
+    Pure gathers, so it can be jitted, vmapped and differentiated.
+
+    Args:
+      symmetries: the groups, as `find_symmetries` returns them for this architecture.
+      permutations: group name → integer ``[*outer, size]``. A group that is absent stays as it is.
+      variables: the pytree that the groups were found in.
+
+    Returns:
+      Variables of the same structure.
+
+    Raises:
+      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or
+        too short.
+    """
+    permutations = with_outer(symmetries, permutations)
+    sites: dict[str, list[tuple[Array, Site]]] = {}
+    for name, permutation in permutations.items():
+        for site in symmetries.groups[name].sites:
+            sites.setdefault(site.path, []).append((jnp.asarray(permutation), site))
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
+    paths = [path_name(path) for path, _ in leaves]
+    if missing := sorted(set(sites) - set(paths)):
+        raise ValueError(f"The variables have no leaf {missing[0]!r}, which the symmetries name.")
+    permuted = [
+        _permute_leaf(path, leaf, sites[path]) if path in sites else leaf
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(treedef, permuted)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's key path as ``"params/Dense_0/kernel"``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _permute_leaf(
+    path: str, leaf: Shaped[Array | np.ndarray, ...], sites: list[tuple[Array, Site]]
+) -> Array:
+    for _, site in sites:
+        if np.ndim(leaf) <= site.axis or np.shape(leaf)[site.axis] < sum(site.segment):
+            raise ValueError(
+                f"Leaf {path!r} has shape {np.shape(leaf)}, too small for the group at {site}."
+            )
+    indices: dict[int, Array] = {}
+    for permutation, site in sites:
+        shift = _displacement(permutation, site, np.shape(leaf))
+        here = np.arange(np.shape(leaf)[site.axis], dtype=np.int32)
+        here = here.reshape([-1 if d == site.axis else 1 for d in range(np.ndim(leaf))])
+        indices[site.axis] = indices.get(site.axis, here) + shift
+    out = jnp.asarray(leaf)
+    varying = {axis: i for axis, i in indices.items() if i.size > out.shape[axis]}
+    for axis in indices.keys() - varying.keys():
+        out = jnp.take(out, indices[axis].ravel(), axis=axis)
+    if varying:
+        grid = np.ogrid[tuple(slice(size) for size in out.shape)]
+        out = out[tuple(varying.get(axis, grid[axis]) for axis in range(out.ndim))]
+    return out
+
+
+def _displacement(permutation: Array, site: Site, shape: tuple[int, ...]) -> Array:
+    """How far along the site's axis each element is fetched from; broadcasts against the leaf."""
+    columns = [place.coordinates(shape) for place in (*site.outer, site.place)]
+    inside = np.logical_and.reduce(np.broadcast_arrays(*[column >= 0 for column in columns]))
+    shift = (permutation[tuple(columns)] - columns[-1]) * site.factor[2]
+    return jnp.where(inside, shift, 0).astype(jnp.int32)
+
+
+def compose(first: Mapping[str, Any], then: Mapping[str, Any]) -> Permutations:
+    """The permutations that do `first`, and `then` after it: ``first[then]`` for each group.
+
+    Args:
+      first: group name → integer ``[*outer, size]``.
+      then: the same; a group that only one of the two has is taken from it.
+
+    Returns:
+      Permutations with ``permute(s, compose(first, then), v) ==
+      permute(s, then, permute(s, first, v))``.
+    """
+    outer = {**getattr(first, "outer", {}), **getattr(then, "outer", {})}
+    composed = {}
+    for name in {**first, **then}:
+        if name not in first:
+            composed[name] = jnp.asarray(then[name])
+            continue
+        rows = _in_new_frame(jnp.asarray(first[name]), name, outer, then)
+        composed[name] = rows
+        if name in then:
+            composed[name] = jnp.take_along_axis(rows, jnp.asarray(then[name]), axis=-1)
+    return Permutations(composed, outer)
+
+
+def invert(permutations: Mapping[str, Any]) -> Permutations:
+    """The permutations that undo these.
+
+    Args:
+      permutations: group name → integer ``[*outer, size]``.
+
+    Returns:
+      Permutations with ``permute(s, invert(p), permute(s, p, v)) == v``.
+    """
+    outer = getattr(permutations, "outer", {})
+    inverse: dict[str, Array] = {}
+    for name in sorted(permutations, key=lambda name: len(outer.get(name, ()))):
+        rows = jnp.argsort(jnp.asarray(permutations[name]), axis=-1).astype(jnp.int32)
+        inverse[name] = _in_new_frame(rows, name, outer, inverse)
+    return Permutations({name: inverse[name] for name in permutations}, outer)
+
+
+def _in_new_frame(
+    rows: Array,
+    name: str,
+    outer: Mapping[str, tuple[str, ...]],
+    frame: Mapping[str, Any],
+) -> Array:
+    """A group's permutations ``[*outer, size]``, the outer axes reordered by the outer groups' own.
+
+    An outer group may itself vary along axes that are outer axes here as well.
+    """
+    names = outer.get(name, ())
+    new = dict(zip(names, np.ogrid[tuple(slice(size) for size in rows.shape[:-1])], strict=True))
+    old = [
+        jnp.asarray(frame[o])[tuple(new[i] for i in (*outer.get(o, ()), o))]
+        if o in frame
+        else new[o]
+        for o in names
+    ]
+    return rows[tuple(old)] if old else rows

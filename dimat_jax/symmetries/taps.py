@@ -1,0 +1,292 @@
+"""Reads a model's activations at its groups' read sites, by evaluating its jaxpr with taps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import Array
+
+from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
+from dimat_jax.symmetries.discovery import (
+    Analysis,
+    Read,
+    Tensor,
+    analyse,
+    called,
+    group_names,
+    symmetries_of,
+)
+from dimat_jax.symmetries.groups import Symmetries
+from dimat_jax.types import Model
+
+Where = tuple[int, ...]
+"""An operand of an equation: indices into nested jaxprs, then which operand."""
+Taps = dict[Where, Array]
+Key = tuple[str, ...]
+
+
+def read_activations(
+    symmetries: Symmetries, model_or_function: Model | Callable[..., Any]
+) -> Callable[..., dict[str, list[Array]]]:
+    """Makes a function that returns each group's activations, without changes to the model.
+
+    The returned function can be jitted, vmapped and sharded. See `read_sites` for what is read.
+
+    Args:
+      symmetries: the groups, as `find_symmetries` returns them for this function.
+      model_or_function: the same function.
+
+    Returns:
+      ``(variables, *inputs) -> dict group name → list of [..., size]``, in network order, the last
+      site last; the list of a group that is never read is empty. For a group that varies along an
+      axis of fixed positions (scanned layers), that axis comes first: ``[*outer, ..., size]``; one
+      that varies along another group has that group's axis just before its own.
+    """
+    sites = read_sites(symmetries, model_or_function)
+
+    def read(variables: Any, *inputs: Any) -> dict[str, list[Array]]:
+        found: dict[str, list[Array]] = {name: [] for name in symmetries.groups}
+        for key, tensors in sites(variables, *inputs).items():
+            for position, name in enumerate(key):
+                found[name].extend(_move_last(x, key, position, symmetries) for x in tensors)
+        return found
+
+    return read
+
+
+def _move_last(x: Array, key: Key, position: int, symmetries: Symmetries) -> Array:
+    """Moves one group's axis last, after those of the groups that it varies along."""
+    outer = [key.index(name) for name in symmetries.groups[key[position]].outer if name in key]
+    axes = [i - len(key) for i in (*outer, position)]
+    return jnp.moveaxis(x, axes, range(-len(axes), 0))
+
+
+def read_sites(
+    symmetries: Symmetries, model_or_function: Model | Callable[..., Any]
+) -> Callable[..., dict[Key, list[Array]]]:
+    """Makes a function that returns the tensors at read sites, by the groups they carry jointly.
+
+    A read site is a tensor that depends on the inputs and carries a group's axis where it is
+    contracted with a variable or with another activation. A group without such a site is read where
+    it is summed or maximised over, and otherwise, if no activation carries it, where a variable
+    that carries it is contracted. One tensor is listed once, however often it is read. A
+    concatenated axis gives each group its own slice. A tensor that carries a group on two axes
+    (a Gram matrix) is no read site. Inside a scan, values are stacked over its steps, which come
+    first; what is read inside a while loop or a branch of a conditional is not returned.
+
+    Args:
+      symmetries: the groups, as `find_symmetries` returns them for this function.
+      model_or_function: the same function.
+
+    Returns:
+      ``(variables, *inputs) -> dict key → list of [..., size_1, size_2, ...]``. A key names all
+      groups that the tensor carries, those that others vary along first, and their axes stand last
+      in that order. Axes of fixed positions along which one of them varies come first.
+    """
+
+    def read(variables: Any, *inputs: Any) -> dict[Key, list[Array]]:
+        analysis = analyse(model_or_function, variables, *inputs)
+        _check(symmetries, symmetries_of(analysis))
+        sites = _sites(symmetries, analysis)
+        leaves = jax.tree.leaves((variables, *inputs))
+        operands = [leaf for leaf, used in zip(leaves, analysis.used, strict=True) if used]
+        wanted = {(*site.read.where, site.read.operand) for site in sites}
+        _, taps = _evaluate(analysis.jaxpr, operands, wanted)
+        found: dict[Key, list[Array]] = {}
+        for site in sites:
+            value = taps[(*site.read.where, site.read.operand)]
+            for key, tensor in _extract(value, site.read.tensor, site, symmetries):
+                found.setdefault(key, []).append(tensor)
+        return found
+
+    return read
+
+
+def _check(given: Symmetries, found: Symmetries) -> None:
+    for name, group in given.groups.items():
+        if found.groups.get(name) != group:
+            raise ValueError(
+                f"The symmetries were found for another function or other variables: there is no "
+                f"such group {name!r} in this one, whose groups are "
+                f"{', '.join(found.groups) or 'none'}."
+            )
+
+
+# Which tensors are read -------------------------------------------------------------------------
+
+
+class _Site(NamedTuple):
+    """A tensor to tap, the names of its atoms, and the groups that it is read for."""
+
+    read: Read
+    names: dict[Atom, str]
+    wanted: set[str]
+
+
+def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
+    """The read sites in network order: for each group those of the best kind that it has."""
+    names = {a: name for a, name in group_names(analysis).items() if name in symmetries.groups}
+    best: dict[str, int] = {}
+    candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
+    for read in analysis.record.reads:
+        mixed = _mixed(read, names)
+        kind = _kind(read)
+        if not mixed or kind is None:
+            continue
+        for name in mixed:
+            best[name] = min(kind, best.get(name, kind))
+        _, wanted = candidates.setdefault((id(read.tensor), kind), (read, set()))
+        wanted |= mixed
+    chosen = [
+        _Site(read, names, {name for name in wanted if best[name] == kind})
+        for (_, kind), (read, wanted) in candidates.items()
+    ]
+    return [site for site in chosen if site.wanted]
+
+
+def _mixed(read: Read, names: dict[Atom, str]) -> set[str]:
+    """The groups whose positions are mixed, unless the tensor carries one of its groups twice."""
+    per_axis = [{names[a] for a in atoms(axis) if a in names} for axis in read.tensor.axes]
+    everything = [name for found in per_axis for name in found]
+    if len(everything) > len(set(everything)):
+        return set()
+    return set().union(*(per_axis[dim] for dim in read.contraction.dims))
+
+
+def _kind(read: Read) -> int | None:
+    """How good a read site is, 0 the best."""
+    if read.contraction.kind == "product":
+        return 0 if read.tensor.varies else 2
+    return 1 if read.contraction.kind == "reduction" and read.tensor.varies else None
+
+
+# From a tensor to [..., size_1, size_2, ...] ----------------------------------------------------
+
+
+def _extract(
+    value: Array, tensor: Tensor, site: _Site, symmetries: Symmetries
+) -> Iterator[tuple[Key, Array]]:
+    """The tensor's blocks: one a segment that carries a group that is read here."""
+    stacked = value.ndim - len(tensor.axes)
+    pieces: list[tuple[Array, list[Factor | None]]] = [(value, [None] * stacked)]
+    for axis in tensor.axes:
+        pieces = [
+            (split, labels + more)
+            for piece, labels in pieces
+            for split, more in _split(piece, len(labels), axis, site.names)
+        ]
+    order = list(symmetries.groups)
+    for piece, labels in pieces:
+        dims = {
+            site.names[f]: d
+            for d, f in enumerate(labels)
+            if isinstance(f, Atom) and f in site.names
+        }
+        if not site.wanted & set(dims):
+            continue
+        key = tuple(sorted(dims, key=lambda n: (len(symmetries.groups[n].outer), order.index(n))))
+        last = [dims[name] for name in key]
+        yield key, jnp.moveaxis(piece, last, range(-len(last), 0))
+
+
+def _split(
+    x: Array, dim: int, axis: Axis, names: dict[Atom, str]
+) -> Iterator[tuple[Array, list[Factor | None]]]:
+    """Splits an axis that carries groups into segments and factors, with a label a new axis."""
+    if not any(atom in names for atom in atoms(axis)):
+        yield x, [None]
+        return
+    start = 0
+    for segment in resolve(axis):
+        stop = start + segment_size(segment)
+        piece = lax.slice_in_dim(x, start, stop, axis=dim)
+        sizes = [factor.size for factor in segment]
+        piece = piece.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+        yield from _split_factors(piece, dim, segment, names)
+        start = stop
+
+
+def _split_factors(
+    x: Array, dim: int, segment: Segment, names: dict[Atom, str]
+) -> Iterator[tuple[Array, list[Factor | None]]]:
+    if not segment:
+        yield x, []
+        return
+    head = segment[0]
+    firsts: Any = [(x, [head])]
+    if isinstance(head, Sum):
+        firsts = _split(x, dim, head.segments, names)
+    for piece, labels in firsts:
+        for rest, more in _split_factors(piece, dim + len(labels), segment[1:], names):
+            yield rest, labels + more
+
+
+# Evaluation with taps ---------------------------------------------------------------------------
+
+
+def _evaluate(
+    closed: ClosedJaxpr, inputs: Sequence[Any], wanted: set[Where]
+) -> tuple[list[Any], Taps]:
+    """Evaluates a jaxpr and keeps the wanted operands."""
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def value(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    taps: Taps = {}
+    for index, eqn in enumerate(jaxpr.eqns):
+        operands = [value(var) for var in eqn.invars]
+        here = {where[1:] for where in wanted if where[0] == index}
+        taps.update({(index, w[0]): jnp.asarray(operands[w[0]]) for w in here if len(w) == 1})
+        inside = {where for where in here if len(where) > 1}
+        if not inside:
+            outputs = _bind(jaxpr, eqn, operands)
+        elif eqn.primitive.name == "scan":
+            outputs, found = _evaluate_scan(eqn, operands, inside)
+            taps.update({(index, *where): tap for where, tap in found.items()})
+        else:
+            inner = called(eqn)
+            assert inner is not None
+            outputs, found = _evaluate(inner, operands, inside)
+            taps.update({(index, *where): tap for where, tap in found.items()})
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [value(var) for var in jaxpr.outvars], taps
+
+
+def _bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation, as a jaxpr of its own: how to bind one differs between JAX releases."""
+    given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
+    alone = jaxpr.replace(
+        constvars=[], invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
+    )
+    return eval_jaxpr(alone, (), *given.values())
+
+
+def _evaluate_scan(
+    eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Where]
+) -> tuple[list[Any], Taps]:
+    params = eqn.params
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts = list(operands[:first])
+
+    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], tuple[list[Any], Taps]]:
+        outputs, taps = _evaluate(params["jaxpr"], [*consts, *carry, *slices], wanted)
+        return outputs[: len(carry)], (outputs[len(carry) :], taps)
+
+    carry, (stacked, taps) = lax.scan(
+        step,
+        list(operands[first:last]),
+        list(operands[last:]),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *stacked], taps
