@@ -1,19 +1,19 @@
 """Splitting a training set among agents.
 
 Every function returns a list of ``n`` arrays of indices. No example is in two of them, and none is
-lost; `stack` brings them to one length without trimming. What comes out depends on the labels, ``n``
-and the key only: not on devices, nor on x64.
+lost; `stack` brings them to one length without trimming. What comes out depends on the labels, the
+number of agents and the key only: not on devices, nor on x64.
 """
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from dimat_jax.types import Key
 
-Labels = Int[Array | np.ndarray, " examples"]
+Labels = Integer[Array | np.ndarray, " examples"]
 Indices = Int[np.ndarray, "_"]
 
 REDRAWS = 1_000  # how often `dirichlet` tries for a split in which no agent goes empty
@@ -68,7 +68,7 @@ def by_class(labels: Labels, n: int, key: Key) -> list[Indices]:
     return [rng.permutation(np.concatenate(part)) for part in parts]
 
 
-def dirichlet(labels: Labels, n: int, key: Key, alpha: float) -> list[Indices]:
+def dirichlet(labels: Labels, n: int, key: Key, alpha: float | int) -> list[Indices]:
     """Splits each class by proportions drawn from a symmetric Dirichlet distribution.
 
     Source: T.-M. H. Hsu, H. Qi and M. Brown, arXiv 1909.06335; class by class as in M. Yurochkin
@@ -172,7 +172,7 @@ def stack(shards: list[Indices]) -> Int[np.ndarray, "agents examples"]:
     return np.stack([np.resize(shard, max(sizes)) for shard in shards])
 
 
-def _checked(labels: Labels, n: int) -> Int[np.ndarray, " examples"]:
+def _checked(labels: Labels, n: int) -> Integer[np.ndarray, " examples"]:
     """The labels on the host, if they can be split among ``n`` agents."""
     labels = np.asarray(labels)
     if n < 1:
@@ -191,7 +191,7 @@ def _generator(key: Key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
-def _class_by_class(labels: Int[np.ndarray, " examples"], rng: np.random.Generator) -> Indices:
+def _class_by_class(labels: Integer[np.ndarray, " examples"], rng: np.random.Generator) -> Indices:
     """All indices, class 0 first, those of a class in random order."""
     shuffled = rng.permutation(len(labels))
     return shuffled[np.argsort(labels[shuffled], kind="stable")]

@@ -4,6 +4,7 @@ Arrays are annotated with jaxtyping; the axis names used throughout are ``agents
 ``batch``, ``examples``, ``classes``, ``units``, ``height``, ``width`` and ``channels``.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
@@ -23,6 +24,10 @@ Logits = Float[Array, "*batch classes"]
 MixingMatrix = Float[Array, "agents agents"]
 Permutations = dict[str, Int[Array, "*outer units"]]
 """Group name → permutation. Index k of a permuted axis is index ``p[k]`` of the given one."""
+
+
+Prepare = Callable[..., Float[Array, "batch height width channels"]]
+"""Images as stored, uint8 ``[batch, height, width, channels]``, to what models take: normalised."""
 
 
 class InitFn(Protocol):

@@ -1,0 +1,106 @@
+"""The frozen configuration of a run. Light on purpose: nothing here imports JAX."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All that a run is, but for its data; the defaults are the preset ``quick``."""
+
+    # The field docstrings below are the command line's help texts.
+
+    preset: str = "quick"
+    """Where the defaults come from: quick, for two CPU cores, or paper, the published setting.
+    In Python, start from `PRESETS[name]`."""
+    agents: int = 16
+    """Number of agents, each with its own network and its own data."""
+    topology: str = "ring"
+    """Who merges with whom: ring, fully_connected, bipartite, disconnected, star, torus,
+    exponential, one_peer_exponential, base_k, hypercube, erdos_renyi or random_regular."""
+    dataset: str = "auto"
+    """auto (CIFAR-10 if it can be had, else shapes), cifar10, cifar100, tiny_imagenet, digits or
+    shapes."""
+    data_dir: pathlib.Path | None = None
+    """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    partition: str = "iid"
+    """How the training data are divided: iid, by_class, dirichlet or
+    pretrain_iid_finetune_by_class."""
+    alpha: float = 0.5
+    """Concentration of the dirichlet partition: smaller is more heterogeneous."""
+    examples_per_agent: int | None = 1250
+    """At most so many training examples for each agent; None: all of its share."""
+    augmentation: str | None = None
+    """flip_and_crop or none, in training; None: what suits the data set, none for own arrays."""
+    model: str = "convnet"
+    """mlp, convnet, vgg11, vgg16, resnet20, resnet50 or vit."""
+    width: float = 1.0
+    """Multiplies the model's channels."""
+    norm: Literal["batch", "layer", "group", "none"] | None = None
+    """The model's normalisation; None: its own default."""
+    init: Literal["different", "same"] = "different"
+    """Whether agents start from different initial weights or from the same ones."""
+    pretrain_epochs: int = 8
+    """Epochs that every agent trains alone before the first merge, once for all methods."""
+    rounds: int = 3
+    """Number of rounds, each a merge and then local training."""
+    epochs_per_round: int = 1
+    """Epochs of local training after each merge."""
+    optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
+    """The local optimizer; momentum is 0.9."""
+    learning_rate: float | None = None
+    """Learning rate; None: 0.001 for adam; 0.1 for sgd and 0.05 for momentum at a batch of 50, and in
+    proportion."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate over the whole run, pretraining included."""
+    optimizer_after_merge: Literal["fresh", "kept"] = "fresh"
+    """Whether the optimizer's state starts anew after a merge."""
+    batch_size: int | None = None
+    """Images in an agent's batch; None: 50, or less where an epoch would have under ten steps."""
+    methods: tuple[str, ...] = ("dimat", "wa")
+    """The methods to compare, all from the same pretrained agents."""
+    matching_data: Literal["own", "shared"] = "own"
+    """What neighbours' units are compared on: each agent's own images, or one batch for all."""
+    matching_images: int = 512
+    """Number of images for matching."""
+    statistics_images: int = 1024
+    """Number of an agent's images for recomputing BatchNorm statistics after a merge."""
+    merge_frame: Literal["own", "first"] = "own"
+    """Whether each agent merges in its own frame, or all in agent 0's (fully connected only)."""
+    test_examples: int | None = 2000
+    """Test images of the evaluations along the way, always the same; the last is on all of them.
+    None: all of them throughout."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each is a run of its own."""
+    devices: int | None = None
+    """Devices to spread the agents over; None: all there are, as far as they divide the agents."""
+    out: pathlib.Path | None = None
+    """Folder for the results; None: a new one under runs/ (in the library: nothing is written)."""
+    overwrite: bool = False
+    """Whether a run that already lies in that folder may be replaced."""
+
+
+PRESETS = {
+    "quick": Config(),
+    "paper": Config(
+        preset="paper",
+        agents=5,
+        topology="fully_connected",
+        dataset="cifar100",
+        examples_per_agent=None,
+        model="resnet20",
+        width=8.0,
+        pretrain_epochs=100,
+        rounds=100,
+        epochs_per_round=2,
+        optimizer="adam",
+        learning_rate=1e-3,
+        batch_size=100,
+        test_examples=None,
+    ),
+}
+"""Named configurations. ``quick`` is sized for two CPU cores; ``paper`` is the published setting
+of the headline result (arXiv 2404.08079, table 2: ResNet-20 of width 8 on CIFAR-100)."""
+
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3}

@@ -1,0 +1,183 @@
+"""The compiled parts of a run: built once, used by every seed, method and round."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+from dimat_jax.datasets import Dataset, channel_statistics, normalize
+from dimat_jax.merger import Merger, make_merger
+from dimat_jax.population import AGENTS, map_agents, repeat, replicate, spread
+from dimat_jax.setup import Setup
+from dimat_jax.timing import Stopwatch
+from dimat_jax.training import (
+    OPTIMIZERS,
+    AgentState,
+    Score,
+    epoch_order,
+    evaluate_update,
+    init_population,
+    test_batches,
+    train_update,
+    zero_score,
+)
+from dimat_jax.types import Key, Variables
+
+TEST_BATCH = 500
+"""Images in a batch of evaluation."""
+
+
+class Shards(NamedTuple):
+    """The agents' training examples, where they lie on the devices.
+
+    Attributes:
+      images: uint8 ``[agents * examples, height, width, channels]``; each device holds its agents'.
+      labels: int32 ``[agents * examples]``.
+      examples: rows of each agent.
+      steps: batches of an epoch.
+    """
+
+    images: UInt8[Array, "rows height width channels"]
+    labels: Int[Array, "rows"]
+    examples: int
+    steps: int
+
+
+class Engine(NamedTuple):
+    """The compiled parts of a run.
+
+    Attributes:
+      init: ``(key) -> state`` of every agent.
+      train: ``(state, shards, key, epoch) -> state``: one epoch of every agent. Does not wait.
+      evaluate: ``(variables, tests) -> score`` of every agent.
+      fresh: ``(state) -> state`` with new optimizer states.
+      consensus_distance: ``(variables) -> []``, see `consensus_distance`.
+      merger: the parts of a merge round.
+      tests: the test images of the evaluations along the way, on every device.
+      all_tests: all test images.
+      stopwatch: where the time goes.
+    """
+
+    init: Callable[[Key], AgentState]
+    train: Callable[[AgentState, Shards, Key, int], AgentState]
+    evaluate: Callable[[Variables, Any], Score]
+    fresh: Callable[[AgentState], AgentState]
+    consensus_distance: Callable[[Variables], Float[Array, ""]]
+    merger: Merger
+    tests: tuple[np.ndarray, np.ndarray]
+    all_tests: tuple[np.ndarray, np.ndarray]
+    stopwatch: Stopwatch
+
+
+def make_engine(setup: Setup) -> Engine:
+    """Builds the parts; each is compiled when it is first used."""
+    config, execution, model = setup.config, setup.execution, setup.model
+    stopwatch = Stopwatch()
+    optimizer = OPTIMIZERS[config.optimizer]()
+    mean, std = (
+        jnp.asarray(x, jnp.result_type(float))
+        for x in channel_statistics(setup.dataset.train_images)
+    )
+    augment = setup.augment
+
+    def prepare_test(images):
+        return normalize(images, mean, std)
+
+    def prepare(key, images):
+        return prepare_test(augment(key, images))
+
+    update = train_update(model, optimizer, make_schedule(setup), prepare)
+    training = repeat(execution, update, stopwatch, AGENTS)
+    evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
+    initialise = map_agents(execution, optimizer.init, stopwatch)
+
+    def init(key: Key) -> AgentState:
+        image_shape = setup.dataset.train_images.shape[1:]
+        state = init_population(
+            model, optimizer, key, execution.agents, image_shape, config.init == "same"
+        )
+        return spread(execution, state)
+
+    def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
+        order = epoch_order(
+            key,
+            epoch,
+            execution.agents,
+            shards.examples,
+            shards.steps,
+            config.batch_size,
+            execution.lanes,
+        )
+        resident = shards.images, shards.labels
+        return training(state, spread(execution, order), resident, shards.steps)
+
+    def evaluate(variables: Variables, tests: tuple[np.ndarray, np.ndarray]) -> Score:
+        resident = replicate(execution, tests)
+        score = spread(execution, zero_score(execution.agents))
+        return evaluating(score, variables, resident, len(tests[0]))
+
+    return Engine(
+        init=init,
+        train=train,
+        evaluate=evaluate,
+        fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
+        consensus_distance=jax.jit(consensus_distance),
+        merger=make_merger(
+            execution,
+            model,
+            setup.symmetries,
+            prepare_test,
+            setup.abstract,
+            stopwatch,
+            own_images=config.matching_data == "own" and config.merge_frame == "own",
+        ),
+        tests=some_tests(setup.dataset, config.test_examples),
+        all_tests=some_tests(setup.dataset, None),
+        stopwatch=stopwatch,
+    )
+
+
+def make_schedule(setup: Setup) -> optax.Schedule:
+    """Step → learning rate, over the whole run, pretraining included."""
+    config = setup.config
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    before, after = (examples // config.batch_size for examples in setup.epoch_examples)
+    epochs = config.rounds * config.epochs_per_round
+    steps = config.pretrain_epochs * before + epochs * after
+    return optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
+
+
+def some_tests(dataset: Dataset, number: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """A fixed part of the test images, in batches: the same in every run, of every class."""
+    rows = np.arange(len(dataset.test_labels))
+    if number is not None and number < len(rows):
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:number])
+    batch_size = min(TEST_BATCH, len(rows))
+    return test_batches(dataset.test_images[rows], dataset.test_labels[rows], batch_size)
+
+
+def place_shards(setup: Setup, seed: int, part: int) -> Shards:
+    """Puts the agents' examples on their devices, for pretraining (0) or the rounds (1)."""
+    rows = setup.shards[seed][part]
+    images = setup.dataset.train_images[rows.reshape(-1)]
+    labels = setup.dataset.train_labels[rows.reshape(-1)].astype(np.int32)
+    steps = setup.epoch_examples[part] // setup.config.batch_size
+    return Shards(*spread(setup.execution, (images, labels)), rows.shape[1], steps)
+
+
+def consensus_distance(variables: Variables) -> Float[Array, ""]:
+    """How far agents are from their mean: √(1/n Σ_i ‖x_i − x̄‖²), over the parameters.
+
+    Args:
+      variables: stacked ``[agents, ...]``.
+    """
+
+    def squares(x):
+        return jnp.sum((x - x.mean(0)) ** 2) / len(x)
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(variables["params"]))))

@@ -1,0 +1,165 @@
+"""The merge round of a population: gather, match, assign, permute and mix, recompute statistics.
+
+Neighbours are handled slot by slot: slot s holds one neighbour of every agent, so that memory is
+O(agents × parameters) whatever the graph, and nothing is compiled anew for another graph.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int, UInt8
+
+from dimat_jax.matching import assign, combine_moments, cross_moments, scores
+from dimat_jax.merging import add_weighted, scale
+from dimat_jax.population import AGENTS, REPLICATED, Execution, Update, map_agents, repeat, spread
+from dimat_jax.statistics import StatisticsSum, mean_statistics, statistics_update
+from dimat_jax.symmetries import Symmetries, permute, read_sites
+from dimat_jax.timing import Stopwatch, compiled
+from dimat_jax.types import Model, Permutations, Prepare, Variables
+
+
+class Batches(NamedTuple):
+    """Images that agents run networks on, where they lie on the devices.
+
+    Attributes:
+      rows: int32 ``[agents, batches, batch]``, rows of ``images`` on the agent's device.
+      images: uint8 ``[rows, height, width, channels]``.
+    """
+
+    rows: Int[Array, "agents batches batch"]
+    images: UInt8[Array, "rows height width channels"]
+
+
+class Merger(NamedTuple):
+    """The compiled parts of a merge round, over all agents at once.
+
+    Attributes:
+      symmetries: the model's permutation groups.
+      gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
+      align: ``(target, source, batches) -> permutations``: for each agent those that bring
+        ``source`` into the frame of ``target``, by their activations on its batches.
+      permute: ``(permutations, variables) -> variables``.
+      scale: ``(variables, weights [agents]) -> weights * variables``.
+      mix: ``(total, weights [agents], variables) -> total + weights * variables``.
+      recompute: ``(variables, batches) -> variables`` with the statistics of these batches.
+    """
+
+    symmetries: Symmetries
+    gather: Callable[[Variables, Any], Variables]
+    align: Callable[[Variables, Variables, Batches], Permutations]
+    permute: Callable[[Permutations, Variables], Variables]
+    scale: Callable[[Variables, Any], Variables]
+    mix: Callable[[Variables, Any, Variables], Variables]
+    recompute: Callable[[Variables, Batches], Variables]
+
+
+class MatchState(NamedTuple):
+    """What matching adds up; stacked with a leading ``agents`` axis.
+
+    Attributes:
+      moments: of the two networks' units, by read site.
+      batch: the next batch, int32. shape=()
+    """
+
+    moments: Any
+    batch: Int[Array, "*agents"]
+
+
+def match_update(read: Callable[..., Any], normalise: Prepare) -> Update:
+    """Adds the moments of one batch to one agent's `MatchState`.
+
+    The operands are the variables of target and source and the rows of the batches
+    ``[batches, batch]``; the resident arrays are the images on the agent's device.
+    """
+
+    def update(state: MatchState, operands: Any, images: Any) -> MatchState:
+        target, source, rows = operands
+        x = normalise(images[rows[state.batch]])
+        moments = cross_moments(read(target, x), read(source, x))
+        return MatchState(combine_moments(state.moments, moments), state.batch + 1)
+
+    return update
+
+
+def make_merger(
+    execution: Execution,
+    model: Model,
+    symmetries: Symmetries,
+    normalise: Prepare,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    stopwatch: Stopwatch,
+    own_images: bool = True,
+) -> Merger:
+    """Builds the parts of a merge round; each is compiled when it is first used.
+
+    Args:
+      execution: the form in which the population runs.
+      model: the model of all agents.
+      symmetries: its permutation groups.
+      normalise: images as stored → what the model takes.
+      abstract: shapes of one agent's variables, and of a batch of what the model takes.
+      stopwatch: gets the seconds of ``match``, ``assign``, ``mix``, ``statistics``, ``compile``.
+      own_images: whether each agent matches on its own images (which lie on its device) or all on
+        the same ones (which lie on every device).
+    """
+    read = read_sites(symmetries, model)
+    of_agents = NamedSharding(execution.mesh, AGENTS)
+    moments = jax.eval_shape(lambda v, x: cross_moments(read(v, x), read(v, x)), *abstract)
+
+    def zeros(shapes: Any) -> Callable[[], Any]:
+        def make():
+            return jax.tree.map(lambda s: jnp.zeros((execution.agents, *s.shape), s.dtype), shapes)
+
+        return compiled(jax.jit(make, out_shardings=of_agents), stopwatch)
+
+    def take(tree: Any, rows: Any) -> Any:
+        return jax.tree.map(lambda x: x[rows], tree)
+
+    counter = jax.ShapeDtypeStruct((), jnp.int32)
+    no_moments = zeros(MatchState(moments, counter))
+    no_statistics = zeros(StatisticsSum(abstract[0].get("batch_stats", {}), counter))
+    resident = AGENTS if own_images else REPLICATED
+    matching = repeat(execution, match_update(read, normalise), stopwatch, resident)
+    summing = repeat(execution, statistics_update(model, normalise), stopwatch, AGENTS)
+    scoring = map_agents(execution, scores, stopwatch)
+    averaging = map_agents(execution, mean_statistics, stopwatch)
+    gathering = compiled(jax.jit(take, out_shardings=of_agents), stopwatch)
+    permuting = map_agents(execution, functools.partial(permute, symmetries), stopwatch)
+    adding = map_agents(execution, add_weighted, stopwatch, donate=0)
+    scaling = map_agents(execution, scale, stopwatch)
+
+    def align(target: Variables, source: Variables, batches: Batches) -> Permutations:
+        with stopwatch.measure("match"):
+            operands = target, source, batches.rows
+            state = matching(no_moments(), operands, batches.images, batches.rows.shape[1])
+            table = jax.device_get(scoring(state.moments))
+        with stopwatch.measure("assign"):
+            return spread(execution, assign(symmetries, table))
+
+    def recompute(variables: Variables, batches: Batches) -> Variables:
+        if "batch_stats" not in variables:
+            return variables
+        operands = variables, batches.rows
+        total = summing(no_statistics(), operands, batches.images, batches.rows.shape[1])
+        return {**variables, "batch_stats": averaging(total)}
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args):
+            with stopwatch.measure(part):
+                return jax.block_until_ready(function(*args))
+
+        return call
+
+    return Merger(
+        symmetries=symmetries,
+        gather=timed("mix", gathering),
+        align=align,
+        permute=timed("mix", permuting),
+        scale=timed("mix", lambda v, w: scaling(v, spread(execution, w))),
+        mix=timed("mix", lambda total, w, v: adding(total, spread(execution, w), v)),
+        recompute=timed("statistics", recompute),
+    )

@@ -1,0 +1,218 @@
+"""All agents at once: where they live, and how one function advances every one of them.
+
+A population is a pytree whose leaves carry a leading ``agents`` axis, sharded over the devices of
+a one-dimensional mesh; each device holds ``lanes`` agents. What an agent does in a step is written
+for one agent (`Update`), and `repeat` lifts it to the population in the form that is fast on the
+backend at hand:
+
+- On CPU, models with convolutions: `jax.shard_map` over virtual devices; a Python loop over lanes
+  and steps that never blocks. XLA's CPU backend turns a vmapped convolution over per-agent weights
+  into a grouped one (12 times slower), and runs any convolution in a while-loop 40 times slower.
+- Everywhere else: the lanes are vmapped and the steps scanned, one call for all of them.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dimat_jax.timing import Stopwatch, compiled
+
+AGENTS = PartitionSpec("agents")
+REPLICATED = PartitionSpec()
+MOST_CPU_DEVICES = 64
+
+PyTree = Any
+
+
+class Execution(NamedTuple):
+    """How a population is laid out and run.
+
+    Attributes:
+      mesh: devices along one axis ``agents``.
+      lanes: agents on each device; agent a lives on device ``a // lanes``.
+      looped: Python loops over lanes and steps, else vmapped lanes and scanned steps.
+    """
+
+    mesh: Mesh
+    lanes: int
+    looped: bool
+
+    @property
+    def agents(self) -> int:
+        """Number of agents."""
+        return self.mesh.size * self.lanes
+
+
+class Update(Protocol):
+    """What one agent does in one step.
+
+    Args:
+      carry: the agent's own state, which the step replaces.
+      operands: the agent's own, read only.
+      resident: what lies on the agent's device, shared by the agents there, read only.
+    """
+
+    def __call__(self, carry: PyTree, operands: PyTree, resident: PyTree) -> PyTree: ...  # noqa: D102
+
+
+def virtual_devices(agents: int, cores: int | None = None) -> int:
+    """The number of virtual CPU devices that suits so many agents.
+
+    One device for each core is enough to keep all cores busy, and fewer devices are less memory;
+    devices must divide the agents: the smallest divisor that is at least the number of cores, or
+    else the largest.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    divisors = [d for d in range(1, min(agents, MOST_CPU_DEVICES) + 1) if agents % d == 0]
+    return next((d for d in divisors if d >= cores), divisors[-1])
+
+
+def prepare_devices(agents: int, devices: int | None = None) -> None:
+    """Has JAX offer as many virtual CPU devices as a population of so many agents can use.
+
+    Call it before anything else uses JAX: the number is fixed once JAX's backend has started, and
+    this function then does nothing.
+
+    Args:
+      agents: number of agents.
+      devices: how many virtual devices; by default as `virtual_devices` says.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", devices or virtual_devices(agents))
+    except RuntimeError:
+        pass  # The backend has started; `choose_execution` makes the best of what there is.
+
+
+def choose_execution(agents: int, convolutions: bool, devices: int | None = None) -> Execution:
+    """Chooses where and in which form a population runs: the only place where that is decided.
+
+    Args:
+      agents: number of agents.
+      convolutions: whether the model has any.
+      devices: how many of JAX's devices to use; by default the largest number of them that divides
+        the agents.
+
+    Raises:
+      ValueError: if there are fewer devices than asked for, or they do not divide the agents.
+    """
+    available = jax.devices()
+    if devices is None:
+        devices = max(d for d in range(1, len(available) + 1) if agents % d == 0)
+    if not 1 <= devices <= len(available):
+        raise ValueError(f"devices must be 1 to {len(available)}, those there are, not {devices}.")
+    if agents % devices:
+        raise ValueError(f"{devices} devices do not divide {agents} agents evenly.")
+    on_cpu = available[0].platform == "cpu"
+    if on_cpu and len(available) == 1 < min(agents, len(os.sched_getaffinity(0))):
+        warnings.warn(
+            "JAX has started with one CPU device, so the agents share one core: call "
+            f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
+            stacklevel=2,
+        )
+    mesh = Mesh(np.array(available[:devices]), ("agents",), axis_types=(AxisType.Auto,))
+    return Execution(mesh, agents // devices, looped=on_cpu and convolutions)
+
+
+def has_convolutions(function: Callable[..., Any], *args: PyTree) -> bool:
+    """Whether a function's jaxpr, or one that it holds, has a convolution."""
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
+
+
+def spread(execution: Execution, tree: PyTree) -> PyTree:
+    """Lays a pytree of arrays ``[agents, ...]`` out over the devices."""
+    return jax.device_put(tree, NamedSharding(execution.mesh, AGENTS))
+
+
+def replicate(execution: Execution, tree: PyTree) -> PyTree:
+    """Puts a copy of a pytree of arrays on every device."""
+    return jax.device_put(tree, NamedSharding(execution.mesh, REPLICATED))
+
+
+def map_agents(
+    execution: Execution,
+    function: Callable[..., PyTree],
+    stopwatch: Stopwatch,
+    donate: int | tuple[int, ...] = (),
+) -> Callable[..., PyTree]:
+    """Lifts a function of one agent, without convolutions, to stacked arguments ``[agents, ...]``.
+
+    Args:
+      execution: where the agents are.
+      function: of one agent's pytrees.
+      stopwatch: gets the compile time.
+      donate: positions of the arguments whose memory may be reused.
+    """
+    lifted = jax.shard_map(
+        jax.vmap(function), mesh=execution.mesh, in_specs=AGENTS, out_specs=AGENTS, check_vma=False
+    )
+    return compiled(jax.jit(lifted, donate_argnums=donate), stopwatch)
+
+
+def repeat(
+    execution: Execution,
+    update: Update,
+    stopwatch: Stopwatch,
+    resident: PartitionSpec = REPLICATED,
+) -> Callable[[PyTree, PyTree, PyTree, int], PyTree]:
+    """Lifts what one agent does to all agents, many times in a row.
+
+    Args:
+      execution: the form.
+      update: one agent's step.
+      stopwatch: gets the compile time.
+      resident: how the resident arrays lie: `REPLICATED`, or `AGENTS` where each device holds the
+        rows of its own agents (``[agents * rows, ...]``).
+
+    Returns:
+      ``run(carry, operands, resident, times) -> carry``. ``carry`` and ``operands`` are stacked
+      ``[agents, ...]``; the given carry's memory is reused, so it must not be used again. Returns
+      at once: nothing waits for the device.
+    """
+
+    def shard(function, in_specs):
+        return jax.shard_map(
+            function, mesh=execution.mesh, in_specs=in_specs, out_specs=AGENTS, check_vma=False
+        )
+
+    def one_lane(carry, operands, resident, lane):
+        def pick(tree):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, lane, 0, False), tree)
+
+        new = update(pick(carry), pick(operands), resident)
+        return jax.tree.map(
+            lambda x, value: jax.lax.dynamic_update_index_in_dim(x, value, lane, 0), carry, new
+        )
+
+    step = compiled(
+        jax.jit(shard(one_lane, (AGENTS, AGENTS, resident, REPLICATED)), donate_argnums=0),
+        stopwatch,
+    )
+    lanes = replicate(execution, tuple(np.arange(execution.lanes, dtype=np.int32)))
+
+    def run_looped(carry, operands, resident, times):
+        for _ in range(times):
+            for lane in lanes:
+                carry = step(carry, operands, resident, lane)
+        return carry
+
+    def all_lanes(carry, operands, resident, steps):
+        def body(carry, _):
+            return jax.vmap(update, in_axes=(0, 0, None))(carry, operands, resident), None
+
+        return jax.lax.scan(body, carry, steps)[0]
+
+    steps = compiled(
+        jax.jit(shard(all_lanes, (AGENTS, AGENTS, resident, REPLICATED)), donate_argnums=0),
+        stopwatch,
+    )
+
+    def run_scanned(carry, operands, resident, times):
+        return steps(carry, operands, resident, replicate(execution, jnp.zeros((times, 0))))
+
+    return run_looped if execution.looped else run_scanned

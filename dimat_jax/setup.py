@@ -1,0 +1,223 @@
+"""What a run works with, made from its configuration: everything wrong in it is said here."""
+
+import dataclasses
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from dimat_jax import datasets, models, partition, topology
+from dimat_jax.algorithms import METHODS
+from dimat_jax.config import LEARNING_RATES, Config
+from dimat_jax.datasets import Dataset
+from dimat_jax.datasets.augment import Augmentation
+from dimat_jax.population import Execution, choose_execution, has_convolutions
+from dimat_jax.registry import choose
+from dimat_jax.symmetries import Symmetries, find_symmetries
+from dimat_jax.topology import Topology
+from dimat_jax.training import OPTIMIZERS
+from dimat_jax.types import Key, Model, Variables
+
+BATCH_SIZE = 50
+STEPS_AN_EPOCH = 10
+"""The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
+
+
+class Keys(NamedTuple):
+    """Independent keys for all that is random in one seed's run."""
+
+    partition: Key
+    init: Key
+    order: Key
+    merge: Key
+
+
+def seed_keys(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 4))
+
+
+class Setup(NamedTuple):
+    """What a run works with.
+
+    Attributes:
+      config: with every default filled in.
+      dataset: the data set actually used.
+      model: the model of all agents.
+      abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
+      augment: ``(key, images) -> images``, as stored, for training.
+      topology: the graph.
+      symmetries: the model's permutation groups.
+      execution: where and in which form the agents run.
+      shards: for each seed, the agents' training examples ``[agents, examples]`` in pretraining
+        and in the rounds; an agent with fewer than another has some of them more than once.
+      epoch_examples: examples that each agent goes through in an epoch of either.
+    """
+
+    config: Config
+    dataset: Dataset
+    model: Model
+    abstract: tuple[Variables, jax.ShapeDtypeStruct]
+    augment: Augmentation
+    topology: Topology
+    symmetries: Symmetries
+    execution: Execution
+    shards: dict[int, tuple[Int[np.ndarray, "agents examples"], Int[np.ndarray, "agents examples"]]]
+    epoch_examples: tuple[int, int]
+
+
+def prepare(
+    config: Config,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    graph: Topology | None = None,
+) -> Setup:
+    """Checks a configuration and makes what it names; nothing is compiled.
+
+    Args:
+      config: the run.
+      model: used instead of ``config.model``.
+      dataset: used instead of ``config.dataset``.
+      graph: used instead of ``config.topology``.
+
+    Raises:
+      ValueError: for anything that cannot be run, in one sentence.
+    """
+    check_options(config)
+    graph = graph or topology.make(config.topology, config.agents)
+    check_graph(config, graph)
+    if model is None:
+        choose("model", config.model, models.FACTORIES)
+    dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+    divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
+    epoch_examples = tuple(
+        min(sum(map(len, shards[part])) // config.agents for shards in divided.values())
+        for part in (0, 1)
+    )
+    config = fill_in(config, min(epoch_examples))
+    model = model or make_model(config, dataset)
+    abstract = abstract_inputs(model, dataset)
+    return Setup(
+        config=config,
+        dataset=dataset,
+        model=model,
+        abstract=abstract,
+        augment=choose_augmentation(config, dataset),
+        topology=graph,
+        symmetries=find_symmetries(model, *abstract),
+        execution=choose_execution(
+            config.agents, has_convolutions(model.apply, *abstract), config.devices
+        ),
+        shards={s: tuple(map(partition.stack, parts)) for s, parts in divided.items()},
+        epoch_examples=epoch_examples,
+    )
+
+
+def check_options(config: Config) -> None:
+    """Raises a `ValueError` for an option that has no meaning by itself."""
+    for method in config.methods:
+        choose("method", method, METHODS)
+    choose("partition", config.partition, partition.PARTITIONS)
+    if config.augmentation is not None:
+        choose("augmentation", config.augmentation, datasets.AUGMENTATIONS)
+    choose("optimizer", config.optimizer, OPTIMIZERS)
+    for name in ("methods", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once, not {values}.")
+    for name, hint in get_type_hints(Config).items():
+        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
+        if choices and getattr(config, name) is not None:
+            choose(name, getattr(config, name), get_args(choices[0]))
+    least = dict(agents=1, pretrain_epochs=0, rounds=0, epochs_per_round=0, matching_images=2)
+    least |= dict(statistics_images=2, examples_per_agent=1, batch_size=1, test_examples=1)
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, not {value}.")
+    if config.learning_rate is not None and not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be positive, not {config.learning_rate}.")
+
+
+def check_graph(config: Config, graph: Topology) -> None:
+    """Raises a `ValueError` unless the graph is one of so many agents that the methods can use."""
+    if graph.agents != config.agents:
+        raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
+    for method in config.methods:
+        METHODS[method].check(graph)
+    if config.merge_frame == "first" and not (graph.mixing_matrices > 0).all():
+        raise ValueError(
+            "merge_frame 'first' has every agent's network aligned with agent 0's, which takes a "
+            f"fully connected graph, not {graph.name!r}."
+        )
+
+
+def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
+    """Gives each agent its training examples, at most ``config.examples_per_agent`` of them.
+
+    Returns:
+      Index arrays of each agent for pretraining, and for the rounds; mostly the same.
+    """
+    options = {"alpha": config.alpha} if config.partition == "dirichlet" else {}
+    function = partition.PARTITIONS[config.partition]
+    shards = function(dataset.train_labels, config.agents, key, **options)
+    before, after = shards if isinstance(shards, tuple) else (shards, shards)
+    return tuple([s[: config.examples_per_agent] for s in part] for part in (before, after))
+
+
+def fill_in(config: Config, examples: int) -> Config:
+    """Fills in the defaults that depend on other options or on the number of examples an agent.
+
+    Raises:
+      ValueError: if a batch is larger than an agent's share.
+    """
+    batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_AN_EPOCH))
+    if batch_size > examples:
+        raise ValueError(
+            f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "
+            f"{examples}."
+        )
+    # Smaller batches, smaller steps: in proportion (Goyal et al. 2017), but for Adam's, which are
+    # of one size whatever the gradients'.
+    share = 1.0 if config.optimizer == "adam" else batch_size / BATCH_SIZE
+    learning_rate = config.learning_rate or share * LEARNING_RATES[config.optimizer]
+    return dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate)
+
+
+def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:
+    """The augmentation asked for, or what suits the data set."""
+    if config.augmentation is None:
+        return datasets.augmentation_for(dataset)
+    return datasets.AUGMENTATIONS[config.augmentation]
+
+
+def make_model(config: Config, dataset: Dataset) -> Model:
+    """Makes the model that the configuration names, for the data set's classes."""
+    options = {} if config.norm is None else {"norm": config.norm}
+    return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
+
+
+def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of one agent's variables and of an image; no weight is computed.
+
+    Raises:
+      ValueError: if the model cannot take the images, or has another number of classes.
+    """
+    dtype = jnp.result_type(float)
+    image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), image)
+    logits, _ = jax.eval_shape(model.apply, abstract, image)
+    if logits.shape[-1] != dataset.num_classes:
+        raise ValueError(
+            f"The model gives {logits.shape[-1]} logits, but {dataset.name} has "
+            f"{dataset.num_classes} classes."
+        )
+    return jax.tree.map(lambda x: _floating(x, dtype), abstract), image
+
+
+def _floating(x: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    """The same shape, in ``dtype`` if it is of floats."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)

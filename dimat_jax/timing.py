@@ -1,0 +1,65 @@
+"""Where the time of a run goes, by part."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+class Timer:
+    """The seconds of one measured block, once it has ended."""
+
+    seconds: float = 0.0
+
+
+class Stopwatch:
+    """Adds up seconds by part; a part measured inside another is taken out of the outer one."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+        self._inner: list[float] = []
+
+    @contextlib.contextmanager
+    def measure(self, part: str) -> Iterator[Timer]:
+        """Adds the time that the block takes to ``part``. The block must wait for its results."""
+        timer = Timer()
+        self._inner.append(0.0)
+        start = time.perf_counter()
+        try:
+            yield timer
+        finally:
+            elapsed = time.perf_counter() - start
+            timer.seconds = elapsed - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += elapsed
+            self._seconds[part] = self._seconds.get(part, 0.0) + timer.seconds
+
+    def take(self) -> dict[str, float]:
+        """Returns the seconds by part since the last call, and starts anew."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def compiled(function: Callable[..., Any], stopwatch: Stopwatch) -> Callable[..., Any]:
+    """A jitted function whose compilations are counted as the part ``compile``.
+
+    Args:
+      function: made by `jax.jit`.
+      stopwatch: gets the time of each compilation.
+
+    Returns:
+      A function of the same positional arguments, compiled once for each set of shapes.
+    """
+    executables: dict[Any, Any] = {}
+
+    def call(*args):
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple((x.shape, x.dtype) for x in leaves)
+        if key not in executables:
+            with stopwatch.measure("compile"):
+                executables[key] = function.lower(*args).compile()
+        return executables[key](*args)
+
+    return call
