@@ -1,0 +1,19 @@
+"""Aligning two networks: activation matching and weight matching over any model's groups."""
+
+from dimat_jax.matching.activations import (
+    Moments,
+    combine_moments,
+    cross_moments,
+    match_activations,
+    scores,
+)
+from dimat_jax.matching.assignment import assign
+
+__all__ = [
+    "Moments",
+    "assign",
+    "combine_moments",
+    "cross_moments",
+    "match_activations",
+    "scores",
+]

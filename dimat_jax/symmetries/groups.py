@@ -112,6 +112,9 @@ class Symmetries:
     frozen: tuple[Frozen, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:  # the generated one fails on dicts; static arguments of jit need it
+        return hash((tuple(self.groups.items()), tuple(self.positions.items())))
+
     def __str__(self) -> str:
         rows = [("group", "size", "leaves")]
         for name, group in self.groups.items():

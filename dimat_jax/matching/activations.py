@@ -1,0 +1,241 @@
+"""Activation matching: correlate two networks' activations unit by unit, then assign.
+
+Source: Li et al. 2016, "Convergent learning"; Ainsworth et al. 2023, "Git Re-Basin" (section 3.1);
+DIMAT (arXiv 2404.08079). The steps stand alone, so that a simulator can run them with a leading
+axis of agents or edges: `cross_moments` and `scores` are pure, `assign` runs on the host.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dimat_jax.matching.assignment import Key, assign, positions_of
+from dimat_jax.symmetries import Permutations, Symmetries, read_sites
+from dimat_jax.types import Model
+
+Cost = Literal["correlation", "covariance", "inner_product"]
+Sites = Literal["all", "last"]
+Activations = Mapping[Key, Sequence[Float[Array, "..."]]]
+
+CONSTANT = 1e-5
+"""A unit whose standard deviation is below this fraction of its mean is taken for constant."""
+
+
+class Moments(NamedTuple):
+    """Moments of two networks' units over examples, pixels and tokens, at one read site.
+
+    Sums of squares are of deviations from the mean: sums of raw squares would lose, in float32, the
+    small deviations of units with a large mean, and find a correlation between constant units.
+
+    Attributes:
+      count: Number of examples x pixels or tokens.
+      target_mean: Mean of each unit of the target.
+      source_mean: The same of the source.
+      target_square: Sum of each target unit's squared deviations.
+      source_square: The same of the source.
+      cross: Sum of products of deviations, target unit by source unit.
+    """
+
+    count: Float[Array, "*lead"]
+    target_mean: Float[Array, "*lead units"]
+    source_mean: Float[Array, "*lead units"]
+    target_square: Float[Array, "*lead units"]
+    source_square: Float[Array, "*lead units"]
+    cross: Float[Array, "*lead units units"]
+
+
+def cross_moments(
+    symmetries: Symmetries, target: Activations, source: Activations
+) -> dict[Key, list[Moments]]:
+    """Moments of two networks' activations on the same inputs.
+
+    Pure; it can be jitted, vmapped (over agents or edges) and sharded. The moments of several
+    batches are joined by `combine_moments`.
+
+    Args:
+      symmetries: The groups.
+      target: The target's activations, as `read_sites` returns them: for each key a list, an entry
+        a site, of `[*positions, ..., *sizes]`.
+      source: The source's.
+
+    Returns:
+      For each key a list of moments, an entry a site; `units` is the product of the key's sizes.
+      Those of a key that varies along positions (scanned layers) carry these axes in front.
+    """
+
+    def of_key(key: Key) -> list[Moments]:
+        moments = _site_moments
+        for _ in positions_of(symmetries, key):
+            moments = jax.vmap(moments)
+        lead = len(positions_of(symmetries, key))
+        flat = [[_flatten(x, lead, len(key)) for x in side[key]] for side in (target, source)]
+        return [moments(*pair) for pair in zip(*flat, strict=True)]
+
+    return {key: of_key(key) for key in target}
+
+
+def _flatten(
+    x: Float[Array, "..."], lead: int, groups: int
+) -> Float[Array, "*positions examples units"]:
+    units = math.prod(x.shape[x.ndim - groups :])
+    return x.reshape(*x.shape[:lead], -1, units)
+
+
+def _site_moments(
+    target: Float[Array, "examples units"], source: Float[Array, "examples units"]
+) -> Moments:
+    precise = jnp.promote_types(target.dtype, jnp.float32)
+    target, source = target.astype(precise), source.astype(precise)
+    target_mean, source_mean = target.mean(0), source.mean(0)
+    target, source = target - target_mean, source - source_mean
+    return Moments(
+        count=jnp.asarray(len(target), precise),
+        target_mean=target_mean,
+        source_mean=source_mean,
+        target_square=jnp.square(target).sum(0),
+        source_square=jnp.square(source).sum(0),
+        cross=jnp.matmul(target.T, source, precision=jax.lax.Precision.HIGHEST),
+    )
+
+
+def combine_moments(
+    first: dict[Key, list[Moments]], second: dict[Key, list[Moments]]
+) -> dict[Key, list[Moments]]:
+    """Moments of two batches together (Chan, Golub and LeVeque 1983); associative."""
+    return jax.tree.map(_combine, first, second, is_leaf=lambda node: isinstance(node, Moments))
+
+
+def _combine(a: Moments, b: Moments) -> Moments:
+    count = a.count + b.count
+    share, weight = b.count / count, a.count * b.count / count
+    target_step, source_step = b.target_mean - a.target_mean, b.source_mean - a.source_mean
+    products = target_step[..., :, None] * source_step[..., None, :]
+    return Moments(
+        count=count,
+        target_mean=a.target_mean + share[..., None] * target_step,
+        source_mean=a.source_mean + share[..., None] * source_step,
+        target_square=a.target_square + b.target_square + weight[..., None] * target_step**2,
+        source_square=a.source_square + b.source_square + weight[..., None] * source_step**2,
+        cross=a.cross + b.cross + weight[..., None, None] * products,
+    )
+
+
+def scores(
+    moments: dict[Key, list[Moments]], cost: Cost = "correlation", sites: Sites = "all"
+) -> dict[Key, Float[Array, "*lead units units"]]:
+    """Scores of each unit of the target (rows) with each one of the source, summed over sites.
+
+    Args:
+      moments: As `cross_moments` returns them, with any leading axes (agents, edges).
+      cost: `correlation` (Pearson's; 0 for units that are constant, dead ones among them),
+        `covariance`, or `inner_product`: the mean product of activations.
+      sites: `all`, or `last`: the last read site in network order only, as the paper does for
+        residual streams.
+
+    Returns:
+      For each key `[*lead, *positions, units, units]`, as `assign` takes them.
+
+    Raises:
+      ValueError: For an unknown cost or choice of sites.
+    """
+    _check_choice("cost", cost, Cost)
+    _check_choice("sites", sites, Sites)
+    first = 0 if sites == "all" else -1
+    return {
+        key: sum(_site_scores(site, cost) for site in of_sites[first:])
+        for key, of_sites in moments.items()
+    }
+
+
+def _check_choice(name: str, given: str, allowed: Any) -> None:
+    if given not in get_args(allowed):
+        raise ValueError(f"{name} is {given!r} but must be one of {', '.join(get_args(allowed))}.")
+
+
+def _site_scores(moments: Moments, cost: Cost) -> Float[Array, "*lead units units"]:
+    m, count = moments, moments.count[..., None]
+    if cost == "correlation":
+        target = _inverse_deviation(m.target_mean, m.target_square, count)
+        source = _inverse_deviation(m.source_mean, m.source_square, count)
+        return m.cross * target[..., :, None] * source[..., None, :]
+    covariance = m.cross / count[..., None]
+    if cost == "covariance":
+        return covariance
+    return covariance + m.target_mean[..., :, None] * m.source_mean[..., None, :]
+
+
+def _inverse_deviation(
+    mean: Float[Array, "*lead units"],
+    square: Float[Array, "*lead units"],
+    count: Float[Array, "*lead 1"],
+) -> Float[Array, "*lead units"]:
+    """One over the root of the sum of squares; 0 for constant units."""
+    constant = square <= count * jnp.square(CONSTANT * mean)
+    return jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, square)))
+
+
+def match_activations(
+    symmetries: Symmetries,
+    model_or_function: Model | Callable[..., Any],
+    target: Any,
+    source: Any,
+    *inputs: Any,
+    cost: Cost = "correlation",
+    sites: Sites = "all",
+    batch_size: int | None = None,
+) -> Permutations:
+    """Aligns the source's units with the target's, so that `permute` of it is like the target.
+
+    Can be called inside `jit`; see `assign`.
+
+    Args:
+      symmetries: The groups, as `find_symmetries` returns them.
+      model_or_function: The model or function that they were found for.
+      target: Variables of the network to align with.
+      source: Variables of the network to align.
+      *inputs: What the function takes besides variables: images to compare the networks on.
+      cost: What is maximised: `correlation`, `covariance` or `inner_product`; see `scores`.
+      sites: `all` read sites or the `last` of each group; see `scores`.
+      batch_size: Splits the inputs along their first axis; all at once if None.
+
+    Returns:
+      Group name to int32 permutation of the source. A group that is never read keeps the identity.
+
+    Raises:
+      ValueError: For an unknown cost or choice of sites, inputs that cannot be split, or
+        activations that are not finite.
+    """
+    read = partial(_network_moments, symmetries, model_or_function)
+    batches = [read(target, source, *batch) for batch in _split(inputs, batch_size)]
+    return assign(symmetries, scores(reduce(combine_moments, batches), cost, sites))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _network_moments(
+    symmetries: Symmetries,
+    model_or_function: Model | Callable[..., Any],
+    target: Any,
+    source: Any,
+    *inputs: Any,
+) -> dict[Key, list[Moments]]:
+    read = read_sites(symmetries, model_or_function)
+    return cross_moments(symmetries, read(target, *inputs), read(source, *inputs))
+
+
+def _split(inputs: tuple[Any, ...], batch_size: int | None) -> Iterator[tuple[Any, ...]]:
+    if batch_size is None:
+        yield inputs
+        return
+    lengths = {len(leaf) if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(inputs)}
+    if batch_size < 1 or len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"batch_size is {batch_size}; it must be positive, and inputs must share their first "
+            f"axis to be split, but have lengths {sorted(lengths)}."
+        )
+    for start in range(0, lengths.pop(), batch_size):
+        yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], inputs)  # noqa: B023

@@ -1,0 +1,122 @@
+"""From scores to permutations, for every group of a model and any leading axes."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from dimat_jax.matching.joint import Chosen, Table, solve
+from dimat_jax.symmetries import Permutations, Symmetries
+from dimat_jax.symmetries.groups import shape_of
+
+Key = tuple[str, ...]
+Scores = Mapping[Key, Float[Array | np.ndarray, "*lead units units"]]
+
+
+def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
+    """Chooses the permutation of each group that maximises the sum of scores.
+
+    A group that stands alone on its tensors is one linear assignment. Heads x head size, and all
+    that varies along one other group, is solved exactly by two levels of them; anything else by
+    coordinate descent until no group improves. Units with equal scores, such as dead ones, keep
+    their order.
+
+    Given arrays, it runs between two jitted calls, which is what to prefer. Inside `jit` or
+    `shard_map` it becomes a `pure_callback` that runs NumPy and SciPy only: calling JAX from a
+    callback can deadlock. There each device calls back for its own part, so shard the leading axes
+    with `shard_map`; under plain `jit` a sharded operand would be gathered to one device.
+
+    Args:
+      symmetries: The groups.
+      scores: For each set of groups that tensors carry jointly, the score of each unit of the
+        target (rows) with each one of the source: `[*lead, *positions, units, units]`. `units` is
+        the product of the groups' sizes; `lead` (agents, edges) is the same for all; `positions`
+        are those of `symmetries.positions` along which one of the groups varies.
+
+    Returns:
+      Group name to int32 permutation `[*lead, *outer, size]`. A group without scores keeps the
+      identity.
+
+    Raises:
+      ValueError: If a score is not finite.
+    """
+    if any(isinstance(table, jax.core.Tracer) for table in scores.values()):
+        shapes = _shapes(symmetries, scores)
+        host = partial(_assign_on_host, symmetries)
+        return jax.pure_callback(host, shapes, dict(scores), vmap_method="broadcast_all")
+    return _assign_on_host(symmetries, scores)
+
+
+def _assign_on_host(symmetries: Symmetries, scores: Scores) -> Permutations:
+    values = {key: np.asarray(table, np.float64) for key, table in scores.items()}
+    for key, table in values.items():
+        if not np.isfinite(table).all():
+            raise ValueError(
+                f"The scores of group {' x '.join(key)} are not finite; scores must be finite "
+                "numbers. Has a network diverged?"
+            )
+    shapes = _shapes(symmetries, values)
+    lead = _lead(symmetries, values)
+    chosen = {
+        index: _assign_one(symmetries, {key: table[index] for key, table in values.items()})
+        for index in np.ndindex(lead)
+    }
+    identity = {name: np.arange(shape.shape[-1], dtype=np.int32) for name, shape in shapes.items()}
+    permutations = {name: np.empty(shape.shape, np.int32) for name, shape in shapes.items()}
+    for name, permutation in permutations.items():
+        for index, choice in chosen.items():
+            permutation[index] = choice.get(name, identity[name])
+    return Permutations(permutations, {name: g.outer for name, g in symmetries.groups.items()})
+
+
+def _lead(symmetries: Symmetries, scores: Scores) -> tuple[int, ...]:
+    leads = {
+        tuple(table.shape[: table.ndim - 2 - len(positions_of(symmetries, key))])
+        for key, table in scores.items()
+    }
+    if len(leads) > 1:
+        raise ValueError(f"All scores must have the same leading axes, not {sorted(leads)}.")
+    return leads.pop() if leads else ()
+
+
+def _shapes(symmetries: Symmetries, scores: Scores) -> Permutations:
+    """Shape and type of what `assign` returns."""
+    lead = _lead(symmetries, scores)
+    shapes = {
+        name: jax.ShapeDtypeStruct((*lead, *shape_of(symmetries, name)), np.int32)
+        for name in symmetries.groups
+    }
+    return Permutations(shapes, {name: g.outer for name, g in symmetries.groups.items()})
+
+
+def _components(keys: Sequence[Key]) -> list[set[str]]:
+    """Sets of groups that some key names together, directly or through others."""
+    components: list[set[str]] = []
+    for key in keys:
+        joined = [c for c in components if c & set(key)]
+        components = [c for c in components if c not in joined] + [set(key).union(*joined)]
+    return components
+
+
+def positions_of(symmetries: Symmetries, key: tuple[str, ...]) -> tuple[str, ...]:
+    """The fixed positions along which some group of a key varies: leading axes of its scores."""
+    outer = {name for group in key for name in symmetries.groups[group].outer}
+    return tuple(name for name in symmetries.positions if name in outer)
+
+
+def _assign_one(symmetries: Symmetries, scores: Mapping[Key, np.ndarray]) -> Chosen:
+    """Assigns every group from scores without leading axes."""
+    outer = {name: group.outer for name, group in symmetries.groups.items()}
+    order = sorted(symmetries.groups, key=lambda name: len(outer[name]))
+    chosen: Chosen = {}
+    for component in _components(list(scores)):
+        tables = []
+        for key in (key for key in scores if set(key) <= component):
+            sizes = [symmetries.groups[name].size for name in key]
+            values = np.asarray(scores[key], np.float64)
+            values = values.reshape(*values.shape[:-2], *sizes, *sizes)
+            tables.append(Table(positions_of(symmetries, key), key, values))
+        chosen |= solve(tables, [name for name in order if name in component], outer)
+    return chosen

@@ -1,0 +1,118 @@
+"""Groups that are matched jointly: tensors that carry several of them, as heads x head size.
+
+The score of a pair of units then depends on several permutations. They are chosen group by group,
+those that vary along another group after it, by coordinate descent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dimat_jax.matching.linear import assign_units, best_total
+
+TOLERANCE = 1e-9
+"""A permutation counts as better if the total grows by more than this fraction of it."""
+
+Outer = Mapping[str, tuple[str, ...]]
+"""`Group.outer` of each group: the groups and positions along which its permutation varies."""
+
+Chosen = dict[str, Int[np.ndarray, "*outer units"]]
+
+
+class Table(NamedTuple):
+    """Scores of the units of some groups that are matched jointly.
+
+    Attributes:
+      fixed: Names of the leading axes: positions, and groups whose permutation is chosen already.
+      groups: The groups still to choose.
+      values: `[*fixed, *target units by group, *source units by group]`.
+    """
+
+    fixed: tuple[str, ...]
+    groups: tuple[str, ...]
+    values: Float[np.ndarray, "..."]
+
+
+def _reduce(values: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Sums leading, named axes that are not wanted, and brings the others into the wanted order."""
+    values = values.sum(tuple(i for i, name in enumerate(names) if name not in wanted))
+    left = [name for name in names if name in wanted]
+    order = [left.index(name) for name in wanted]
+    return values.transpose(*order, *range(len(order), values.ndim))
+
+
+def fix(table: Table, group: str, permutation: np.ndarray, outer: Outer) -> Table:
+    """Applies a permutation to the source: the group's two axes become one fixed axis."""
+    axis, lead, width = table.groups.index(group), len(table.fixed), len(table.groups)
+    values = np.moveaxis(table.values, (lead + axis, lead + width + axis), (lead, -1))
+    names, varying = (*table.fixed, group), (*outer[group], group)
+    index = permutation.transpose([varying.index(name) for name in names if name in varying])
+    index = np.expand_dims(index, [i for i, name in enumerate(names) if name not in varying])
+    index = index.reshape(index.shape + (1,) * (values.ndim - index.ndim))
+    chosen = np.take_along_axis(values, index, -1)[..., 0]
+    return Table(names, tuple(other for other in table.groups if other != group), chosen)
+
+
+def group_scores(table: Table, group: str, outer: Outer) -> Float[np.ndarray, "..."]:
+    """Scores `[*outer, units, units]` of one group of a table.
+
+    Groups of the table that are not chosen yet count with the best that they could reach for each
+    pair of units: exact for a group that varies along this one, an upper bound for others.
+    """
+    axis, width = table.groups.index(group), len(table.groups)
+    needed = {name for other in table.groups for name in outer[other]}
+    names = [name for name in table.fixed if name in needed]
+    values = _reduce(table.values, table.fixed, names)
+    lead = len(names)
+    values = np.moveaxis(values, (lead + axis, lead + width + axis), (lead, lead + 1))
+    if width > 1:
+        rest = int(np.sqrt(np.prod(values.shape[lead + 2 :])))
+        values = best_total(values.reshape(*values.shape[: lead + 2], rest, rest))
+    return _reduce(values, names, outer[group])
+
+
+def fix_all(table: Table, chosen: Chosen, outer: Outer) -> Table:
+    """Fixes every group of the table that is chosen, outer ones first."""
+    for group in sorted(set(table.groups) & set(chosen), key=lambda name: len(outer[name])):
+        table = fix(table, group, chosen[group], outer)
+    return table
+
+
+def _choose(
+    groups: Sequence[str],
+    chosen: Chosen,
+    scores: Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]],
+) -> Chosen:
+    """Chooses the named groups in turn, given those chosen already."""
+    for group in groups:
+        chosen = {**chosen, group: assign_units(scores(group, chosen))}
+    return chosen
+
+
+def solve(tables: Sequence[Table], order: Sequence[str], outer: Outer) -> Chosen:
+    """Maximises the sum of scores over the permutations of groups that share tables.
+
+    Each group is chosen in turn together with those that vary along it, until none improves. Two
+    levels (heads, and each head's own units) are solved exactly by the first turn.
+    """
+
+    def scores(group: str, chosen: Chosen) -> Float[np.ndarray, "*outer units units"]:
+        fixed = (fix_all(table, chosen, outer) for table in tables if group in table.groups)
+        return sum(group_scores(table, group, outer) for table in fixed)
+
+    def total(chosen: Chosen) -> float:
+        return sum(float(fix_all(table, chosen, outer).values.sum()) for table in tables)
+
+    chosen = _choose(order, {}, scores)
+    improving = len(order) > 1
+    while improving:
+        improving = False
+        for group in order:
+            again = [name for name in order if name == group or group in outer[name]]
+            others = {name: chosen[name] for name in order if name not in again}
+            proposal = _choose(again, others, scores)
+            if total(proposal) > total(chosen) + TOLERANCE * abs(total(chosen)):
+                chosen, improving = proposal, True
+    return chosen
