@@ -50,8 +50,8 @@ class Config:
     optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
     """The local optimizer; momentum is 0.9."""
     learning_rate: float | None = None
-    """Learning rate; None: 0.001 for adam; 0.1 for sgd and 0.05 for momentum at a batch of 50, and in
-    proportion."""
+    """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.05 at a batch of 50, and
+    in proportion to it."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate over the whole run, pretraining included."""
     optimizer_after_merge: Literal["fresh", "kept"] = "fresh"

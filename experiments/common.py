@@ -124,28 +124,26 @@ def plain(config: Config) -> dict[str, Any]:
 
 def print_banner(console: "Console", folder: pathlib.Path, setup: "Setup") -> None:
     """Says what is about to run, on which data, and how it is evaluated."""
-    config, tests = setup.config, len(setup.dataset.test_labels)
-    if "stand-in" in setup.dataset.name:
-        console.print(f"[bold red]NOT THE REAL DATA: {setup.dataset.name}[/]", highlight=False)
+    config, dataset = setup.config, setup.dataset
+    if "stand-in" in dataset.name:
+        console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
+    tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
-    evaluated = f"{some:,} fixed test images" if some < tests else f"all {tests:,} test images"
-    along_the_way = f"{evaluated} along the way, all {tests:,} at the end"
-    used = config.agents * setup.epoch_examples[1]
     lines = {
-        "data": f"{setup.dataset.name}, {config.partition}: {used:,} of "
-        f"{len(setup.dataset.train_labels):,} training images, {setup.epoch_examples[1]:,} an agent",
-        "model": f"{config.model} × {config.width:g}, {len(setup.symmetries.groups)} permutation "
-        "groups",
+        "data": f"{dataset.name}, {config.partition}, {examples:,} of the "
+        f"{len(dataset.train_labels):,} training images for each agent",
+        "model": f"{config.model}, width {config.width:g}, "
+        f"{len(setup.symmetries.groups)} permutation groups",
         "agents": f"{config.agents}, {setup.topology.name}, spectral gap "
-        f"{setup.topology.spectral_gap:.3f}, on {setup.execution.mesh.size} devices",
-        "training": f"{config.pretrain_epochs} epochs alone, then {config.rounds} × (merge, "
-        f"{config.epochs_per_round} epochs), {config.optimizer} {config.learning_rate:g}, "
-        f"batch {config.batch_size}",
-        "evaluation": along_the_way,
+        f"{setup.topology.spectral_gap:.3f}; devices: {setup.execution.mesh.size}",
+        "training": f"{config.pretrain_epochs} epochs apart, then {config.rounds} rounds of a "
+        f"merge and {config.epochs_per_round} epochs; {config.optimizer}, learning rate "
+        f"{config.learning_rate:g}, batch {config.batch_size}",
+        "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
         "results": str(folder),
     }
     for name, text in lines.items():
-        console.print(f"{name:>10}  {text}", highlight=False)
+        console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
 
 
 def report(console: "Console", folder: pathlib.Path, result: "Result") -> None:
