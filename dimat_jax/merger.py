@@ -69,17 +69,19 @@ class MatchState(NamedTuple):
     batch: Int[Array, "*agents"]
 
 
-def match_update(read: Callable[..., Any], normalise: Prepare) -> Update:
+def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
     """Adds the moments of one batch to one agent's `MatchState`.
 
     The operands are the variables of target and source and the rows of the batches
     ``[batches, batch]``; the resident arrays are the images on the agent's device.
     """
 
+    read = read_sites(symmetries, model)
+
     def update(state: MatchState, operands: Any, images: Any) -> MatchState:
         target, source, rows = operands
         x = normalise(images[rows[state.batch]])
-        moments = cross_moments(read(target, x), read(source, x))
+        moments = cross_moments(symmetries, read(target, x), read(source, x))
         return MatchState(combine_moments(state.moments, moments), state.batch + 1)
 
     return update
@@ -108,7 +110,9 @@ def make_merger(
     """
     read = read_sites(symmetries, model)
     of_agents = NamedSharding(execution.mesh, AGENTS)
-    moments = jax.eval_shape(lambda v, x: cross_moments(read(v, x), read(v, x)), *abstract)
+    moments = jax.eval_shape(
+        lambda v, x: cross_moments(symmetries, read(v, x), read(v, x)), *abstract
+    )
 
     def zeros(shapes: Any) -> Callable[[], Any]:
         def make():
@@ -123,7 +127,7 @@ def make_merger(
     no_moments = zeros(MatchState(moments, counter))
     no_statistics = zeros(StatisticsSum(abstract[0].get("batch_stats", {}), counter))
     resident = AGENTS if own_images else REPLICATED
-    matching = repeat(execution, match_update(read, normalise), stopwatch, resident)
+    matching = repeat(execution, match_update(symmetries, model, normalise), stopwatch, resident)
     summing = repeat(execution, statistics_update(model, normalise), stopwatch, AGENTS)
     scoring = map_agents(execution, scores, stopwatch)
     averaging = map_agents(execution, mean_statistics, stopwatch)
