@@ -75,7 +75,6 @@ def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Up
     The operands are the variables of target and source and the rows of the batches
     ``[batches, batch]``; the resident arrays are the images on the agent's device.
     """
-
     read = read_sites(symmetries, model)
 
     def update(state: MatchState, operands: Any, images: Any) -> MatchState:
@@ -108,7 +107,6 @@ def make_merger(
       own_images: whether each agent matches on its own images (which lie on its device) or all on
         the same ones (which lie on every device).
     """
-    read = read_sites(symmetries, model)
     of_agents = NamedSharding(execution.mesh, AGENTS)
     moments = jax.eval_shape(
         lambda v, x: cross_moments(symmetries, read(v, x), read(v, x)), *abstract
