@@ -108,9 +108,8 @@ def make_merger(
         the same ones (which lie on every device).
     """
     of_agents = NamedSharding(execution.mesh, AGENTS)
-    moments = jax.eval_shape(
-        lambda v, x: cross_moments(symmetries, read(v, x), read(v, x)), *abstract
-    )
+    activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
+    moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
 
     def zeros(shapes: Any) -> Callable[[], Any]:
         def make():
