@@ -162,7 +162,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def reshape(axes: Axes, sizes: Sequence[int]) -> Axes:
-    """Row-major reshape of a tensor with these axes. Freezes the axes of a block that do not nest."""
+    """Row-major reshape of a tensor with these axes. Blocks whose factors do not nest freeze."""
     before, after = [axis_size(axis) for axis in axes], list(sizes)
     if 0 in before:
         return tuple(wild_axis(size) for size in sizes)
@@ -266,7 +266,7 @@ def _divide(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
 
 
 def _join_products(x: Segment, y: Segment) -> Segment:
-    """Ties two products of equal size: refined where their cumulative products nest, else frozen."""
+    """Ties products of equal size: refined where their cumulative products nest, else frozen."""
     out: list[Factor] = []
     while True:
         x, y = _factors(x), _factors(y)

@@ -13,16 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array
 
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
-from dimat_jax.symmetries.discovery import (
-    Analysis,
-    Read,
-    Tensor,
-    analyse,
-    called,
-    group_names,
-    symmetries_of,
-)
+from dimat_jax.symmetries.discovery import Analysis, analyse, group_names, symmetries_of
 from dimat_jax.symmetries.groups import Symmetries
+from dimat_jax.symmetries.walk import Read, Tensor, called
 from dimat_jax.types import Model
 
 Where = tuple[int, ...]
@@ -262,7 +255,7 @@ def _evaluate(
 
 
 def _bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation, as a jaxpr of its own: how to bind one differs between JAX releases."""
+    """Evaluates one equation, as a jaxpr of its own: how to bind one depends on the JAX release."""
     given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
     alone = jaxpr.replace(
         constvars=[], invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects

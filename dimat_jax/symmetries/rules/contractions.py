@@ -1,0 +1,95 @@
+"""Products that sum over axes, and where primitives mix the positions of an axis."""
+
+from typing import NamedTuple
+
+from dimat_jax.symmetries.axes import (
+    Axes,
+    Axis,
+    Sum,
+    Wild,
+    axis_size,
+    free_axis,
+    freeze,
+    frozen_axis,
+    join,
+)
+from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
+
+
+class Contraction(NamedTuple):
+    """That a primitive mixes positions of an operand.
+
+    Attributes:
+      operand: which one.
+      dims: the axes along which positions are mixed.
+      batch: the axes along which the other operand keeps in step.
+      kind: ``"product"`` with another operand, ``"reduction"``, or ``"lookup"`` by index.
+    """
+
+    operand: int
+    dims: tuple[int, ...]
+    batch: tuple[int, ...] = ()
+    kind: str = "product"
+
+
+def contractions(equation: Equation) -> list[Contraction]:
+    """Where the equation mixes positions: what it leaves of an operand no longer has those axes."""
+    params, name = equation.params, equation.name
+    if name == "dot_general":
+        (left, right), (left_batch, right_batch) = params["dimension_numbers"]
+        return [
+            Contraction(0, tuple(left), tuple(left_batch)),
+            Contraction(1, tuple(right), tuple(right_batch)),
+        ]
+    if name == "conv_general_dilated":
+        numbers = params["dimension_numbers"]
+        return [
+            Contraction(0, tuple(numbers.lhs_spec[1:])),
+            Contraction(1, tuple(numbers.rhs_spec[1:])),
+        ]
+    if name.startswith("reduce_") and "axes" in params:
+        return [Contraction(0, tuple(params["axes"]), kind="reduction")]
+    if name == "gather":
+        dims = params["dimension_numbers"].start_index_map
+        return [Contraction(0, tuple(map(int, dims)), kind="lookup")]
+    return []
+
+
+@rule("dot_general")
+def _dot_general(equation: Equation, x: Axes, y: Axes) -> list[Axes]:
+    (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
+    for i, j in zip(left, right, strict=True):
+        join(x[i], y[j])
+    batch = [join(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    free_x = [axis for i, axis in enumerate(x) if i not in (*left, *left_batch)]
+    free_y = [axis for j, axis in enumerate(y) if j not in (*right, *right_batch)]
+    return [(*batch, *free_x, *free_y)]
+
+
+@rule("conv_general_dilated")
+def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axes]:
+    params, (shape,) = equation.params, equation.shapes
+    if params["batch_group_count"] > 1:
+        return freeze_everything(equation, x, kernel, why="a convolution in batch groups")
+    lhs, rhs, out = params["dimension_numbers"]
+    channels = _tie_channels(
+        x[lhs[1]], kernel[rhs[1]], kernel[rhs[0]], params["feature_group_count"]
+    )
+    axes = dict(zip(out, (x[lhs[0]], channels), strict=False))
+    for i, (dim, window) in enumerate(zip(lhs[2:], rhs[2:], strict=True)):
+        alone = axis_size(kernel[window]) == 1 and params["padding"][i] == (0, 0)
+        if alone and params["window_strides"][i] == params["lhs_dilation"][i] == 1:
+            axes[out[2 + i]] = x[dim]
+            continue
+        freeze(x[dim], "the window of a convolution")
+        freeze(kernel[window], "the window of a convolution")
+        axes[out[2 + i]] = frozen_axis(shape[out[2 + i]], "the window of a convolution")
+    return [tuple(axes[dim] for dim in range(len(shape)))]
+
+
+def _tie_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
+    """Groups are the outermost factor of both channel axes and share the kernel's inputs."""
+    group = free_axis(groups)
+    join(inputs, ((Sum(group), Sum(kernel_inputs)),))
+    per_group = axis_size(outputs) // groups
+    return join(outputs, ((Sum(group), Wild(per_group)),))

@@ -1,0 +1,58 @@
+"""Reductions, windows, cumulative operations and sorting."""
+
+from functools import reduce
+
+from dimat_jax.symmetries.axes import Axes, axis_size, freeze, frozen_axis, join
+from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
+
+
+@rule(
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"
+)
+def _reduce(equation: Equation, x: Axes) -> list[Axes]:
+    """Symmetric in what it reduces: nothing freezes."""
+    return [tuple(axis for dim, axis in enumerate(x) if dim not in equation.params["axes"])]
+
+
+@rule("argmax", "argmin")
+def _arg_reduce(equation: Equation, x: Axes) -> list[Axes]:
+    dims = equation.params["axes"]
+    for dim in dims:
+        freeze(x[dim], equation.name)
+    return [tuple(axis for dim, axis in enumerate(x) if dim not in dims)]
+
+
+@rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+def _reduce_window(equation: Equation, x: Axes) -> list[Axes]:
+    """Axes with a window of their own freeze."""
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation")
+    windows = zip(*(equation.params[name] for name in names), strict=True)
+    dims = [dim for dim, window in enumerate(windows) if window != (1, 1, (0, 0), 1)]
+    return [freeze_dims(equation, x, dims)]
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def _cumulative(equation: Equation, x: Axes) -> list[Axes]:
+    return [freeze_dims(equation, x, [equation.params["axis"]])]
+
+
+@rule("rev")
+def _rev(equation: Equation, x: Axes) -> list[Axes]:
+    return [freeze_dims(equation, x, equation.params["dimensions"])]
+
+
+@rule("sort")
+def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
+    """sort(P x) = sort(x): one operand alone freezes its result only."""
+    dim = equation.params["dimension"]
+    axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
+    if len(inputs) > 1:
+        freeze(axes[dim], "sort")
+    axes[dim] = frozen_axis(axis_size(axes[dim]), "sort")
+    return [tuple(axes)] * len(inputs)
+
+
+@rule("top_k", "approx_top_k")
+def _top_k(equation: Equation, x: Axes) -> list[Axes]:
+    dim = equation.params.get("axis", equation.params.get("reduction_dimension", len(x) - 1))
+    return [freeze_dims(equation, x, [dim % len(x)])] * len(equation.shapes)

@@ -1,0 +1,54 @@
+"""The table of rules, and the rule of primitives that have none."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dimat_jax.symmetries.axes import Axes, freeze, frozen_axis
+
+
+class Equation(NamedTuple):
+    """What a rule sees of a jaxpr equation.
+
+    Attributes:
+      name: the primitive's name.
+      params: the primitive's parameters.
+      shapes: the shapes of the outputs.
+    """
+
+    name: str
+    params: dict[str, Any]
+    shapes: Sequence[tuple[int, ...]]
+
+
+Rule = Callable[..., list[Axes]]
+"""``rule(equation, *axes_of_inputs) -> axes_of_outputs``."""
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enters a function into the table under the primitives' names."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def freeze_everything(equation: Equation, *inputs: Axes, why: str | None = None) -> list[Axes]:
+    """The rule of primitives without one: sound for every function of the inputs."""
+    why = why or f"no rule for the primitive {equation.name!r}"
+    for axis in (axis for axes in inputs for axis in axes):
+        freeze(axis, why)
+    return [tuple(frozen_axis(size, why) for size in shape) for shape in equation.shapes]
+
+
+def freeze_dims(equation: Equation, axes: Axes, dims: Sequence[int]) -> Axes:
+    """Freezes some axes of an operand; the output has new, frozen ones in their places."""
+    for dim in dims:
+        freeze(axes[dim], equation.name)
+    return tuple(
+        frozen_axis(size, equation.name) if dim in dims else axis
+        for dim, (axis, size) in enumerate(zip(axes, equation.shapes[0], strict=True))
+    )

@@ -1,0 +1,249 @@
+"""The walk along a jaxpr: what each equation does to the axes of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+from dimat_jax.symmetries.axes import Axes, Axis, freeze, frozen_axis, join, resolve, wild_axis
+from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tensor:
+    """What is known of a value in the jaxpr; compared by identity.
+
+    Attributes:
+      axes: one entry an axis.
+      steps: the axes of scans inside which the value differs from step to step.
+      varies: whether it depends on the inputs, rather than on variables and constants alone.
+    """
+
+    axes: Axes
+    steps: Axes = ()
+    varies: bool = False
+
+
+class Read(NamedTuple):
+    """A tensor where positions of it are mixed.
+
+    Attributes:
+      where: the equation, as indices into nested jaxprs.
+      operand: which of its inputs.
+      tensor: what is read.
+      contraction: along which axes.
+    """
+
+    where: tuple[int, ...]
+    operand: int
+    tensor: Tensor
+    contraction: Contraction
+
+
+@dataclass
+class Record:
+    """What the walk leaves behind, besides what it did to the atoms."""
+
+    carried: list[Axes] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    without_rule: list[str] = field(default_factory=list)
+
+
+def var_shape(var: Any) -> tuple[int, ...]:
+    """The shape of a jaxpr's variable; tokens and the like have none."""
+    return tuple(getattr(var.aval, "shape", ()))
+
+
+def freeze_all(axes: Axes, why: str) -> None:
+    """Freezes every axis of a tensor."""
+    for axis in axes:
+        freeze(axis, why)
+
+
+def walk(
+    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], where: tuple[int, ...]
+) -> list[Tensor]:
+    """Walks a jaxpr's equations in order and returns what is known of its outputs.
+
+    Args:
+      record: what the walk leaves behind.
+      closed: the jaxpr.
+      inputs: what is known of its inputs.
+      where: where this jaxpr stands inside others, as indices of equations.
+    """
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> Tensor:
+        return _constant(var.val) if isinstance(var, Literal) else env[var]
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        operands = [read(var) for var in eqn.invars]
+        outputs = _equation(record, eqn, operands, (*where, index))
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _constant(value: Any) -> Tensor:
+    """A captured array: wild along the axes along which it is constant, frozen along the others."""
+    shape = np.shape(value)
+    if not shape:
+        return Tensor(())
+    concrete = not isinstance(value, jax.core.Tracer) and not jax.dtypes.issubdtype(
+        value.dtype, jax.dtypes.extended
+    )
+    array = np.asarray(value) if concrete else None
+    why = f"a captured constant {value.dtype}[{','.join(map(str, shape))}]"
+    return Tensor(
+        tuple(
+            wild_axis(size)
+            if array is not None and bool(np.all(array == array.take([0], axis)))
+            else frozen_axis(size, why)
+            for axis, size in enumerate(shape)
+            if size or True
+        )
+    )
+
+
+def _equation(
+    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
+) -> list[Tensor]:
+    name = eqn.primitive.name
+    if inner := called(eqn):
+        return walk(record, inner, inputs, where)
+    if name in CONTROL_FLOW:
+        return CONTROL_FLOW[name](record, eqn, inputs, where)
+    if name not in RULES:
+        record.without_rule.append(name)
+    equation = Equation(name, dict(eqn.params), [var_shape(var) for var in eqn.outvars])
+    axes = [tensor.axes for tensor in inputs]
+    steps = tuple(dict.fromkeys(step for tensor in inputs for step in tensor.steps))
+    varies = any(tensor.varies for tensor in inputs)
+    outputs = RULES.get(name, freeze_everything)(equation, *axes)
+    for contraction in contractions(equation):
+        tensor = inputs[contraction.operand]
+        _contract(record, tensor, contraction)
+        record.reads.append(Read(where, contraction.operand, tensor, contraction))
+    record.carried.extend((*output, *steps) for output in outputs)
+    return [Tensor(output, steps, varies) for output in outputs]
+
+
+def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
+    """Records what is aligned with what where positions are mixed, as if it were a tensor."""
+    dims, batch = contraction.dims, contraction.batch
+    left = [axis for dim, axis in enumerate(tensor.axes) if dim not in dims]
+    record.carried.append((*left, *tensor.steps))
+    if contraction.kind == "product":
+        mixed = [tensor.axes[dim] for dim in (*dims, *batch)]
+        record.carried.append((*mixed, *tensor.steps))
+
+
+def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    inner = next(eqn.params[name] for name in names if name in eqn.params)
+    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+
+
+CALLS = """
+jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
+custom_vjp_call_jaxpr
+""".split()
+
+
+# Control flow -----------------------------------------------------------------------------------
+
+
+def _scan(
+    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
+) -> list[Tensor]:
+    """Layers under one scan: the leading axis is no group, but groups may vary along it."""
+    params = eqn.params
+    body, first, last = (
+        params["jaxpr"],
+        params["num_consts"],
+        params["num_consts"] + params["num_carry"],
+    )
+    consts, init, stacked = inputs[:first], inputs[first:last], inputs[last:]
+    step = frozen_axis(params["length"], "the steps of a scan")
+    step = reduce(join, (tensor.axes[0] for tensor in stacked), step)
+    slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
+    record.carried.extend((*t.axes, *t.steps) for t in slices)
+    carry, outputs = _fixpoint(
+        record, lambda carry: walk(record, body, [*consts, *carry, *slices], where), init
+    )
+    return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
+
+
+def _stack(tensor: Tensor, step: Axis) -> Tensor:
+    steps = tuple(other for other in tensor.steps if other is not step)
+    return Tensor((step, *tensor.axes), steps, tensor.varies)
+
+
+def _while(
+    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
+) -> list[Tensor]:
+    params = eqn.params
+    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    cond_consts, body_consts, init = inputs[:first], inputs[first:last], inputs[last:]
+    reads = len(record.reads)
+    carry, _ = _fixpoint(
+        record,
+        lambda carry: walk(record, params["body_jaxpr"], [*body_consts, *carry], where),
+        init,
+    )
+    for predicate in walk(record, params["cond_jaxpr"], [*cond_consts, *carry], where):
+        freeze_all(predicate.axes, "the condition of a loop")
+    del record.reads[reads:]
+    return carry
+
+
+def _cond(
+    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
+) -> list[Tensor]:
+    reads = len(record.reads)
+    branches = [walk(record, branch, inputs[1:], where) for branch in eqn.params["branches"]]
+    del record.reads[reads:]
+    return [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
+
+
+def _join_tensors(x: Tensor, y: Tensor) -> Tensor:
+    """A value that is sometimes one, sometimes the other."""
+    axes = tuple(join(a, b) for a, b in zip(x.axes, y.axes, strict=True))
+    return Tensor(axes, tuple(step for step in x.steps if step in y.steps), x.varies or y.varies)
+
+
+def _fixpoint(
+    record: Record, body: Callable[[list[Tensor]], list[Tensor]], carry: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Walks a loop's body until what it carries out is what it carries in.
+
+    A carry that starts as zeros is wild at first; what it becomes must hold from the first step on.
+    Each round makes wild positions concrete or ties atoms, so it ends.
+    """
+    while True:
+        reads, carried = len(record.reads), len(record.carried)
+        outputs = body(carry)
+        joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
+        if all(map(_same, carry, joined)):
+            record.carried.extend((*tensor.axes, *tensor.steps) for tensor in joined)
+            return joined, outputs
+        del record.reads[reads:], record.carried[carried:]
+        carry = joined
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    same_axes = all(resolve(a) == resolve(b) for a, b in zip(x.axes, y.axes, strict=True))
+    return same_axes and x.steps == y.steps and x.varies == y.varies
+
+
+CONTROL_FLOW = {"scan": _scan, "while": _while, "cond": _cond}
