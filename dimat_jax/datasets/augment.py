@@ -61,7 +61,7 @@ def flip_and_crop(
     # On CPU 0.15 ms a batch of 32 at 32 × 32: less than gathering by index, selecting among all
     # shifts, or multiplying by one-hot matrices.
     def crop(image: Array, corner: Array) -> Array:
-        return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
+        return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), (height, width, channels))
 
     return jax.vmap(crop)(framed, corners)
 

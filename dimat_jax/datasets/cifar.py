@@ -5,28 +5,28 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import functools
-import gzip
-import io
 import os
-import pickle
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
 
 from dimat_jax.datasets import prepared
 from dimat_jax.datasets.base import DataNotFoundError, Dataset, check, data_directory
 from dimat_jax.datasets.cache import cached, fingerprint
+from dimat_jax.datasets.cifar_files import (
+    SIZE,
+    Examples,
+    parse_binary,
+    parse_pickle,
+    read_archive,
+    read_folder,
+)
 from dimat_jax.datasets.download import download
 
 URL = "https://www.cs.toronto.edu/~kriz/"
-SIZE = (32, 32)
 TRAIN_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000
-
-Examples = tuple[UInt8[np.ndarray, "examples height width 3"], Int32[np.ndarray, " examples"]]
 
 
 class Form(NamedTuple):
@@ -65,59 +65,6 @@ class Cifar(NamedTuple):
     python: Form
     binary: Form
     sha256: str
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """Unpickles arrays, lists and dicts, and nothing that could run."""
-
-    ALLOWED = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need")
-        return self.ALLOWED[module, name]
-
-
-def parse_pickle(content: bytes, label_key: bytes) -> Examples:
-    """Reads a file of the Python form: a pickled dict of ``data`` and labels.
-
-    Args:
-      content: the file's bytes. Pickles that ask for more than arrays are refused.
-      label_key: which labels to take: ``b"labels"``, ``b"fine_labels"`` or ``b"coarse_labels"``.
-
-    Returns:
-      uint8 images ``[examples, 32, 32, 3]`` and int32 labels ``[examples]``.
-    """
-    batch = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
-    return _to_images(batch[b"data"]), np.array(batch[label_key], np.int32)
-
-
-def parse_binary(content: bytes, label_bytes: int) -> Examples:
-    """Reads a file of the binary form: for each image its labels, then its pixels.
-
-    Args:
-      content: the file's bytes.
-      label_bytes: how many labels an image has, the last of which is taken: 1 for CIFAR-10, 2 for
-        CIFAR-100 (coarse, fine).
-
-    Returns:
-      As `parse_pickle`.
-    """
-    rows = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + 3 * SIZE[0] * SIZE[1])
-    return _to_images(rows[:, label_bytes:]), rows[:, label_bytes - 1].astype(np.int32)
-
-
-def _to_images(
-    rows: UInt8[np.ndarray, "examples values"],
-) -> UInt8[np.ndarray, "examples height width 3"]:
-    """Rows of all red, then all green, then all blue values as images."""
-    return np.ascontiguousarray(rows.reshape(-1, 3, *SIZE).transpose(0, 2, 3, 1))
 
 
 CIFAR10 = Cifar(
@@ -187,19 +134,21 @@ def load(
     directory = data_directory(data_dir)
     found = prepared.find(directory, cifar.name)
     if found:
-        return cached(
-            cifar.name,
-            fingerprint(found.iterdir()),
-            lambda: prepared.read(found, cifar.title, SIZE, cifar.num_classes),
-            cache_dir,
-        )
-    path, form = _find_original(cifar, directory) or (_download(cifar, directory), cifar.binary)
-    return cached(
-        cifar.name,
-        fingerprint(path.iterdir() if path.is_dir() else [path]),
-        lambda: read_original(path, form, cifar),
-        cache_dir,
-    )
+        files = [*found.iterdir()]
+        build = functools.partial(prepared.read, found, cifar.title, SIZE, cifar.num_classes)
+    else:
+        path, form = _find_original(cifar, directory) or (_download(cifar, directory), cifar.binary)
+        files = [*path.iterdir()] if path.is_dir() else [path]
+        build = functools.partial(read_original, path, form, cifar)
+    return cached(cifar.name, fingerprint(files), lambda: _say_if_part(build()), cache_dir)
+
+
+def _say_if_part(dataset: Dataset) -> Dataset:
+    """Adds to the name that images are missing, if they are."""
+    examples = len(dataset.train_labels)
+    if (examples, len(dataset.test_labels)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
+        return dataset
+    return dataset._replace(name=f"{dataset.name} (part: {examples} training images)")
 
 
 def _find_original(cifar: Cifar, directory: Path) -> tuple[Path, Form] | None:
@@ -240,42 +189,18 @@ def read_original(path: Path, form: Form, cifar: Cifar) -> Dataset:
       cifar: which data set it is.
 
     Returns:
-      The data set; its name says so if images are missing.
+      The data set, in the order of the files.
 
     Raises:
       ValueError: if a file is missing or damaged; names the archive or folder.
     """
     try:
         names = [*form.train, form.test]
-        files = _read_folder(path, names) if path.is_dir() else _read_archive(path, names)
+        files = read_folder(path, names) if path.is_dir() else read_archive(path, names)
         parts = [form.parse(files[name]) for name in names]
         images, labels = [np.concatenate(column) for column in zip(*parts[:-1], strict=True)]
-        dataset = check(Dataset(images, labels, *parts[-1], cifar.num_classes, cifar.title))
+        return check(Dataset(images, labels, *parts[-1], cifar.num_classes, cifar.title))
     except Exception as error:  # damaged pickles raise almost anything
         raise ValueError(
             f"{path} is damaged, or not {cifar.title} ({type(error).__name__}: {error})."
         ) from error
-    if (len(images), len(dataset.test_images)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
-        return dataset
-    return dataset._replace(name=f"{cifar.title} (part: {len(images)} training images)")
-
-
-def _read_folder(path: Path, names: list[str]) -> dict[str, bytes]:
-    """The named files of a folder."""
-    return {name: (path / name).read_bytes() for name in names}
-
-
-def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
-    """The named files of a ``.tar.gz``, whatever folder they are in."""
-    files = {}
-    with gzip.open(path) as stream:
-        with tarfile.open(fileobj=stream) as tar:
-            for member in tar:
-                content = tar.extractfile(member)
-                if content and Path(member.name).name in names:
-                    files[Path(member.name).name] = content.read()
-        stream.read()  # to the end, where the checksum is
-    missing = [name for name in names if name not in files]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    return files
