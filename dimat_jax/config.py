@@ -50,7 +50,7 @@ class Config:
     optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
     """The local optimizer; momentum is 0.9."""
     learning_rate: float | None = None
-    """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.05 at a batch of 50, and
+    """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.02 at a batch of 50, and
     in proportion to it."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate over the whole run, pretraining included."""
@@ -103,4 +103,4 @@ PRESETS = {
 """Named configurations. ``quick`` is sized for two CPU cores; ``paper`` is the published setting
 of the headline result (arXiv 2404.08079, table 2: ResNet-20 of width 8 on CIFAR-100)."""
 
-LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adam": 1e-3}
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3}
