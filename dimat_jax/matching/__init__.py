@@ -8,6 +8,7 @@ from dimat_jax.matching.activations import (
     scores,
 )
 from dimat_jax.matching.assignment import assign
+from dimat_jax.matching.weights import match_weights, matching_objective
 
 __all__ = [
     "Moments",
@@ -15,5 +16,7 @@ __all__ = [
     "combine_moments",
     "cross_moments",
     "match_activations",
+    "match_weights",
+    "matching_objective",
     "scores",
 ]

@@ -15,15 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dimat_jax.matching.assignment import Key, assign, positions_of
+from dimat_jax.matching.costs import CONSTANT, Cost, check_cost
+from dimat_jax.registry import choose
 from dimat_jax.symmetries import Permutations, Symmetries, read_sites
 from dimat_jax.types import Model
 
-Cost = Literal["correlation", "covariance", "inner_product"]
 Sites = Literal["all", "last"]
 Activations = Mapping[Key, Sequence[Float[Array, "..."]]]
-
-CONSTANT = 1e-5
-"""A unit whose standard deviation is below this fraction of its mean is taken for constant."""
 
 
 class Moments(NamedTuple):
@@ -143,18 +141,13 @@ def scores(
     Raises:
       ValueError: For an unknown cost or choice of sites.
     """
-    _check_choice("cost", cost, Cost)
-    _check_choice("sites", sites, Sites)
+    check_cost(cost)
+    choose("choice of sites", sites, get_args(Sites))
     first = 0 if sites == "all" else -1
     return {
-        key: sum(_site_scores(site, cost) for site in of_sites[first:])
+        key: reduce(jnp.add, [_site_scores(site, cost) for site in of_sites[first:]])
         for key, of_sites in moments.items()
     }
-
-
-def _check_choice(name: str, given: str, allowed: Any) -> None:
-    if given not in get_args(allowed):
-        raise ValueError(f"{name} is {given!r} but must be one of {', '.join(get_args(allowed))}.")
 
 
 def _site_scores(moments: Moments, cost: Cost) -> Float[Array, "*lead units units"]:

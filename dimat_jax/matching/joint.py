@@ -5,6 +5,7 @@ those that vary along another group after it, by coordinate descent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ Outer = Mapping[str, tuple[str, ...]]
 """`Group.outer` of each group: the groups and positions along which its permutation varies."""
 
 Chosen = dict[str, Int[np.ndarray, "*outer units"]]
+
+
+Scores = Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]]
+"""Scores of one group's units, target by source, given the permutations chosen so far."""
 
 
 class Table(NamedTuple):
@@ -80,39 +85,54 @@ def fix_all(table: Table, chosen: Chosen, outer: Outer) -> Table:
     return table
 
 
-def _choose(
-    groups: Sequence[str],
-    chosen: Chosen,
-    scores: Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]],
-) -> Chosen:
+def choose(groups: Sequence[str], chosen: Chosen, scores: Scores) -> Chosen:
     """Chooses the named groups in turn, given those chosen already."""
     for group in groups:
         chosen = {**chosen, group: assign_units(scores(group, chosen))}
     return chosen
 
 
-def solve(tables: Sequence[Table], order: Sequence[str], outer: Outer) -> Chosen:
+def improve(
+    group: str, chosen: Chosen, outer: Outer, scores: Scores, total: Callable[[Chosen], float]
+) -> Chosen:
+    """Chooses a group anew, and with it those that vary along it, if the total grows by that."""
+    again = sorted(
+        (name for name in chosen if name == group or group in outer[name]),
+        key=lambda name: len(outer[name]),
+    )
+    others = {name: chosen[name] for name in chosen if name not in again}
+    proposal = choose(again, others, scores)
+    before = total(chosen)
+    return proposal if total(proposal) > before + TOLERANCE * abs(before) else chosen
+
+
+def solve(tables: Sequence[Table], groups: Sequence[str], outer: Outer) -> Chosen:
     """Maximises the sum of scores over the permutations of groups that share tables.
 
     Each group is chosen in turn together with those that vary along it, until none improves. Two
     levels (heads, and each head's own units) are solved exactly by the first turn.
+
+    Args:
+      tables: Scores, one table for each set of groups that tensors carry jointly.
+      groups: All groups on the tables, each after those that it varies along.
+      outer: Along what each group's permutation varies.
+
+    Returns:
+      The permutation of each group.
     """
 
     def scores(group: str, chosen: Chosen) -> Float[np.ndarray, "*outer units units"]:
         fixed = (fix_all(table, chosen, outer) for table in tables if group in table.groups)
-        return sum(group_scores(table, group, outer) for table in fixed)
+        return reduce(np.add, [group_scores(table, group, outer) for table in fixed])
 
     def total(chosen: Chosen) -> float:
         return sum(float(fix_all(table, chosen, outer).values.sum()) for table in tables)
 
-    chosen = _choose(order, {}, scores)
-    improving = len(order) > 1
+    chosen = choose(groups, {}, scores)
+    improving = len(groups) > 1
     while improving:
-        improving = False
-        for group in order:
-            again = [name for name in order if name == group or group in outer[name]]
-            others = {name: chosen[name] for name in order if name not in again}
-            proposal = _choose(again, others, scores)
-            if total(proposal) > total(chosen) + TOLERANCE * abs(total(chosen)):
-                chosen, improving = proposal, True
+        before = chosen
+        for group in groups:
+            chosen = improve(group, chosen, outer, scores, total)
+        improving = chosen is not before
     return chosen

@@ -1,0 +1,283 @@
+"""Weight matching: Git Re-Basin's coordinate descent over any model's permutation groups.
+
+Source: Ainsworth, Hayase, Srinivasa 2023, "Git Re-Basin" (arXiv 2209.04836), algorithm 1. It
+permutes the source so that its weights are as near to the target's as can be: since permuting keeps
+norms, the largest inner product is the smallest Euclidean distance.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dimat_jax.matching.blocks import Occurrence, layouts
+from dimat_jax.matching.costs import CONSTANT, Cost, check_cost
+from dimat_jax.matching.joint import Chosen, Outer, Table, choose, group_scores, improve
+from dimat_jax.symmetries import Permutations, Symmetries, permute
+from dimat_jax.symmetries.groups import path_name, shape_of
+from dimat_jax.types import Key
+
+JOINT = 2**24
+"""Largest number of entries of a table over several groups; beyond it their best is bounded."""
+
+
+class Block(NamedTuple):
+    """The same part of a leaf of both networks, with an axis for each group on it."""
+
+    target: Float[np.ndarray, "..."]
+    source: Float[np.ndarray, "..."]
+    occurrences: tuple[Occurrence, ...]
+
+
+def match_weights(
+    symmetries: Symmetries,
+    target: Any,
+    source: Any,
+    key: Key,
+    cost: Cost = "inner_product",
+    max_iterations: int = 100,
+) -> Permutations:
+    """Aligns the source's units with the target's by their weights alone.
+
+    Coordinate descent on `matching_objective`: groups are visited in random order, each time solved
+    by linear assignment given all others, until none improves. It starts from the better of the
+    identity and one pass through the network from its inputs, in which groups further on count with
+    the best that they could reach. The objective never decreases, so the result is at least as good
+    as the identity; in general it is a local maximum.
+
+    Runs on the host with NumPy and SciPy; nothing is compiled.
+
+    Args:
+      symmetries: The groups, as `find_symmetries` returns them.
+      target: Variables of the network to align with.
+      source: Variables of the network to align.
+      key: A PRNG key for the order of visits.
+      cost: What is maximised; see `matching_objective`.
+      max_iterations: Largest number of rounds of visits to all groups.
+
+    Returns:
+      Group name to int32 permutation of the source.
+
+    Raises:
+      ValueError: For an unknown cost, weights that are not finite, or a leaf whose groups cannot be
+        taken apart (parts concatenated inside a product of groups).
+    """
+    check_cost(cost)
+    outer = {name: group.outer for name, group in symmetries.groups.items()}
+    blocks = _blocks(symmetries, target, source, cost)
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    chosen = _start(symmetries, blocks, outer)
+    for _ in range(max_iterations):
+        before = chosen
+        for index in generator.permutation(len(outer)):
+            chosen = _improve(list(outer)[index], chosen, blocks, outer)
+        if chosen is before:
+            break
+    return Permutations(chosen, outer)
+
+
+def matching_objective(
+    symmetries: Symmetries,
+    permutations: Mapping[str, Any],
+    target: Any,
+    source: Any,
+    cost: Cost = "inner_product",
+) -> Float[Array, ""]:
+    """What `match_weights` maximises: how alike the target and the permuted source are.
+
+    The sum, over all leaves that carry a group, of the inner product of the target's leaf with the
+    permuted source's. Where variables are a dict with `params`, only leaves below it count: running
+    statistics are no weights. With `covariance` each leaf has its mean subtracted and the product
+    is divided by its size; with `correlation` it is divided by both leaves' norms, so that every
+    leaf counts alike whatever its scale.
+
+    Pure; it can be jitted and vmapped.
+
+    Args:
+      symmetries: The groups.
+      permutations: Group name to permutation of the source; an absent group stays as it is.
+      target: Variables of the network to align with.
+      source: Variables of the network to align.
+      cost: `inner_product`, `covariance` or `correlation`.
+
+    Returns:
+      The objective, a scalar.
+
+    Raises:
+      ValueError: For an unknown cost, group or shape.
+    """
+    check_cost(cost)
+    sides = (
+        _weights(symmetries, target),
+        _weights(symmetries, permute(symmetries, permutations, source)),
+    )
+    products = [
+        jnp.vdot(_prepared(a, cost), _prepared(b, cost))
+        for a, b in zip(sides[0].values(), sides[1].values(), strict=True)
+    ]
+    return reduce(jnp.add, products, jnp.zeros(()))
+
+
+def _weights(symmetries: Symmetries, variables: Any) -> dict[str, Any]:
+    """Path to leaf, of the leaves below `params` (if there is such a part) that carry a group."""
+    carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    found = {path_name(path): leaf for path, leaf in leaves}
+    below = "params/" if isinstance(variables, Mapping) and "params" in variables else ""
+    return {path: x for path, x in found.items() if path in carrying and path.startswith(below)}
+
+
+def _prepared(leaf: Any, cost: Cost) -> Any:
+    """The leaf such that an inner product of two is the cost's."""
+    if cost == "inner_product":
+        return leaf
+    centred = leaf - leaf.mean()
+    if cost == "covariance":
+        return centred / leaf.size**0.5
+    square, mean = (centred**2).sum(), leaf.mean()
+    constant = square <= leaf.size * (CONSTANT * mean) ** 2
+    return centred * (1 - constant) / (square + constant) ** 0.5
+
+
+def _blocks(symmetries: Symmetries, target: Any, source: Any, cost: Cost) -> list[Block]:
+    sides = _weights(symmetries, target), _weights(symmetries, source)
+    blocks = []
+    for path in sides[0]:
+        leaves = [_prepared(np.asarray(side[path]), cost) for side in sides]
+        if not all(np.isfinite(leaf).all() for leaf in leaves):
+            raise ValueError(f"The weights {path!r} are not finite; has a network diverged?")
+        for layout in layouts(symmetries, path, leaves[0].shape):
+            cut = [layout.cut(leaf) for leaf in leaves]
+            blocks.append(Block(cut[0], cut[1], layout.occurrences))
+    return blocks
+
+
+def _start(symmetries: Symmetries, blocks: Sequence[Block], outer: Outer) -> Chosen:
+    """The better of the identity and one pass through the network in the order of reading."""
+    identity = {
+        name: np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+        for name in outer
+        for shape in [shape_of(symmetries, name)]
+    }
+    rank = {name: i for i, name in enumerate(outer)}
+    after = {name: max(rank.get(o, 0) for o in (name, *outer[name])) for name in outer}
+    order = sorted(outer, key=lambda name: (after[name], len(outer[name])))
+    passed = choose(order, {}, lambda group, chosen: _scores(group, chosen, {}, blocks, outer))
+    return max(identity, passed, key=lambda chosen: _total(chosen, blocks, outer))
+
+
+def _improve(group: str, chosen: Chosen, blocks: Sequence[Block], outer: Outer) -> Chosen:
+    again = {name for name in outer if name == group or group in outer[name]}
+    touched = [b for b in blocks if again & {o.group for o in b.occurrences}]
+    return improve(
+        group,
+        chosen,
+        outer,
+        lambda name, others: _scores(name, others, chosen, touched, outer),
+        lambda proposal: _total(proposal, touched, outer),
+    )
+
+
+def _total(chosen: Chosen, blocks: Sequence[Block], outer: Outer) -> float:
+    return sum(
+        float(np.vdot(block.target, _permuted(block.source, block.occurrences, chosen)))
+        for block in blocks
+    )
+
+
+def _permuted(
+    source: Float[np.ndarray, "..."], occurrences: Sequence[Occurrence], chosen: Chosen
+) -> Float[np.ndarray, "..."]:
+    """The block with the groups at these occurrences permuted, outer ones first."""
+    for group, axis, outer in sorted(occurrences, key=lambda o: len(o.outer)):
+        varying = (*outer, axis)
+        index = chosen[group].transpose(np.argsort(varying))
+        index = np.expand_dims(index, [d for d in range(source.ndim) if d not in varying])
+        source = np.take_along_axis(source, index, axis)
+    return source
+
+
+def _scores(
+    group: str, chosen: Chosen, previous: Chosen, blocks: Sequence[Block], outer: Outer
+) -> Float[np.ndarray, "*outer units units"]:
+    """Scores `[*outer, units, units]` of one group, given others.
+
+    Args:
+      group: The group to choose.
+      chosen: Permutations of the groups that are chosen already.
+      previous: Permutations from before, for the other places of a group that stands twice on a
+        leaf (a recurrent kernel): there the objective is made linear.
+      blocks: The weights.
+      outer: Along what each group varies.
+    """
+    tables = [
+        _table(block, here, chosen, previous, outer)
+        for block in blocks
+        for here in block.occurrences
+        if here.group == group
+    ]
+    return reduce(np.add, [group_scores(table, group, outer) for table in tables])
+
+
+def _table(block: Block, here: Occurrence, chosen: Chosen, previous: Chosen, outer: Outer) -> Table:
+    """The scores at one occurrence of a group, jointly with undecided groups that vary along it."""
+    known, joint, undecided = _roles(block, here, chosen, previous, outer)
+    source = _permuted(block.source, known, {**previous, **chosen})
+    free = [here.axis, *(other.axis for other in joint)]
+    names = {
+        axis: name
+        for o in (here, *joint)
+        for axis, name in zip(o.outer, outer[o.group], strict=True)
+    }
+    fixed = [axis for axis in names if axis not in free]
+    target, source = (_matrices(side, fixed, free, undecided) for side in (block.target, source))
+    sizes = [[block.target.shape[axis] for axis in axes] for axes in (fixed, free)]
+    return Table(
+        tuple(names[axis] for axis in fixed),
+        tuple(o.group for o in (here, *joint)),
+        (target @ source.swapaxes(-1, -2)).reshape(*sizes[0], *sizes[1], *sizes[1]),
+    )
+
+
+def _roles(
+    block: Block, here: Occurrence, chosen: Chosen, previous: Chosen, outer: Outer
+) -> tuple[list[Occurrence], list[Occurrence], list[int]]:
+    """Which other occurrences of a block have a known permutation, are matched jointly, or neither.
+
+    Neither: their axes, along which weights are sorted, and what cannot be matched jointly.
+    """
+    known, joint, undecided = [], [], []
+    for other in sorted(block.occurrences, key=lambda o: len(o.outer)):
+        nested = here.axis in other.outer
+        elsewhere = here.group in (other.group, *outer[other.group]) and not nested
+        if other == here:
+            continue
+        if other.group in chosen or (elsewhere and other.group in previous):
+            known.append(other)
+        elif nested and not {other.group, *other.outer} & {*undecided, *(o.group for o in joint)}:
+            joint.append(other)
+        else:
+            undecided.append(other.axis)
+    units = math.prod(block.target.shape[o.axis] for o in (here, *joint))
+    if units**2 > JOINT:
+        return known, [], undecided + [o.axis for o in joint]
+    return known, joint, undecided
+
+
+def _matrices(
+    x: Float[np.ndarray, "..."], fixed: Sequence[int], free: Sequence[int], undecided: Sequence[int]
+) -> Float[np.ndarray, "fixed units weights"]:
+    """A matrix `[units, weights]` for each index of the fixed axes.
+
+    Weights on undecided axes are sorted: the inner product of two sorted vectors is the largest
+    that any permutation reaches (the rearrangement inequality), so they count with an upper bound.
+    """
+    others = [d for d in range(x.ndim) if d not in {*fixed, *free, *undecided}]
+    sizes = [math.prod(x.shape[d] for d in axes) for axes in (fixed, free, others, undecided)]
+    x = x.transpose(*fixed, *free, *others, *undecided).reshape(sizes)
+    return (np.sort(x) if undecided else x).reshape(*sizes[:2], -1)
