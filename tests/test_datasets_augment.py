@@ -1,5 +1,7 @@
 """Flips and crops give what they should, anywhere; normalisation agrees with NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from dimat_jax.datasets import augment
 
 SHAPE = (6, 5, 2)  # height, width and channels all different
 PADDING = 2
+flip_and_crop = jax.jit(functools.partial(augment.flip_and_crop, padding=PADDING))
 
 
 def images(number, seed=0):
@@ -35,7 +38,7 @@ def test_every_flip_and_crop_happens_equally_often():
     one, number = images(1)[0], 5_000
     outcomes = flips_and_crops(one)
     batch = np.broadcast_to(one, (number, *SHAPE))
-    found = np.asarray(augment.flip_and_crop(jax.random.key(0), batch, padding=PADDING))
+    found = np.asarray(flip_and_crop(jax.random.key(0), batch))
     assert found.dtype == np.uint8
     chosen = [outcomes[image.tobytes()] for image in found]  # a KeyError if it is none of them
     counts = np.array([chosen.count(outcome) for outcome in outcomes.values()])
@@ -46,32 +49,49 @@ def test_every_flip_and_crop_happens_equally_often():
 
 def test_each_image_gets_its_own_and_stays_in_place():
     batch = images(64)
-    found = np.asarray(augment.flip_and_crop(jax.random.key(1), batch, padding=PADDING))
+    found = np.asarray(flip_and_crop(jax.random.key(1), batch))
     chosen = [flips_and_crops(a)[b.tobytes()] for a, b in zip(batch, found, strict=True)]
     assert len(set(chosen)) > 25
 
 
-@pytest.mark.parametrize("transform", ["jit", "vmap", "shard_map", "x64"])
-def test_same_images_however_it_runs(transform):
-    agents = 8
-    keys, batches = jax.random.split(jax.random.key(2), agents), images(agents * 4)
-    batches = batches.reshape(agents, 4, *SHAPE)
-    expected = [augment.flip_and_crop(k, b) for k, b in zip(keys, batches, strict=True)]
-    mapped = jax.vmap(augment.flip_and_crop)
-    if transform == "jit":
-        found = [jax.jit(augment.flip_and_crop)(k, b) for k, b in zip(keys, batches, strict=True)]
-    elif transform == "vmap":
-        found = mapped(keys, batches)
-    elif transform == "shard_map":
-        mesh = jax.sharding.Mesh(jax.devices()[:agents], "agents")
-        split = P("agents")
-        found = jax.jit(jax.shard_map(mapped, mesh=mesh, in_specs=split, out_specs=split))(
-            keys, batches
-        )
-    else:
-        with jax.enable_x64(True):
-            found = mapped(jax.random.split(jax.random.key(2), agents), batches)
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+AGENTS = 8
+
+
+def agents_keys_and_images():
+    keys = jax.random.split(jax.random.key(2), AGENTS)
+    return keys, images(AGENTS * 4).reshape(AGENTS, 4, *SHAPE)
+
+
+@pytest.fixture(scope="module")
+def one_by_one():
+    """What each agent gets alone."""
+    single = jax.jit(augment.flip_and_crop)
+    return np.stack([single(k, b) for k, b in zip(*agents_keys_and_images(), strict=True)])
+
+
+def test_same_images_without_jit(one_by_one):
+    keys, batches = agents_keys_and_images()
+    found = augment.flip_and_crop(keys[0], batches[0])
+    np.testing.assert_array_equal(found, one_by_one[0])
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_same_images_with_vmap_and_x64(x64, one_by_one):
+    with jax.enable_x64(x64):
+        found = jax.jit(jax.vmap(augment.flip_and_crop))(*agents_keys_and_images())
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, one_by_one)
+
+
+def test_same_images_with_shard_map(one_by_one):
+    mesh = jax.sharding.Mesh(jax.devices()[:AGENTS], "agents")
+    split = P("agents")
+    each = jax.shard_map(
+        jax.vmap(augment.flip_and_crop), mesh=mesh, in_specs=split, out_specs=split
+    )
+    found = jax.jit(each)(*agents_keys_and_images())
+    assert len(found.sharding.device_set) == AGENTS
+    np.testing.assert_array_equal(found, one_by_one)
 
 
 def test_none_changes_nothing():

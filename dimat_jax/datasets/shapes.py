@@ -3,7 +3,7 @@
 Ten kinds of objects of various positions, sizes, tilts and colours stand in front of a coloured
 gradient with stripes, among clutter, partly hidden, unevenly lit and under noise. It needs no
 download and is no toy: of the test images a linear model gets about 40% right, `models.convnet`
-trained centrally 81% after two epochs and 89% after five (Adam 1e-3, batch 100).
+trained centrally 81% after two epochs and 89% after five (Adam 1e-3, batch 100, flips and crops).
 """
 
 import math
@@ -177,17 +177,22 @@ def _placed(
     return u, v, (2 / SIZE) / size
 
 
+def _along(rng: np.random.Generator, x: Field, y: Field) -> Field:
+    """The coordinate along a random direction, an image each its own."""
+    turn = _uniform(rng, 0.0, 2 * math.pi, (len(x), 1, 1))
+    return np.cos(turn) * x + np.sin(turn) * y
+
+
 def _background(rng: np.random.Generator, x: Field, y: Field, first: Colour) -> Picture:
     """A gradient from one colour to another, with stripes of any width and direction."""
     n, column = len(x), (len(x), 1, 1)
-    turn = _uniform(rng, 0.0, 2 * math.pi, column)
-    along = np.cos(turn) * x + np.sin(turn) * y
+    along = _along(rng, x, y)
     second = np.clip(first + _uniform(rng, -0.3, 0.3, (n, 3)), 0, 1)
     share = (0.5 + 0.35 * along)[..., None]
     gradient = first[:, None, None] * (1 - share) + second[:, None, None] * share
-    turn, width = _uniform(rng, 0.0, 2 * math.pi, column), _uniform(rng, 3.0, 14.0, column)
+    across, width = _along(rng, x, y), _uniform(rng, 3.0, 14.0, column)
     phase, height = _uniform(rng, 0.0, 2 * math.pi, column), _uniform(rng, 0.0, 0.12, column)
-    stripes = height * np.sin(width * (np.cos(turn) * x + np.sin(turn) * y) + phase)
+    stripes = height * np.sin(width * across + phase)
     return gradient + stripes[..., None]
 
 
@@ -204,8 +209,8 @@ def _photograph(
 ) -> UInt8[np.ndarray, "images height width channels"]:
     """Lights a picture from one side, adds noise, and rounds it to bytes."""
     column = (len(x), 1, 1)
-    turn, slope = _uniform(rng, 0.0, 2 * math.pi, column), _uniform(rng, 0.0, 0.5, column)
-    light = _uniform(rng, 0.6, 1.1, column) + slope * (np.cos(turn) * x + np.sin(turn) * y)
+    along, slope = _along(rng, x, y), _uniform(rng, 0.0, 0.5, column)
+    light = _uniform(rng, 0.6, 1.1, column) + slope * along
     noise = _uniform(rng, 0.01, 0.12, column)[..., None] * rng.standard_normal(
         picture.shape, np.float32
     )
