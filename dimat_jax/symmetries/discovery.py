@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from dimat_jax.symmetries.axes import (
     segment_size,
 )
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
+from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
 from dimat_jax.types import Model
 
@@ -121,26 +122,65 @@ def _reading_order(jaxpr: Jaxpr) -> list[int]:
 
 def symmetries_of(analysis: Analysis) -> Symmetries:
     """What stayed free, as named groups."""
-    frozen = [
-        Frozen(path, place.axis, atom.size, atom.frozen)
-        for path, atom, place in _standing(analysis)
-        if atom.frozen
-    ]
-    sites: dict[str, list[Site]] = {}
+    standing = _standing(analysis)
     names = group_names(analysis)
-    for path, atom, place in _standing(analysis):
+    order = {atom: i for i, (_, atom, _) in reversed(list(enumerate(standing)))}
+    outer = outer_atoms(analysis.record.carried, order)
+    positions = _position_names(standing, outer)
+    sites: dict[Atom, list[Site]] = {atom: [] for atom in names}
+    for path, atom, place in standing:
         if atom in names:
-            sites.setdefault(names[atom], []).append(Site(path, *place))
-    groups = {names[atom]: Group(atom.size, tuple(sites[names[atom]])) for atom in names}
-    return Symmetries(groups, {}, tuple(frozen), _notes(analysis, frozen))
+            around = tuple(_beside(o, path, place, standing) for o in outer[atom])
+            sites[atom].append(Site(path, *place, around))
+    every_name = {**names, **positions}
+    groups = {
+        names[atom]: Group(atom.size, tuple(found), tuple(every_name[o] for o in outer[atom]))
+        for atom, found in sites.items()
+    }
+    frozen = tuple(
+        Frozen(path, place.axis, atom.size, atom.frozen)
+        for path, atom, place in standing
+        if atom.frozen
+    )
+    sizes = {name: atom.size for atom, name in positions.items()}
+    return Symmetries(groups, sizes, frozen, _notes(analysis, frozen))
 
 
-def _standing(analysis: Analysis) -> Iterator[tuple[str, Atom, Place]]:
+def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> dict[Atom, str]:
+    """Names for the frozen atoms along which groups vary, after the leaf where they stand first."""
+    used = {o for company in outer.values() for o in company if o.frozen}
+    names: dict[Atom, str] = {}
+    for path, atom, place in standing:
+        if atom in used and atom not in names:
+            name = f"{path}[{place.axis}]"
+            names[atom] = name + "'" * sum(other.startswith(name) for other in names.values())
+    return names
+
+
+def _beside(atom: Atom, path: str, site: Place, standing: list[Standing]) -> Place:
+    """Where an atom along which the one at this site varies stands on the same leaf."""
+    start, stop = site.segment[0], sum(site.segment)
+    return next(
+        place
+        for other_path, other, place in standing
+        if other is atom
+        and other_path == path
+        and (place.axis != site.axis or place.segment[0] <= start < stop <= sum(place.segment))
+    )
+
+
+Standing = tuple[str, Atom, Place]
+"""An atom, and where on which leaf it stands."""
+
+
+def _standing(analysis: Analysis) -> list[Standing]:
     """Every atom of the leaves with where it stands, in the order of reading."""
-    for path, tensor in analysis.leaves.items():
-        for dim, axis in enumerate(tensor.axes):
-            for atom, place in places(dim, axis):
-                yield path, atom, place
+    return [
+        (path, atom, place)
+        for path, tensor in analysis.leaves.items()
+        for dim, axis in enumerate(tensor.axes)
+        for atom, place in places(dim, axis)
+    ]
 
 
 def group_names(analysis: Analysis) -> dict[Atom, str]:
@@ -163,7 +203,7 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
     return names
 
 
-def _notes(analysis: Analysis, frozen: list[Frozen]) -> tuple[str, ...]:
+def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
     why = [f"no rule for the primitive {name!r}" for name in analysis.record.without_rule]
     for part in frozen:
         if part.why.startswith(REPORTED):

@@ -15,19 +15,35 @@ from dimat_jax.symmetries.axes import Axes, Axis, freeze, frozen_axis, join, res
 from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
 
 
+class Step(NamedTuple):
+    """The position in a scan: an axis that values inside the scan have besides their own.
+
+    Attributes:
+      scan: which scan, as indices of equations.
+      axis: its steps. Two nested scans may run over the same layers, not in step.
+    """
+
+    scan: tuple[int, ...]
+    axis: Axis
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
     """What is known of a value in the jaxpr; compared by identity.
 
     Attributes:
       axes: one entry an axis.
-      steps: the axes of scans inside which the value differs from step to step.
+      steps: the scans in which the value differs from step to step.
       varies: whether it depends on the inputs, rather than on variables and constants alone.
     """
 
     axes: Axes
-    steps: Axes = ()
+    steps: tuple[Step, ...] = ()
     varies: bool = False
+
+    def carries(self) -> Axes:
+        """All axes that the value has, those of scans included."""
+        return (*self.axes, *(step.axis for step in self.steps))
 
 
 class Read(NamedTuple):
@@ -38,12 +54,14 @@ class Read(NamedTuple):
       operand: which of its inputs.
       tensor: what is read.
       contraction: along which axes.
+      scans: the axes of the scans that it stands in, the outermost first.
     """
 
     where: tuple[int, ...]
     operand: int
     tensor: Tensor
     contraction: Contraction
+    scans: Axes
 
 
 @dataclass
@@ -53,6 +71,7 @@ class Record:
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
+    scans: Axes = ()
 
 
 def var_shape(var: Any) -> tuple[int, ...]:
@@ -126,23 +145,24 @@ def _equation(
     axes = [tensor.axes for tensor in inputs]
     steps = tuple(dict.fromkeys(step for tensor in inputs for step in tensor.steps))
     varies = any(tensor.varies for tensor in inputs)
-    outputs = RULES.get(name, freeze_everything)(equation, *axes)
+    rule = RULES.get(name, freeze_everything)
+    outputs = [Tensor(output, steps, varies) for output in rule(equation, *axes)]
+    record.carried.extend(tensor.carries() for tensor in outputs)
     for contraction in contractions(equation):
         tensor = inputs[contraction.operand]
         _contract(record, tensor, contraction)
-        record.reads.append(Read(where, contraction.operand, tensor, contraction))
-    record.carried.extend((*output, *steps) for output in outputs)
-    return [Tensor(output, steps, varies) for output in outputs]
+        record.reads.append(Read(where, contraction.operand, tensor, contraction, record.scans))
+    return outputs
 
 
 def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
     """Records what is aligned with what where positions are mixed, as if it were a tensor."""
-    dims, batch = contraction.dims, contraction.batch
-    left = [axis for dim, axis in enumerate(tensor.axes) if dim not in dims]
-    record.carried.append((*left, *tensor.steps))
+    axes, steps = tensor.axes, tensor.steps
+    left = tuple(axis for dim, axis in enumerate(axes) if dim not in contraction.dims)
+    record.carried.append(Tensor(left, steps).carries())
     if contraction.kind == "product":
-        mixed = [tensor.axes[dim] for dim in (*dims, *batch)]
-        record.carried.append((*mixed, *tensor.steps))
+        mixed = tuple(axes[dim] for dim in (*contraction.dims, *contraction.batch))
+        record.carried.append(Tensor(mixed, steps).carries())
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
@@ -174,19 +194,21 @@ def _scan(
         params["num_consts"] + params["num_carry"],
     )
     consts, init, stacked = inputs[:first], inputs[first:last], inputs[last:]
-    step = frozen_axis(params["length"], "the steps of a scan")
-    step = reduce(join, (tensor.axes[0] for tensor in stacked), step)
+    axis = frozen_axis(params["length"], "the steps of a scan")
+    step = Step(where, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
-    record.carried.extend((*t.axes, *t.steps) for t in slices)
+    record.carried.extend(tensor.carries() for tensor in slices)
+    record.scans += (step.axis,)
     carry, outputs = _fixpoint(
         record, lambda carry: walk(record, body, [*consts, *carry, *slices], where), init
     )
+    record.scans = record.scans[:-1]
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
 
 
-def _stack(tensor: Tensor, step: Axis) -> Tensor:
-    steps = tuple(other for other in tensor.steps if other is not step)
-    return Tensor((step, *tensor.axes), steps, tensor.varies)
+def _stack(tensor: Tensor, step: Step) -> Tensor:
+    steps = tuple(other for other in tensor.steps if other != step)
+    return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
 
 def _while(
@@ -213,7 +235,9 @@ def _cond(
     reads = len(record.reads)
     branches = [walk(record, branch, inputs[1:], where) for branch in eqn.params["branches"]]
     del record.reads[reads:]
-    return [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
+    joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
+    record.carried.extend(tensor.carries() for tensor in joined)
+    return joined
 
 
 def _join_tensors(x: Tensor, y: Tensor) -> Tensor:
@@ -235,7 +259,7 @@ def _fixpoint(
         outputs = body(carry)
         joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
         if all(map(_same, carry, joined)):
-            record.carried.extend((*tensor.axes, *tensor.steps) for tensor in joined)
+            record.carried.extend(tensor.carries() for tensor in joined)
             return joined, outputs
         del record.reads[reads:], record.carried[carried:]
         carry = joined

@@ -43,9 +43,10 @@ def contractions(equation: Equation) -> list[Contraction]:
         ]
     if name == "conv_general_dilated":
         numbers = params["dimension_numbers"]
+        groups = numbers.rhs_spec[:1] if params["feature_group_count"] > 1 else ()
         return [
             Contraction(0, tuple(numbers.lhs_spec[1:])),
-            Contraction(1, tuple(numbers.rhs_spec[1:])),
+            Contraction(1, tuple(numbers.rhs_spec[1:]), tuple(groups)),
         ]
     if name.startswith("reduce_") and "axes" in params:
         return [Contraction(0, tuple(params["axes"]), kind="reduction")]

@@ -26,7 +26,7 @@ def _stack(equation: Equation, *inputs: Axes) -> list[Axes]:
 
 @rule("split")
 def _split(equation: Equation, x: Axes) -> list[Axes]:
-    along, sizes = equation.params["axis"], equation.params["sizes"]
+    along, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
     return [(*x[:along], piece, *x[along + 1 :]) for piece in cut(x[along], sizes)]
 
 
@@ -57,7 +57,8 @@ def _slice(equation: Equation, x: Axes) -> list[Axes]:
 def _pad(equation: Equation, x: Axes, value: Axes) -> list[Axes]:
     """Padding is one scalar: a wild segment."""
     axes: list[Axis] = []
-    for dim, (low, high, interior) in enumerate(equation.params["padding_config"]):
+    for dim, config in enumerate(equation.params["padding_config"]):
+        low, high, interior = map(int, config)
         if min(low, high) < 0 or interior:
             axes.append(freeze_dims(equation, x, [dim])[dim])
         else:

@@ -1,0 +1,83 @@
+"""Along what a group's permutation may vary: heads, scanned layers, the groups of a GroupNorm.
+
+A group's permutation may differ from position to position of another axis where every tensor that
+carries the group carries that axis too, once, and nothing mixes positions along it while the group
+remains. The walk recorded what every tensor carries, and for products and look-ups what stays
+aligned while positions are mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from dimat_jax.symmetries.axes import Atom, Axes, Segment, Sum, atoms, resolve
+
+
+def outer_atoms(carried: Iterable[Axes], order: Mapping[Atom, int]) -> dict[Atom, list[Atom]]:
+    """For each free atom the atoms along which its permutation may vary, outermost first.
+
+    Args:
+      carried: the axes of every tensor.
+      order: the atoms that stand on leaves, free or frozen, in the order of reading. Of two atoms
+        that could each vary along the other, the later one does.
+
+    Returns:
+      Free atom → atoms. What these vary along themselves is among them and stands before them.
+    """
+    outer: dict[Atom, set[Atom]] = {}
+    for axes in carried:
+        for atom, company in _occurrences(axes):
+            if atom in order and not atom.frozen and atom.size > 1:
+                known = outer.get(atom)
+                outer[atom] = company if known is None else known & company
+    for atom, company in outer.items():
+        company &= {o for o in order if o.size > 1 and o is not atom}
+    for atom, company in outer.items():
+        company -= {o for o in company if atom in outer.get(o, ()) and order[atom] < order[o]}
+    while _drop_one_not_transitive(outer):
+        pass
+
+    def rank(atom: Atom) -> tuple[int, int]:
+        return len(outer.get(atom, ())), order[atom]
+
+    return {atom: sorted(company, key=rank) for atom, company in outer.items()}
+
+
+def _drop_one_not_transitive(outer: dict[Atom, set[Atom]]) -> bool:
+    """What varies along an atom must vary along all that the atom varies along."""
+    for company in outer.values():
+        for o in company:
+            if not outer.get(o, set()) <= company:
+                company.remove(o)
+                return True
+    return False
+
+
+def _occurrences(axes: Axes) -> Iterator[tuple[Atom, set[Atom]]]:
+    """Each atom on a tensor, with the atoms that stand beside it exactly once."""
+    resolved = [resolve(axis) for axis in axes]
+    everything = [list(atoms(axis)) for axis in resolved]
+    certain = [_direct(axis[0]) if len(axis) == 1 else [] for axis in resolved]
+    for i, axis in enumerate(resolved):
+        others = [atom for j, found in enumerate(everything) if j != i for atom in found]
+        beside = [atom for j, found in enumerate(certain) if j != i for atom in found]
+        for segment in axis:
+            yield from _in_segment(segment, beside, others)
+
+
+def _in_segment(
+    segment: Segment, beside: list[Atom], others: list[Atom]
+) -> Iterator[tuple[Atom, set[Atom]]]:
+    direct = _direct(segment)
+    for atom in direct:
+        count = [*others, *atoms((segment,))].count
+        yield atom, {o for o in (*beside, *direct) if count(o) == 1 and o is not atom}
+    for i, factor in enumerate(segment):
+        if isinstance(factor, Sum):
+            rest = list(atoms((segment[:i] + segment[i + 1 :],)))
+            for part in factor.segments:
+                yield from _in_segment(part, [*beside, *direct], [*others, *rest])
+
+
+def _direct(segment: Segment) -> list[Atom]:
+    return [factor for factor in segment if isinstance(factor, Atom)]

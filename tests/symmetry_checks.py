@@ -1,0 +1,54 @@
+"""What the tests of symmetries share: random variables, and a check of what was found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dimat_jax.symmetries import Permutations, find_symmetries, permute
+
+
+def normal(seed, **shapes):
+    """A dict of normal arrays, float64 where that is enabled."""
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def shapes(symmetries):
+    """The shape of each group's permutation, ``(*outer, size)``, in the groups' order."""
+    known = {name: group.size for name, group in symmetries.groups.items()}
+    known |= symmetries.positions
+    return {
+        name: (*(known[outer] for outer in group.outer), group.size)
+        for name, group in symmetries.groups.items()
+    }
+
+
+def sizes(symmetries):
+    """The groups as a sorted list of ``size``, or ``(*outer, size)`` for those that vary."""
+    found = [shape if len(shape) > 1 else shape[0] for shape in shapes(symmetries).values()]
+    return sorted(found, key=str)
+
+
+def random(symmetries, seed):
+    """Random permutations of all groups, drawn by NumPy."""
+    rng = np.random.default_rng(seed)
+    drawn = {
+        name: rng.permuted(np.broadcast_to(np.arange(shape[-1]), shape), axis=-1)
+        for name, shape in shapes(symmetries).items()
+    }
+    return Permutations(drawn, {name: group.outer for name, group in symmetries.groups.items()})
+
+
+def assert_symmetric(function, variables, *inputs, tolerance=1e-10):
+    """Finds the groups; random permutations of all at once must leave the output as it is."""
+    symmetries = find_symmetries(function, variables, *inputs)
+
+    @jax.jit
+    def both(variables, permutations, *inputs):
+        permuted = permute(symmetries, permutations, variables)
+        return function(variables, *inputs), function(permuted, *inputs)
+
+    before, after = both(variables, random(symmetries, 0), *inputs)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(y, x, rtol=0, atol=tolerance * float(np.abs(x).max()))
+    return symmetries
