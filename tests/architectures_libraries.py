@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from architectures_helpers import convolve, dense, images, max_pool, normal, weights
 from flax import linen as nn
@@ -171,7 +172,7 @@ def batch_norm():
 def linen_lstm():
     """One group: Linen's optimised cell concatenates the gates' kernels itself."""
     x = normal(2, 4, 5)
-    cell = nn.OptimizedLSTMCell(7, param_dtype=x.dtype)
+    cell = nn.OptimizedLSTMCell(7, param_dtype=jnp.result_type(float))
     function, variables = _linen(nn.RNN(cell), x)
     outer = {"rnn": variables, "head": normal(7, 3)}
     return lambda v, x: function(v["rnn"], x)[:, -1] @ v["head"], outer, (x,)
@@ -184,7 +185,8 @@ def linen_attention():
     outer = {"attention": variables, "stem": normal(7, 6), "head": normal(6, 2)}
 
     def function(v, x):
-        return attention(v["attention"], x @ v["stem"]) @ v["head"]
+        h = x @ v["stem"]
+        return (h + attention(v["attention"], h)) @ v["head"]
 
     return function, outer, (normal(2, 5, 7),)
 
