@@ -1,25 +1,37 @@
 """The merge round of a population: gather, match, assign, permute and mix, recompute statistics.
 
-Neighbours are handled slot by slot: slot s holds one neighbour of every agent, so that memory is
-O(agents × parameters) whatever the graph, and nothing is compiled anew for another graph.
+Neighbours are handled by slots: slot s holds one neighbour of every agent. A few slots at a time,
+so that memory is O(agents × parameters) whatever the graph.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, UInt8
 
 from dimat_jax.matching import assign, combine_moments, cross_moments, scores
 from dimat_jax.merging import add_weighted, scale
-from dimat_jax.population import AGENTS, REPLICATED, Execution, Update, map_agents, repeat, spread
+from dimat_jax.population import (
+    AGENTS,
+    REPLICATED,
+    Execution,
+    Update,
+    map_agents,
+    repeat,
+    spread,
+    zeros,
+)
 from dimat_jax.statistics import StatisticsSum, mean_statistics, statistics_update
 from dimat_jax.symmetries import Symmetries, permute, read_sites
 from dimat_jax.timing import Stopwatch, compiled
 from dimat_jax.types import Model, Permutations, Prepare, Variables
+
+COUNTER = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 class Batches(NamedTuple):
@@ -40,8 +52,8 @@ class Merger(NamedTuple):
     Attributes:
       symmetries: the model's permutation groups.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
-      align: ``(target, source, batches) -> permutations``: for each agent those that bring
-        ``source`` into the frame of ``target``, by their activations on its batches.
+      align: ``(target, sources, batches) -> permutations``, one a source: for each agent those that
+        bring it into the frame of ``target``, by their activations on the agent's batches.
       permute: ``(permutations, variables) -> variables``.
       scale: ``(variables, weights [agents]) -> weights * variables``.
       mix: ``(total, weights [agents], variables) -> total + weights * variables``.
@@ -50,7 +62,7 @@ class Merger(NamedTuple):
 
     symmetries: Symmetries
     gather: Callable[[Variables, Any], Variables]
-    align: Callable[[Variables, Variables, Batches], Permutations]
+    align: Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]
     permute: Callable[[Permutations, Variables], Variables]
     scale: Callable[[Variables, Any], Variables]
     mix: Callable[[Variables, Any, Variables], Variables]
@@ -61,7 +73,7 @@ class MatchState(NamedTuple):
     """What matching adds up; stacked with a leading ``agents`` axis.
 
     Attributes:
-      moments: of the two networks' units, by read site.
+      moments: of the target's units with those of each source, by read site.
       batch: the next batch, int32. shape=()
     """
 
@@ -72,16 +84,20 @@ class MatchState(NamedTuple):
 def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
     """Adds the moments of one batch to one agent's `MatchState`.
 
-    The operands are the variables of target and source and the rows of the batches
+    The operands are the variables of the target, those of each source, and the rows of the batches
     ``[batches, batch]``; the resident arrays are the images on the agent's device.
     """
     read = read_sites(symmetries, model)
 
     def update(state: MatchState, operands: Any, images: Any) -> MatchState:
-        target, source, rows = operands
+        target, sources, rows = operands
         x = normalise(images[rows[state.batch]])
-        moments = cross_moments(symmetries, read(target, x), read(source, x))
-        return MatchState(combine_moments(state.moments, moments), state.batch + 1)
+        activations = read(target, x)
+        moments = [
+            combine_moments(before, cross_moments(symmetries, activations, read(source, x)))
+            for before, source in zip(state.moments, sources, strict=True)
+        ]
+        return MatchState(moments, state.batch + 1)
 
     return update
 
@@ -107,46 +123,14 @@ def make_merger(
       own_images: whether each agent matches on its own images (which lie on its device) or all on
         the same ones (which lie on every device).
     """
-    of_agents = NamedSharding(execution.mesh, AGENTS)
-    activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
-    moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
-
-    def zeros(shapes: Any) -> Callable[[], Any]:
-        def make():
-            return jax.tree.map(lambda s: jnp.zeros((execution.agents, *s.shape), s.dtype), shapes)
-
-        return compiled(jax.jit(make, out_shardings=of_agents), stopwatch)
-
-    def take(tree: Any, rows: Any) -> Any:
-        return jax.tree.map(lambda x: x[rows], tree)
-
-    counter = jax.ShapeDtypeStruct((), jnp.int32)
-    no_moments = zeros(MatchState(moments, counter))
-    no_statistics = zeros(StatisticsSum(abstract[0].get("batch_stats", {}), counter))
     resident = AGENTS if own_images else REPLICATED
     matching = repeat(execution, match_update(symmetries, model, normalise), stopwatch, resident)
     summing = repeat(execution, statistics_update(model, normalise), stopwatch, AGENTS)
-    scoring = map_agents(execution, scores, stopwatch)
-    averaging = map_agents(execution, mean_statistics, stopwatch)
+    of_agents = NamedSharding(execution.mesh, AGENTS)
     gathering = compiled(jax.jit(take, out_shardings=of_agents), stopwatch)
     permuting = map_agents(execution, functools.partial(permute, symmetries), stopwatch)
     adding = map_agents(execution, add_weighted, stopwatch, donate=0)
     scaling = map_agents(execution, scale, stopwatch)
-
-    def align(target: Variables, source: Variables, batches: Batches) -> Permutations:
-        with stopwatch.measure("match"):
-            operands = target, source, batches.rows
-            state = matching(no_moments(), operands, batches.images, batches.rows.shape[1])
-            table = jax.device_get(scoring(state.moments))
-        with stopwatch.measure("assign"):
-            return spread(execution, assign(symmetries, table))
-
-    def recompute(variables: Variables, batches: Batches) -> Variables:
-        if "batch_stats" not in variables:
-            return variables
-        operands = variables, batches.rows
-        total = summing(no_statistics(), operands, batches.images, batches.rows.shape[1])
-        return {**variables, "batch_stats": averaging(total)}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args):
@@ -158,9 +142,62 @@ def make_merger(
     return Merger(
         symmetries=symmetries,
         gather=timed("mix", gathering),
-        align=align,
+        align=make_align(execution, model, symmetries, abstract, matching, stopwatch),
         permute=timed("mix", permuting),
         scale=timed("mix", lambda v, w: scaling(v, spread(execution, w))),
         mix=timed("mix", lambda total, w, v: adding(total, spread(execution, w), v)),
-        recompute=timed("statistics", recompute),
+        recompute=timed("statistics", make_recompute(execution, abstract[0], summing, stopwatch)),
     )
+
+
+def make_align(
+    execution: Execution,
+    model: Model,
+    symmetries: Symmetries,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    matching: Callable[..., MatchState],
+    stopwatch: Stopwatch,
+) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
+    """Builds `Merger.align` on ``matching``, the lifted `match_update`."""
+    activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
+    moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
+    scoring = map_agents(execution, scores, stopwatch)
+
+    def align(
+        target: Variables, sources: Sequence[Variables], batches: Batches
+    ) -> list[Permutations]:
+        with stopwatch.measure("match"):
+            nothing = MatchState([moments] * len(sources), COUNTER)
+            operands = target, tuple(sources), batches.rows
+            times = batches.rows.shape[1]
+            state = matching(zeros(execution, nothing), operands, batches.images, times)
+            tables = jax.device_get([scoring(moments) for moments in state.moments])
+        with stopwatch.measure("assign"):
+            return [spread(execution, assign(symmetries, table)) for table in tables]
+
+    return align
+
+
+def make_recompute(
+    execution: Execution,
+    abstract: Variables,
+    summing: Callable[..., StatisticsSum],
+    stopwatch: Stopwatch,
+) -> Callable[[Variables, Batches], Variables]:
+    """Builds `Merger.recompute` on ``summing``, the lifted `statistics_update`."""
+    if "batch_stats" not in abstract:
+        return lambda variables, batches: variables
+    averaging = map_agents(execution, mean_statistics, stopwatch)
+    nothing = StatisticsSum(abstract["batch_stats"], COUNTER)
+
+    def recompute(variables: Variables, batches: Batches) -> Variables:
+        operands, times = (variables, batches.rows), batches.rows.shape[1]
+        total = summing(zeros(execution, nothing), operands, batches.images, times)
+        return {**variables, "batch_stats": averaging(total)}
+
+    return recompute
+
+
+def take(tree: Any, rows: Int[Array | np.ndarray, "agents"]) -> Any:
+    """Rows of every leaf's first axis."""
+    return jax.tree.map(lambda x: x[rows], tree)

@@ -134,6 +134,16 @@ def replicate(execution: Execution, tree: PyTree) -> PyTree:
     return jax.device_put(tree, NamedSharding(execution.mesh, REPLICATED))
 
 
+def zeros(execution: Execution, shapes: PyTree) -> PyTree:
+    """Zeros for every agent, ``[agents, ...]``, of the shapes and dtypes of one agent's pytree."""
+    sharding = NamedSharding(execution.mesh, AGENTS)
+
+    def make(x: jax.ShapeDtypeStruct):
+        return jnp.zeros((execution.agents, *x.shape), x.dtype, device=sharding)
+
+    return jax.tree.map(make, shapes)
+
+
 def map_agents(
     execution: Execution,
     function: Callable[..., PyTree],

@@ -1,6 +1,6 @@
 """What a method is: pure functions, chosen by name, that all see the same data and weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +43,9 @@ class Merged(NamedTuple):
     permutations: list[Permutations]
 
 
-Align = Callable[[Merger, Variables, Variables, Batches], Permutations]
-"""``(merger, target, source, batches) -> permutations`` that bring ``source`` into the frame of
-``target``, for every agent at once."""
+Align = Callable[[Merger, Variables, Sequence[Variables], Batches], list[Permutations]]
+"""``(merger, target, sources, batches) -> permutations`` that bring each source into the frame of
+``target``, for every agent at once; an empty list leaves them as they are."""
 
 
 class Algorithm(NamedTuple):
