@@ -14,7 +14,7 @@ backend at hand:
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,11 @@ REPLICATED = PartitionSpec()
 MOST_CPU_DEVICES = 64
 
 PyTree = Any
+
+Update = Callable[[PyTree, PyTree, PyTree], PyTree]
+"""What one agent does in one step: ``update(carry, operands, resident) -> carry``. ``carry`` is the
+agent's own state, which the step replaces; ``operands`` are the agent's own, read only;
+``resident`` is what lies on the agent's device, shared by the agents there, read only."""
 
 
 class Execution(NamedTuple):
@@ -47,18 +52,6 @@ class Execution(NamedTuple):
     def agents(self) -> int:
         """Number of agents."""
         return self.mesh.size * self.lanes
-
-
-class Update(Protocol):
-    """What one agent does in one step.
-
-    Args:
-      carry: the agent's own state, which the step replaces.
-      operands: the agent's own, read only.
-      resident: what lies on the agent's device, shared by the agents there, read only.
-    """
-
-    def __call__(self, carry: PyTree, operands: PyTree, resident: PyTree) -> PyTree: ...  # noqa: D102
 
 
 def virtual_devices(agents: int, cores: int | None = None) -> int:

@@ -68,7 +68,7 @@ def run_and_report(config: Config) -> "Result":
 
     console = Console()
     folder = config.out or default_folder(config)
-    with show_progress(console) as listener:
+    with show_progress(console) as shown:
 
         def on_start(setup: "Setup") -> None:
             open_folder(folder, setup)
@@ -76,9 +76,9 @@ def run_and_report(config: Config) -> "Result":
 
         def on_row(row: metrics.Row) -> None:
             metrics.append_row(folder / METRICS_FILE, row)
-            listener.on_row(row)
+            shown.on_row(row)
 
-        observer = simulation.Observer(on_start, listener.on_phase, on_row)
+        observer = shown._replace(on_start=on_start, on_row=on_row)
         result = simulation.simulate(config, observer=observer)
     report(console, folder, result)
     return result
@@ -148,14 +148,21 @@ def print_banner(console: "Console", folder: pathlib.Path, setup: "Setup") -> No
 
 def report(console: "Console", folder: pathlib.Path, result: "Result") -> None:
     """Shows the tables, and writes them, ``summary.json`` and ``accuracy.png`` into the folder."""
+    import numpy as np
+
     from dimat_jax.report.folder import write_report
-    from dimat_jax.report.summary import headline
+    from dimat_jax.report.summary import final_line, headline
     from dimat_jax.report.tables import accuracy_table, cost_table, show
 
     config, name = result.setup.config, result.setup.dataset.name
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
-    summary = write_report(folder, result.history, name, plain(config), subtitle)
+    all_tests = {
+        method: np.stack([result.finals[method, seed].test_accuracy for seed in config.seeds])
+        for method in config.methods
+    }
+    summary = write_report(folder, result.history, name, plain(config), all_tests, subtitle)
     for table in (accuracy_table(result.history), cost_table(result.history)):
         show(table, console)
-    console.print(headline(summary), highlight=False)
+    for line in (headline(summary), final_line(summary)):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Written to {folder}", highlight=False)

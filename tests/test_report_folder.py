@@ -10,7 +10,7 @@ from dimat_jax.report.folder import write_report
 
 def test_the_folder_gets_summary_tables_and_picture(tmp_path):
     config = {"agents": 4, "out": pathlib.Path("runs/x")}
-    summary = write_report(tmp_path, run(), "shapes (synthetic)", config, "convnet, ring")
+    summary = write_report(tmp_path, run(), "shapes (synthetic)", config, {}, "convnet, ring")
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["dataset"] == "shapes (synthetic)"
     assert written["accuracy"] == summary["accuracy"]

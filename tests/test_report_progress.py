@@ -6,7 +6,7 @@ import pytest
 from report_rows import row, run
 from rich.console import Console
 
-from dimat_jax.report.progress import SILENT, describe, show_progress
+from dimat_jax.report.progress import describe, show_progress
 
 
 def test_a_row_as_a_line():
@@ -19,9 +19,9 @@ def test_a_row_as_a_line():
 
 def test_plain_lines_off_a_terminal():
     file = io.StringIO()
-    with show_progress(Console(file=file, force_terminal=False)) as listener:
-        listener.on_phase("seed 0, pretrain, epoch 1 of 2", 0.25)
-        listener.on_row(row("pretrain", 0, 0, 1, "pretrain", [0.5]))
+    with show_progress(Console(file=file, force_terminal=False)) as observer:
+        observer.on_phase("seed 0, pretrain, epoch 1 of 2", 0.25)
+        observer.on_row(row("pretrain", 0, 0, 1, "pretrain", [0.5]))
     first, second = file.getvalue().splitlines()
     assert first.endswith("s]  25 %  seed 0, pretrain, epoch 1 of 2")
     assert second.endswith("s] seed 0, pretrain, epoch 1: accuracy 50.0 ± 0.0 %")
@@ -30,9 +30,9 @@ def test_plain_lines_off_a_terminal():
 
 def test_a_bar_with_rows_above_it_on_a_terminal():
     file = io.StringIO()
-    with show_progress(Console(file=file, force_terminal=True, width=120)) as listener:
-        listener.on_phase("seed 0, dimat, round 1, merge", 0.5)
-        listener.on_row(row("dimat", 0, 1, 3, "merge", [0.5]))
+    with show_progress(Console(file=file, force_terminal=True, width=120)) as observer:
+        observer.on_phase("seed 0, dimat, round 1, merge", 0.5)
+        observer.on_row(row("dimat", 0, 1, 3, "merge", [0.5]))
     assert "seed 0, dimat, round 1, after merge: accuracy 50.0 ± 0.0 %" in file.getvalue()
     assert "50%" in file.getvalue()
     assert "seed 0, dimat, round 1, merge" in file.getvalue()
@@ -43,9 +43,3 @@ def test_errors_go_through(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal)
     with pytest.raises(ValueError, match="boom"), show_progress(console):
         raise ValueError("boom")
-
-
-def test_silence(capsys):
-    SILENT.on_phase("x", 0.0)
-    SILENT.on_row(run()[0])
-    assert capsys.readouterr() == ("", "")

@@ -12,9 +12,11 @@ from report_rows import row, run
 
 from dimat_jax.report import summary
 
+ALL_TESTS = {"dimat": np.array([[0.5, 0.7]]), "wa": np.array([[0.25, 0.25]])}
+
 
 def test_accuracies_and_leads():
-    found = summary.summarize(run(), "digits", {"agents": 4})
+    found = summary.summarize(run(), "digits", {"agents": 4}, ALL_TESTS)
     spread = np.concatenate([np.arange(4) * 0.01 + seed * 0.02 for seed in (0, 1)])
     assert found["pretrained"]["mean"] == pytest.approx(0.4 + spread.mean())
     assert found["accuracy"]["wa"]["first_merge"]["mean"] == pytest.approx(0.17 + spread.mean())
@@ -35,17 +37,17 @@ def test_leads_are_paired_by_seed():
         row("a", 1, 1, 1, "train", [0.6]),
         row("b", 1, 1, 1, "train", [0.5]),
     ]
-    assert summary.summarize(rows, "d", {})["lead"]["over"]["b"] == {
+    assert summary.summarize(rows, "d", {}, {})["lead"]["over"]["b"] == {
         "final": {"mean": pytest.approx(0.1), "std": 0.0}
     }
 
 
 def test_headline_says_who_leads_by_how_much():
-    found = summary.summarize(run(), "digits", {})
+    found = summary.summarize(run(), "digits", {}, ALL_TESTS)
     assert summary.headline(found) == (
         "dimat against wa: +25.0 points after the first merge, +0.0 points at the end."
     )
-    alone = summary.summarize(run(rounds=0), "digits", {})
+    alone = summary.summarize(run(rounds=0), "digits", {}, ALL_TESTS)
     assert alone["lead"] is None and summary.headline(alone) == ""
 
 
@@ -73,3 +75,10 @@ def test_the_commit_of_another_repository_is_not_taken(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     monkeypatch.setattr(summary, "PACKAGE", package)
     assert summary.commit() is None
+
+
+def test_all_test_images_at_the_end():
+    found = summary.summarize(run(), "digits", {}, ALL_TESTS)
+    assert found["all_tests"]["dimat"] == {"mean": pytest.approx(0.6), "std": pytest.approx(0.1)}
+    line = summary.final_line(found)
+    assert line == "On all test images at the end: dimat 60.0 ± 10.0 %, wa 25.0 ± 0.0 %."

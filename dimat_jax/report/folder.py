@@ -5,6 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from dimat_jax.metrics import Row, finite
 from dimat_jax.report.figures import accuracy_figure
 from dimat_jax.report.summary import summarize
@@ -16,6 +19,7 @@ def write_report(
     rows: Sequence[Row],
     dataset: str,
     config: Mapping[str, Any],
+    all_tests: Mapping[str, Float[np.ndarray, "seeds agents"]],
     subtitle: str = "",
 ) -> dict[str, Any]:
     """Writes ``summary.json``, ``tables.md`` and ``accuracy.png``.
@@ -25,12 +29,13 @@ def write_report(
       rows: all rows of the run, at least one.
       dataset: the display name of the data set actually used.
       config: the configuration as plain values.
+      all_tests: for each method the agents' accuracies at the end, on all test images.
       subtitle: what was run, under the title of the picture.
 
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    summary = summarize(rows, dataset, config)
+    summary = summarize(rows, dataset, config, all_tests)
     text = json.dumps(finite(summary), indent=2, allow_nan=False, default=str)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     tables = [accuracy_table(rows), cost_table(rows)]

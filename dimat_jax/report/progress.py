@@ -2,30 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dimat_jax.metrics import Row
-
-
-class Listener(NamedTuple):
-    """What a run calls as it goes.
-
-    Attributes:
-      on_phase: ``on_phase(label, done)`` when something begins or goes on: ``seed 0, pretrain,
-        epoch 3 of 8``, and the share of the whole run that is done, 0 to 1.
-      on_row: ``on_row(row)`` for every row of metrics.
-    """
-
-    on_phase: Callable[[str, float], None]
-    on_row: Callable[[Row], None]
-
-
-SILENT = Listener(lambda label, done: None, lambda row: None)
-"""Says nothing."""
+from dimat_jax.simulation import Observer
 
 
 def describe(row: Row) -> str:
@@ -41,21 +24,21 @@ def describe(row: Row) -> str:
 
 
 @contextlib.contextmanager
-def show_progress(console: Console) -> Iterator[Listener]:
+def show_progress(console: Console) -> Iterator[Observer]:
     """Shows phase, epoch, images/s, accuracy and time left while the block runs.
 
     Args:
       console: where to; a bar if it is a terminal, a line for each phase and row otherwise.
 
     Yields:
-      The listener to hand to the run.
+      The observer to hand to the run.
     """
-    with bar(console) if console.is_terminal else lines(console) as listener:
-        yield listener
+    with bar(console) if console.is_terminal else lines(console) as observer:
+        yield observer
 
 
 @contextlib.contextmanager
-def bar(console: Console) -> Iterator[Listener]:
+def bar(console: Console) -> Iterator[Observer]:
     """A bar with the phase and the time left; rows are printed above it."""
     columns = (
         TextColumn("{task.description}"),
@@ -66,14 +49,14 @@ def bar(console: Console) -> Iterator[Listener]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=1.0)
-        yield Listener(
-            lambda label, done: progress.update(task, description=label, completed=done),
-            lambda row: progress.console.print(describe(row), highlight=False),
+        yield Observer(
+            on_phase=lambda label, done: progress.update(task, description=label, completed=done),
+            on_row=lambda row: progress.console.print(describe(row), highlight=False),
         )
 
 
 @contextlib.contextmanager
-def lines(console: Console) -> Iterator[Listener]:
+def lines(console: Console) -> Iterator[Observer]:
     """A line for each phase and each row, with the seconds since the start."""
     start = time.monotonic()
 
@@ -81,6 +64,7 @@ def lines(console: Console) -> Iterator[Listener]:
         console.file.write(f"[{time.monotonic() - start:7.1f} s] {text}\n")
         console.file.flush()
 
-    yield Listener(
-        lambda label, done: say(f"{100 * done:3.0f} %  {label}"), lambda row: say(describe(row))
+    yield Observer(
+        on_phase=lambda label, done: say(f"{100 * done:3.0f} %  {label}"),
+        on_row=lambda row: say(describe(row)),
     )

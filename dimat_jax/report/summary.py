@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dimat_jax.metrics import PRETRAINING, Row, accuracies, last_rows, methods_of
 
@@ -15,13 +16,19 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 LIBRARIES = ("dimat_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
-def summarize(rows: Sequence[Row], dataset: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[Row],
+    dataset: str,
+    config: Mapping[str, Any],
+    all_tests: Mapping[str, Float[np.ndarray, "seeds agents"]],
+) -> dict[str, Any]:
     """Sums up a run for ``summary.json``.
 
     Args:
       rows: all rows, at least one.
       dataset: the display name of the data set actually used.
       config: the configuration as plain values.
+      all_tests: for each method the agents' accuracies at the end, on all test images.
 
     Returns:
       ``dataset``, ``config``, ``versions``, ``commit``. ``pretrained``: ``mean`` and ``std`` of the
@@ -42,6 +49,10 @@ def summarize(rows: Sequence[Row], dataset: str, config: Mapping[str, Any]) -> d
         "accuracy": {
             method: {name: spread(by_seed) for name, by_seed in found.items()}
             for method, found in milestones.items()
+        },
+        "all_tests": {
+            method: {"mean": float(values.mean()), "std": float(values.std())}
+            for method, values in all_tests.items()
         },
         "lead": leads(milestones),
         "bytes_sent": {
@@ -106,6 +117,15 @@ def headline(summary: Mapping[str, Any]) -> str:
         + "."
         for other, found in summary["lead"]["over"].items()
     )
+
+
+def final_line(summary: Mapping[str, Any]) -> str:
+    """Each method's accuracy at the end, on all test images."""
+    parts = (
+        f"{method} {100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
+        for method, found in summary["all_tests"].items()
+    )
+    return f"On all test images at the end: {', '.join(parts)}."
 
 
 def versions() -> dict[str, str | None]:
