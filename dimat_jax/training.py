@@ -69,7 +69,8 @@ def init_population(
     dtype = jnp.result_type(float)
     image = jnp.zeros((1, *image_shape), dtype)
 
-    def init_one(init_key: Key, step_key: Key) -> AgentState:
+    def init_one(keys: tuple[Key, Key]) -> AgentState:
+        init_key, step_key = keys
         variables = jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
             model.init(init_key, image),
@@ -86,7 +87,12 @@ def init_population(
     init_keys = jax.random.split(init_key, agents)
     if same:
         init_keys = jnp.broadcast_to(init_keys[0], (agents,))
-    return jax.jit(jax.vmap(init_one))(init_keys, jax.random.split(step_key, agents))
+    keys = init_keys, jax.random.split(step_key, agents)
+    # Compiling the random generators of every leaf is all the work there is: a loop over agents
+    # halves it, and on CPU code that need not be fast takes a fifth of the rest.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    population = jax.jit(lambda keys: jax.lax.map(init_one, keys), compiler_options=options)
+    return population(keys)
 
 
 @functools.partial(jax.jit, static_argnames=("agents", "examples", "steps", "batch_size", "lanes"))
