@@ -109,7 +109,7 @@ def make_engine(setup: Setup) -> Engine:
             execution.agents,
             shards.examples,
             shards.steps,
-            config.batch_size,
+            setup.batch_size,
             execution.lanes,
         )
         resident = shards.images, shards.labels
@@ -145,11 +145,11 @@ def make_schedule(setup: Setup) -> optax.Schedule:
     """Step → learning rate, over the whole run, pretraining included."""
     config = setup.config
     if config.schedule == "constant":
-        return optax.constant_schedule(config.learning_rate)
-    before, after = (examples // config.batch_size for examples in setup.epoch_examples)
+        return optax.constant_schedule(setup.learning_rate)
+    before, after = (examples // setup.batch_size for examples in setup.epoch_examples)
     epochs = config.rounds * config.epochs_per_round
     steps = config.pretrain_epochs * before + epochs * after
-    return optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
+    return optax.cosine_decay_schedule(setup.learning_rate, max(1, steps))
 
 
 def some_tests(dataset: Dataset, number: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -165,9 +165,10 @@ def place_shards(setup: Setup, seed: int, part: int) -> Shards:
     """Puts the agents' examples on their devices, for pretraining (0) or the rounds (1)."""
     rows = setup.shards[seed][part]
     images = setup.dataset.train_images[rows.reshape(-1)]
-    labels = setup.dataset.train_labels[rows.reshape(-1)].astype(np.int32)
-    steps = setup.epoch_examples[part] // setup.config.batch_size
-    return Shards(*spread(setup.execution, (images, labels)), rows.shape[1], steps)
+    labels = setup.dataset.train_labels[rows.reshape(-1)]
+    steps = setup.epoch_examples[part] // setup.batch_size
+    images, labels = spread(setup.execution, (images, labels))
+    return Shards(images, labels, rows.shape[1], steps)
 
 
 def consensus_distance(variables: Variables) -> Float[Array, ""]:

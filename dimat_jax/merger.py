@@ -167,10 +167,10 @@ def make_align(
         target: Variables, sources: Sequence[Variables], batches: Batches
     ) -> list[Permutations]:
         with stopwatch.measure("match"):
-            nothing = MatchState([moments] * len(sources), COUNTER)
+            nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
             operands = target, tuple(sources), batches.rows
             times = batches.rows.shape[1]
-            state = matching(zeros(execution, nothing), operands, batches.images, times)
+            state = matching(nothing, operands, batches.images, times)
             tables = jax.device_get([scoring(moments) for moments in state.moments])
         with stopwatch.measure("assign"):
             return [spread(execution, assign(symmetries, table)) for table in tables]
@@ -188,11 +188,11 @@ def make_recompute(
     if "batch_stats" not in abstract:
         return lambda variables, batches: variables
     averaging = map_agents(execution, mean_statistics, stopwatch)
-    nothing = StatisticsSum(abstract["batch_stats"], COUNTER)
 
     def recompute(variables: Variables, batches: Batches) -> Variables:
         operands, times = (variables, batches.rows), batches.rows.shape[1]
-        total = summing(zeros(execution, nothing), operands, batches.images, times)
+        nothing = StatisticsSum(*zeros(execution, (abstract["batch_stats"], COUNTER)))
+        total = summing(nothing, operands, batches.images, times)
         return {**variables, "batch_stats": averaging(total)}
 
     return recompute

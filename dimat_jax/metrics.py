@@ -13,6 +13,9 @@ PRETRAINING = "pretrain"
 """The ``method`` of the shared pretraining, which runs once a seed."""
 
 
+Phase = Literal["pretrain", "merge", "train"]
+
+
 class Row(TypedDict):
     """One measurement of all agents.
 
@@ -27,7 +30,7 @@ class Row(TypedDict):
     """0 in pretraining, then counted from 1."""
     epoch: int
     """Epochs trained since the start, pretraining included."""
-    phase: Literal["pretrain", "merge", "train"]
+    phase: Phase
     """What has just ended."""
     test_accuracy: float
     """Mean over agents, 0 to 1."""

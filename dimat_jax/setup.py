@@ -44,6 +44,8 @@ class Setup(NamedTuple):
 
     Attributes:
       config: with every default filled in.
+      batch_size: images in an agent's batch.
+      learning_rate: of the local optimizer.
       dataset: the data set actually used.
       model: the model of all agents.
       abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
@@ -57,6 +59,8 @@ class Setup(NamedTuple):
     """
 
     config: Config
+    batch_size: int
+    learning_rate: float
     dataset: Dataset
     model: Model
     abstract: tuple[Variables, jax.ShapeDtypeStruct]
@@ -92,15 +96,15 @@ def prepare(
         choose("model", config.model, models.FACTORIES)
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
     divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
-    epoch_examples = tuple(
-        min(sum(map(len, shards[part])) // config.agents for shards in divided.values())
-        for part in (0, 1)
-    )
-    config = fill_in(config, min(epoch_examples))
+    epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
+    batch_size = choose_batch_size(config, min(epoch_examples))
+    learning_rate = choose_learning_rate(config, batch_size)
     model = model or make_model(config, dataset)
     abstract = abstract_inputs(model, dataset)
     return Setup(
-        config=config,
+        config=dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
         dataset=dataset,
         model=model,
         abstract=abstract,
@@ -110,7 +114,10 @@ def prepare(
         execution=choose_execution(
             config.agents, has_convolutions(model.apply, *abstract), config.devices
         ),
-        shards={s: tuple(map(partition.stack, parts)) for s, parts in divided.items()},
+        shards={
+            seed: (partition.stack(before), partition.stack(after))
+            for seed, (before, after) in divided.items()
+        },
         epoch_examples=epoch_examples,
     )
 
@@ -164,14 +171,20 @@ def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
     function = partition.PARTITIONS[config.partition]
     shards = function(dataset.train_labels, config.agents, key, **options)
     before, after = shards if isinstance(shards, tuple) else (shards, shards)
-    return tuple([s[: config.examples_per_agent] for s in part] for part in (before, after))
+    most = config.examples_per_agent
+    return [s[:most] for s in before], [s[:most] for s in after]
 
 
-def fill_in(config: Config, examples: int) -> Config:
-    """Fills in the defaults that depend on other options or on the number of examples an agent.
+def mean_share(divided: dict[int, tuple[list, list]], part: int) -> int:
+    """Examples of an agent in the mean, of the seed where they are fewest."""
+    return min(sum(map(len, parts[part])) // len(parts[part]) for parts in divided.values())
+
+
+def choose_batch_size(config: Config, examples: int) -> int:
+    """The batch size asked for, or one that leaves an epoch enough steps.
 
     Raises:
-      ValueError: if a batch is larger than an agent's share.
+      ValueError: if it is larger than an agent's share.
     """
     batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_AN_EPOCH))
     if batch_size > examples:
@@ -179,11 +192,17 @@ def fill_in(config: Config, examples: int) -> Config:
             f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "
             f"{examples}."
         )
-    # Smaller batches, smaller steps: in proportion (Goyal et al. 2017), but for Adam's, which are
-    # of one size whatever the gradients'.
+    return batch_size
+
+
+def choose_learning_rate(config: Config, batch_size: int) -> float:
+    """The learning rate asked for, or the optimizer's own.
+
+    Smaller batches take smaller steps, in proportion (Goyal et al. 2017), but for Adam's, which are
+    of one size whatever the gradients'.
+    """
     share = 1.0 if config.optimizer == "adam" else batch_size / BATCH_SIZE
-    learning_rate = config.learning_rate or share * LEARNING_RATES[config.optimizer]
-    return dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate)
+    return config.learning_rate or share * LEARNING_RATES[config.optimizer]
 
 
 def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:

@@ -14,7 +14,7 @@ from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.engine import Engine, Shards, make_engine, place_shards
 from dimat_jax.merger import Batches
-from dimat_jax.metrics import Row
+from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.population import prepare_devices, replicate, spread
 from dimat_jax.setup import Keys, Setup, prepare, seed_keys
 from dimat_jax.symmetries import Symmetries
@@ -138,8 +138,8 @@ def run_seed(
     """Pretrains the agents of one seed, and goes on from there by each method."""
     run = SeedRun(setup, engine, seed, seed_keys(seed), record, observer)
     state = engine.init(run.keys.init)
-    trained = train(run, state, place_shards(setup, seed, 0), "pretrain", 0)
-    record(measure(run, trained, "pretrain", "pretrain", 0, 0.0))
+    trained = train(run, state, place_shards(setup, seed, 0), PRETRAINING, 0)
+    record(measure(run, trained, PRETRAINING, "pretrain", 0, 0.0))
     shards = place_shards(setup, seed, 1)
     return {
         (method, seed): run_method(run, method, trained.state, shards)
@@ -179,7 +179,7 @@ def train(run: SeedRun, state: AgentState, shards: Shards, method: str, round: i
     engine, config = run.engine, run.setup.config
     epochs = config.epochs_per_round if round else config.pretrain_epochs
     first = config.pretrain_epochs + (round - 1) * config.epochs_per_round if round else 0
-    images = config.agents * shards.steps * config.batch_size
+    images = config.agents * shards.steps * run.setup.batch_size
     trained = Trained(state, None, None)
     for epoch in range(epochs):
         state = trained.state._replace(loss=jnp.zeros_like(state.loss))
@@ -258,7 +258,7 @@ def split_evenly(number: int) -> tuple[int, int]:
 
 
 def measure(
-    run: SeedRun, trained: Trained, method: str, phase: str, round: int, bytes_sent: float
+    run: SeedRun, trained: Trained, method: str, phase: Phase, round: int, bytes_sent: float
 ) -> Row:
     """Evaluates every agent; the row that says where the run stands."""
     engine, config = run.engine, run.setup.config

@@ -42,7 +42,7 @@ class Stopwatch:
         return seconds
 
 
-def compiled(function: Callable[..., Any], stopwatch: Stopwatch) -> Callable[..., Any]:
+def compiled(function: jax.stages.Wrapped, stopwatch: Stopwatch) -> Callable[..., Any]:
     """A jitted function whose compilations are counted as the part ``compile``.
 
     Args:
