@@ -35,7 +35,7 @@ def _build() -> Dataset:
     from sklearn.model_selection import train_test_split
 
     values, targets = map(np.asarray, load_digits(return_X_y=True))
-    images = np.round(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    images = np.round(255 / 16 * values).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = targets.astype(np.int32)
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels, test_size=TEST_EXAMPLES, stratify=targets.tolist(), random_state=0
