@@ -13,7 +13,7 @@ from dimat_jax.datasets import Dataset, channel_statistics, normalize
 from dimat_jax.merger import Merger, make_merger
 from dimat_jax.population import AGENTS, map_agents, repeat, replicate, spread
 from dimat_jax.setup import Setup
-from dimat_jax.timing import Stopwatch
+from dimat_jax.timing import Stopwatch, compiled
 from dimat_jax.training import (
     OPTIMIZERS,
     AgentState,
@@ -95,13 +95,6 @@ def make_engine(setup: Setup) -> Engine:
     evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
     initialise = map_agents(execution, optimizer.init, stopwatch)
 
-    def init(key: Key) -> AgentState:
-        image_shape = setup.dataset.train_images.shape[1:]
-        state = init_population(
-            model, optimizer, key, execution.agents, image_shape, config.init == "same"
-        )
-        return spread(execution, state)
-
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
         order = epoch_order(
             key,
@@ -121,7 +114,7 @@ def make_engine(setup: Setup) -> Engine:
         return evaluating(score, variables, resident, len(tests[0]))
 
     return Engine(
-        init=init,
+        init=make_init(setup, optimizer, stopwatch),
         train=train,
         evaluate=evaluate,
         fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
@@ -139,6 +132,23 @@ def make_engine(setup: Setup) -> Engine:
         all_tests=some_tests(setup.dataset, None),
         stopwatch=stopwatch,
     )
+
+
+def make_init(
+    setup: Setup, optimizer: optax.GradientTransformation, stopwatch: Stopwatch
+) -> Callable[[Key], AgentState]:
+    """Builds `Engine.init`: computed on one device, then spread over all."""
+    agents, image_shape = setup.execution.agents, setup.dataset.train_images.shape[1:]
+    same = setup.config.init == "same"
+
+    def initial(key: Key) -> AgentState:
+        return init_population(setup.model, optimizer, key, agents, image_shape, same)
+
+    # Compiling each leaf's random generator is all the work that initial weights are: on CPU, code
+    # that need not be fast takes a fifth of it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    initialise = compiled(jax.jit(initial, compiler_options=options), stopwatch)
+    return lambda key: spread(setup.execution, initialise(key))
 
 
 def make_schedule(setup: Setup) -> optax.Schedule:
