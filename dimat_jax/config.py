@@ -29,7 +29,7 @@ class Config:
     pretrain_iid_finetune_by_class."""
     alpha: float = 0.5
     """Concentration of the dirichlet partition: smaller is more heterogeneous."""
-    examples_per_agent: int | None = 1250
+    examples_per_agent: int | None = 1000
     """At most so many training examples for each agent; None: all of its share."""
     augmentation: str | None = None
     """flip_and_crop or none, in training; None: what suits the data set, none for own arrays."""

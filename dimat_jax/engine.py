@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from dimat_jax.datasets import Dataset, channel_statistics, normalize
 from dimat_jax.merger import Merger, make_merger
-from dimat_jax.population import AGENTS, map_agents, repeat, replicate, spread
+from dimat_jax.population import AGENTS, FORWARD_BATCH, map_agents, repeat, replicate, spread
 from dimat_jax.setup import Setup
 from dimat_jax.timing import Stopwatch, compiled
 from dimat_jax.training import (
@@ -26,9 +26,6 @@ from dimat_jax.training import (
     zero_score,
 )
 from dimat_jax.types import Key, Variables
-
-TEST_BATCH = 500
-"""Images in a batch of evaluation."""
 
 
 class Shards(NamedTuple):
@@ -167,8 +164,9 @@ def some_tests(dataset: Dataset, number: int | None) -> tuple[np.ndarray, np.nda
     rows = np.arange(len(dataset.test_labels))
     if number is not None and number < len(rows):
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:number])
-    batch_size = min(TEST_BATCH, len(rows))
-    return test_batches(dataset.test_images[rows], dataset.test_labels[rows], batch_size)
+    return test_batches(
+        dataset.test_images[rows], dataset.test_labels[rows], min(FORWARD_BATCH, len(rows))
+    )
 
 
 def place_shards(setup: Setup, seed: int, part: int) -> Shards:

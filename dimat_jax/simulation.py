@@ -15,16 +15,12 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.engine import Engine, Shards, make_engine, place_shards
 from dimat_jax.merger import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
-from dimat_jax.population import prepare_devices, replicate, spread
+from dimat_jax.population import FORWARD_BATCH, prepare_devices, replicate, spread
 from dimat_jax.setup import Keys, Setup, prepare, seed_keys
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, neighbor_slots
 from dimat_jax.training import AgentState, epoch_order
 from dimat_jax.types import Key, Model, Permutations, Variables
-
-MERGE_BATCH = 128
-"""Images in a batch of matching and statistics: large enough to be fast, small enough that the
-activations of a device's agents stay in memory."""
 
 
 class Final(NamedTuple):
@@ -252,8 +248,8 @@ def common_batches(setup: Setup, shards: Shards, key: Key, number: int) -> Batch
 
 
 def split_evenly(number: int) -> tuple[int, int]:
-    """The number of batches, and their size of at most `MERGE_BATCH`, for so many images."""
-    batches = -(-number // MERGE_BATCH)
+    """The number of batches, and their size, for so many images."""
+    batches = -(-number // FORWARD_BATCH)
     return batches, number // batches
 
 
