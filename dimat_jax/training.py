@@ -93,7 +93,13 @@ def init_population(
 
 @functools.partial(jax.jit, static_argnames=("agents", "examples", "steps", "batch_size", "lanes"))
 def epoch_order(
-    key: Key, epoch: int, agents: int, examples: int, steps: int, batch_size: int, lanes: int
+    key: Key,
+    epoch: int | Int[Array, ""],
+    agents: int,
+    examples: int,
+    steps: int,
+    batch_size: int,
+    lanes: int,
 ) -> Int[Array, "agents steps batch"]:
     """The order in which every agent goes through its shard in one epoch.
 
