@@ -53,6 +53,23 @@ def normaliser(dataset: dj.Dataset):
     return lambda images: normalize(images, mean, std)
 
 
+def random_variables(model: dj.Model, image_shape: tuple[int, ...], agents: int | None = None):
+    """Random variables of a model, stacked for so many agents; drawn by NumPy: none compiles."""
+    dtype = jnp.result_type(float)
+    image = jax.ShapeDtypeStruct((1, *image_shape), dtype)
+    rng = np.random.default_rng(0)
+    lead = () if agents is None else (agents,)
+
+    def draw(path, leaf):
+        values = rng.normal(0, (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5, (*lead, *leaf.shape))
+        values = 1 + np.abs(values) if path[-1].key in ("scale", "var") else values
+        return jnp.asarray(values, dtype)
+
+    return jax.tree_util.tree_map_with_path(
+        draw, jax.eval_shape(model.init, jax.random.key(0), image)
+    )
+
+
 class Counter:
     """How often a function was called: inside jit, how often it was traced."""
 
