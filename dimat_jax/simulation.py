@@ -184,9 +184,11 @@ def train(run: SeedRun, state: AgentState, shards: Shards, method: str, round: i
             losses, diverged = jax.device_get((state.loss, state.diverged))
         check_finite(diverged)
         trained = Trained(state, float(losses.mean()) / shards.steps, images / timer.seconds)
-        label = f"seed {run.seed}, {method}, round {round}, epoch {epoch + 1} of {epochs}"
-        done = share_done(config, run.seed, method, round, epoch + 1)
-        run.observer.on_phase(f"{label}, loss {trained.train_loss:.3f}", done)
+        run.observer.on_phase(
+            f"seed {run.seed}, {method}, round {round}, epoch {epoch + 1} of {epochs}: loss "
+            f"{trained.train_loss:.3f}, {trained.images_per_second:,.0f} images/s",
+            share_done(config, run.seed, method, round, epoch + 1),
+        )
     return trained
 
 
