@@ -16,13 +16,17 @@ from dimat_jax.types import Model, Prepare, Variables
 
 RUNNING = ("mean", "var")
 """What Flax, Linen and NNX alike, calls the running statistics of a BatchNorm."""
+LARGE = 2.0**60
+"""A running statistic beside which no batch's own can be seen."""
 
 
 def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch ..."]) -> Any:
     """The statistics of one batch itself, whatever momentum the model's BatchNorm has.
 
-    A running statistic becomes ``m * old + (1 - m) * batch``, with the momentum ``m`` as its
-    derivative by ``old``: one forward-mode pass from ``old = 0`` gives both, at no extra cost.
+    A running statistic becomes ``m * old + (1 - m) * batch``. From ``old = 0`` that is the batch's
+    share, and from an ``old`` that dwarfs the batch it is the momentum ``m``. Both come from one
+    pass: all that depends on ``old`` is this line. (Its derivative would give ``m`` as well, but
+    NNX stops gradients there.)
 
     Args:
       model: the model.
@@ -36,6 +40,11 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
     with_paths, structure = jax.tree.flatten_with_path(variables["batch_stats"])
     leaves = [leaf for _, leaf in with_paths]
     running = [i for i, (path, _) in enumerate(with_paths) if path[-1].key in RUNNING]
+    if not running:
+        return variables["batch_stats"]
+
+    def take(leaves):
+        return [leaves[i] for i in running]
 
     def replaced(values):
         new = list(leaves)
@@ -46,13 +55,10 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
     def after(old):
         state = {**variables, "batch_stats": replaced(old)}
         _, state = model.apply(state, x, train=True, key=jax.random.key(0))
-        new = jax.tree.leaves(state["batch_stats"])
-        return [new[i] for i in running]
+        return take(jax.tree.leaves(state["batch_stats"]))
 
-    zeros = [jnp.zeros_like(leaves[i]) for i in running]
-    ones = [jnp.ones_like(leaves[i]) for i in running]
-    new, momentum = jax.jvp(after, (zeros,), (ones,))
-    return replaced([n / (1 - m) for n, m in zip(new, momentum, strict=True)])
+    start = [jnp.stack([jnp.zeros_like(x), jnp.full_like(x, LARGE)]) for x in take(leaves)]
+    return replaced([share / (1 - far / LARGE) for share, far in jax.vmap(after)(start)])
 
 
 class StatisticsSum(NamedTuple):
@@ -87,6 +93,7 @@ def mean_statistics(total: StatisticsSum) -> Any:
     """The mean of one agent's batches' statistics, like ``variables["batch_stats"]``."""
 
     def mean(x):
-        return x / total.batch.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return x / total.batch.astype(x.dtype) if floating else x // total.batch.astype(x.dtype)
 
     return jax.tree.map(mean, total.total)
