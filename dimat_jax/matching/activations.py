@@ -125,7 +125,7 @@ def _combine(a: Moments, b: Moments) -> Moments:
 
 def scores(
     moments: dict[Key, list[Moments]], cost: Cost = "correlation", sites: Sites = "all"
-) -> dict[Key, Float[Array, "*lead units units"]]:
+) -> dict[Key, Float[Array, "..."]]:
     """Scores of each unit of the target (rows) with each one of the source, summed over sites.
 
     Args:

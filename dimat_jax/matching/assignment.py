@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -12,7 +14,8 @@ from dimat_jax.symmetries import Permutations, Symmetries
 from dimat_jax.symmetries.groups import shape_of
 
 Key = tuple[str, ...]
-Scores = Mapping[Key, Float[Array | np.ndarray, "*lead units units"]]
+Scores = Mapping[Key, Float[Array | np.ndarray, "..."]]
+"""For each set of groups `[*lead, *positions, units, units]`; `units` is their sizes' product."""
 
 
 def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
@@ -42,14 +45,22 @@ def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
     Raises:
       ValueError: If a score is not finite.
     """
+    host = partial(_assign_on_host, symmetries)
     if any(isinstance(table, jax.core.Tracer) for table in scores.values()):
         shapes = _shapes(symmetries, scores)
-        host = partial(_assign_on_host, symmetries)
-        return jax.pure_callback(host, shapes, dict(scores), vmap_method="broadcast_all")
-    return _assign_on_host(symmetries, scores)
+        chosen = jax.pure_callback(host, shapes, dict(scores), vmap_method="broadcast_all")
+    else:
+        chosen = host(scores)
+    return as_permutations(symmetries, chosen)
 
 
-def _assign_on_host(symmetries: Symmetries, scores: Scores) -> Permutations:
+def as_permutations(symmetries: Symmetries, chosen: Mapping[str, Any]) -> Permutations:
+    """The permutations as arrays, knowing along what they vary."""
+    outer = {name: group.outer for name, group in symmetries.groups.items()}
+    return Permutations({name: jnp.asarray(chosen[name], jnp.int32) for name in outer}, outer)
+
+
+def _assign_on_host(symmetries: Symmetries, scores: Scores) -> Chosen:
     values = {key: np.asarray(table, np.float64) for key, table in scores.items()}
     for key, table in values.items():
         if not np.isfinite(table).all():
@@ -57,18 +68,15 @@ def _assign_on_host(symmetries: Symmetries, scores: Scores) -> Permutations:
                 f"The scores of group {' x '.join(key)} are not finite; scores must be finite "
                 "numbers. Has a network diverged?"
             )
-    shapes = _shapes(symmetries, values)
-    lead = _lead(symmetries, values)
-    chosen = {
-        index: _assign_one(symmetries, {key: table[index] for key, table in values.items()})
-        for index in np.ndindex(lead)
+    permutations = {
+        name: np.array(np.broadcast_to(np.arange(shape.shape[-1], dtype=np.int32), shape.shape))
+        for name, shape in _shapes(symmetries, values).items()
     }
-    identity = {name: np.arange(shape.shape[-1], dtype=np.int32) for name, shape in shapes.items()}
-    permutations = {name: np.empty(shape.shape, np.int32) for name, shape in shapes.items()}
-    for name, permutation in permutations.items():
-        for index, choice in chosen.items():
-            permutation[index] = choice.get(name, identity[name])
-    return Permutations(permutations, {name: g.outer for name, g in symmetries.groups.items()})
+    for index in np.ndindex(_lead(symmetries, values)):
+        one = _assign_one(symmetries, {key: table[index] for key, table in values.items()})
+        for name, permutation in one.items():
+            permutations[name][index] = permutation
+    return permutations
 
 
 def _lead(symmetries: Symmetries, scores: Scores) -> tuple[int, ...]:
@@ -81,14 +89,13 @@ def _lead(symmetries: Symmetries, scores: Scores) -> tuple[int, ...]:
     return leads.pop() if leads else ()
 
 
-def _shapes(symmetries: Symmetries, scores: Scores) -> Permutations:
-    """Shape and type of what `assign` returns."""
+def _shapes(symmetries: Symmetries, scores: Scores) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of each permutation that `assign` returns."""
     lead = _lead(symmetries, scores)
-    shapes = {
+    return {
         name: jax.ShapeDtypeStruct((*lead, *shape_of(symmetries, name)), np.int32)
         for name in symmetries.groups
     }
-    return Permutations(shapes, {name: g.outer for name, g in symmetries.groups.items()})
 
 
 def _components(keys: Sequence[Key]) -> list[set[str]]:

@@ -43,7 +43,7 @@ def layouts(symmetries: Symmetries, path: str, shape: tuple[int, ...]) -> Iterat
         can be made.
     """
     here = [(n, s) for n, g in symmetries.groups.items() for s in g.sites if s.path == path]
-    everything = [place for _, site in here for place in (site.place, *site.outer)]
+    everything = [place for _, site in here for place in _places(site)]
     segments = [_segments(axis, size, everything) for axis, size in enumerate(shape)]
     for _, site in here:
         if site.segment not in segments[site.axis]:
@@ -66,13 +66,17 @@ def _segments(axis: int, size: int, places: Sequence[Place]) -> list[tuple[int, 
 
 
 def _inside(site: Site, block: Sequence[tuple[int, int]]) -> bool:
-    return all(place.segment == block[place.axis] for place in (site.place, *site.outer))
+    return all(place.segment == block[place.axis] for place in _places(site))
+
+
+def _places(site: Site) -> tuple[Place, ...]:
+    return (site.place, *site.outer, *site.within)
 
 
 def _layout(
     path: str, block: Sequence[tuple[int, int]], inside: Sequence[tuple[str, Site]]
 ) -> Layout:
-    places = [place for _, site in inside for place in (site.place, *site.outer)]
+    places = [place for _, site in inside for place in _places(site)]
     strides = [_strides(axis, length, places) for axis, (_, length) in enumerate(block)]
     first = np.cumsum([0] + [len(axis_strides) - 1 for axis_strides in strides])
 

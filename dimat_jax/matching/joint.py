@@ -19,7 +19,8 @@ TOLERANCE = 1e-9
 Outer = Mapping[str, tuple[str, ...]]
 """`Group.outer` of each group: the groups and positions along which its permutation varies."""
 
-Chosen = dict[str, Int[np.ndarray, "*outer units"]]
+Chosen = dict[str, Int[np.ndarray, "..."]]
+"""Permutations `[*outer, units]` of the groups chosen so far."""
 
 
 Scores = Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]]

@@ -33,4 +33,5 @@ def assign_units(
 
 def best_total(scores: Float[np.ndarray, "*outer units units"]) -> Float[np.ndarray, "*outer"]:
     """The largest total that a permutation reaches."""
-    return np.take_along_axis(scores, assign_units(scores)[..., None], -1).sum((-2, -1))
+    chosen = np.take_along_axis(scores, assign_units(scores)[..., None], -1)
+    return np.asarray(chosen.sum((-2, -1)))

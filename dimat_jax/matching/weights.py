@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
 from dimat_jax.matching.costs import CONSTANT, Cost, check_cost
 from dimat_jax.matching.joint import Chosen, Outer, Table, choose, group_scores, improve
@@ -78,7 +79,7 @@ def match_weights(
             chosen = _improve(list(outer)[index], chosen, blocks, outer)
         if chosen is before:
             break
-    return Permutations(chosen, outer)
+    return as_permutations(symmetries, chosen)
 
 
 def matching_objective(
@@ -195,6 +196,9 @@ def _permuted(
 ) -> Float[np.ndarray, "..."]:
     """The block with the groups at these occurrences permuted, outer ones first."""
     for group, axis, outer in sorted(occurrences, key=lambda o: len(o.outer)):
+        if not outer:
+            source = source.take(chosen[group], axis)
+            continue
         varying = (*outer, axis)
         index = chosen[group].transpose(np.argsort(varying))
         index = np.expand_dims(index, [d for d in range(source.ndim) if d not in varying])
