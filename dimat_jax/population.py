@@ -80,7 +80,13 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
     Args:
       agents: number of agents.
       devices: how many virtual devices; by default as `virtual_devices` says.
+
+    Raises:
+      ValueError: if there is not at least one of each.
     """
+    for name, value in (("agents", agents), ("devices", devices)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
     try:
         jax.config.update("jax_num_cpu_devices", devices or virtual_devices(agents))
     except RuntimeError:
