@@ -1,16 +1,15 @@
 """Merging: permuted weighted averages, and the normalisation statistics of what comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dimat_jax.symmetries import Symmetries, permute
-from dimat_jax.types import Permutations, Variables
-
-RUNNING_STATISTICS = ("mean", "var")
-"""What Flax, Linen and NNX alike, calls the running statistics of a BatchNorm."""
+from dimat_jax.types import Variables
 
 
 def add_weighted(total: Variables, weight: Float[Array, ""], variables: Variables) -> Variables:
@@ -34,8 +33,8 @@ def scale(variables: Variables, weight: Float[Array, ""]) -> Variables:
 def merge(
     symmetries: Symmetries,
     variables_list: Sequence[Variables],
-    weights: Sequence[float],
-    permutations_list: Sequence[Permutations],
+    weights: Sequence[float] | Float[Array | np.ndarray, " networks"],
+    permutations_list: Sequence[Mapping[str, Any]],
 ) -> Variables:
     """The permuted weighted average Σ_k w_k P_k x_k of several networks (DIMAT, algorithm 1).
 
@@ -46,7 +45,8 @@ def merge(
       symmetries: the model's permutation groups.
       variables_list: the networks' variables.
       weights: one a network.
-      permutations_list: one dict a network; ``{}`` leaves a network as it is.
+      permutations_list: one dict a network, group name → integer ``[*outer, size]``; a group that
+        is absent stays as it is.
 
     Returns:
       Variables of the same structure. Leaves that are not floats are the first network's.

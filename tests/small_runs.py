@@ -70,6 +70,18 @@ def random_variables(model: dj.Model, image_shape: tuple[int, ...], agents: int 
     )
 
 
+def disorder(symmetries: dj.Symmetries, seed: int, agents: int | None = None):
+    """Random permutations of every group, stacked for so many agents; drawn by NumPy."""
+    rng = np.random.default_rng(seed)
+
+    def draw(size):
+        rows = np.tile(np.arange(size, dtype=np.int32), (agents or 1, 1))
+        rows = rng.permuted(rows, axis=1)
+        return jnp.asarray(rows[0] if agents is None else rows)
+
+    return {name: draw(group.size) for name, group in symmetries.groups.items()}
+
+
 class Counter:
     """How often a function was called: inside jit, how often it was traced."""
 
