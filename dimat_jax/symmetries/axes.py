@@ -25,11 +25,15 @@ class Atom:
     Attributes:
       size: how many positions.
       frozen: why only the identity is allowed, or None. Asked of roots (atoms without a link) only.
+      mixed: whether index i here need not be index i elsewhere, because something that is no
+        permutation (a reversal, a sort) came between. Such an atom is frozen, and nothing may vary
+        along it. Asked of roots only.
       link: the axis that the atom turned out to be, or None for a root.
     """
 
     size: int
     frozen: str | None = None
+    mixed: bool = False
     link: Axis | None = None
 
 
@@ -63,8 +67,17 @@ def free_axis(size: int) -> Axis:
 
 
 def frozen_axis(size: int, why: str) -> Axis:
-    """An axis that must stay as it is."""
+    """An axis of fixed positions, as those of an input are."""
     return ((Atom(size, frozen=why),),) if size > 1 else ((),) * size
+
+
+def mixed_axis(size: int, why: str) -> Axis:
+    """An axis of new positions, made of others by something that is no permutation of them."""
+    return ((Atom(size, why, mixed=True),),) if size > 1 else ((),) * size
+
+
+def _part_of(atom: Atom, size: int) -> Atom:
+    return Atom(size, atom.frozen, atom.mixed)
 
 
 def wild_axis(size: int) -> Axis:
@@ -189,7 +202,7 @@ def _reshape_block(axes: Axes, sizes: Sequence[int]) -> list[Axis]:
             why = "a reshape whose factors do not nest"
             for axis in axes:
                 freeze(axis, why)
-            return [frozen_axis(size, why) for size in sizes]
+            return [mixed_axis(size, why) for size in sizes]
         head, factors = taken
         out.append((head,))
     return out
@@ -218,12 +231,12 @@ def _cut_segment(segment: Segment, position: int) -> tuple[Segment, Segment]:
         if isinstance(head, Wild):
             return (Wild(outer), *rest), (Wild(head.size - outer), *rest)
         assert isinstance(head, Atom)
-        left, right = Atom(outer, head.frozen), Atom(head.size - outer, head.frozen)
+        left, right = _part_of(head, outer), _part_of(head, head.size - outer)
         head.link = ((left,), (right,))
         return (left, *rest), (right, *rest)
     why = "a boundary through a product of factors"
     freeze((segment,), why)
-    return (Atom(position, why),), (Atom(size - position, why),)
+    return mixed_axis(position, why)[0], mixed_axis(size - position, why)[0]
 
 
 def _take(factors: Segment, size: int) -> tuple[Segment, Segment] | None:
@@ -249,7 +262,7 @@ def _divide(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
     if isinstance(factor, Wild):
         return Wild(outer), Wild(inner)
     if isinstance(factor, Atom):
-        parts = Atom(outer, factor.frozen), Atom(inner, factor.frozen)
+        parts = _part_of(factor, outer), _part_of(factor, inner)
         factor.link = (parts,)
         return parts
     heads: list[Segment] = []
@@ -267,13 +280,14 @@ def _divide(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
 
 def _join_products(x: Segment, y: Segment) -> Segment:
     """Ties products of equal size: refined where their cumulative products nest, else frozen."""
-    out: list[Factor] = []
+    x, y = _factors(x), _factors(y)
+    if segment_size(x) == 1:
+        for one, other in zip(x, y, strict=False):
+            _join_heads((one,), (other,))
+        return x
+    out: list[Factor] = [factor for factor in x if factor.size == 1 and factor in y]
     while True:
-        x, y = _factors(x), _factors(y)
-        (x, ones_x), (y, ones_y) = _without_ones(x), _without_ones(y)
-        out.extend(ones_x or ones_y)
-        for one, other in zip(ones_x, ones_y, strict=False):
-            _join_atoms(one, other)
+        x, y = _without_ones(_factors(x)), _without_ones(_factors(y))
         if not x:
             return tuple(out)
         size = min(x[0].size, y[0].size)
@@ -284,22 +298,18 @@ def _join_products(x: Segment, y: Segment) -> Segment:
             why = "products of factors that do not nest"
             freeze((x,), why)
             freeze((y,), why)
-            return (*out, Atom(segment_size(x), why))
+            return (*out, *mixed_axis(segment_size(x), why)[0])
         (head_x, x), (head_y, y) = taken_x, taken_y
         out.append(_join_heads(head_x, head_y))
 
 
-def _without_ones(segment: Segment) -> tuple[Segment, list[Atom]]:
-    """Sets leading factors of a single position aside."""
-    ones: list[Atom] = []
-    while segment and segment[0].size == 1:
-        if isinstance(segment[0], Atom):
-            ones.append(segment[0])
-        segment = segment[1:]
-    return segment, ones
+def _without_ones(segment: Segment) -> Segment:
+    """The product without factors of a single position."""
+    return tuple(factor for factor in segment if factor.size > 1)
 
 
 def _join_heads(x: Segment, y: Segment) -> Factor:
+    x, y = _factors(x), _factors(y)  # taking one head may have divided the other
     if len(x) == len(y) == 1:
         first, second = x[0], y[0]
         if isinstance(first, Wild):
@@ -307,12 +317,17 @@ def _join_heads(x: Segment, y: Segment) -> Factor:
         if isinstance(second, Wild):
             return first
         if isinstance(first, Atom) and isinstance(second, Atom):
-            return _join_atoms(first, second)
+            return _tie_roots(first, second)
     return Sum(join((x,), (y,)))
 
 
-def _join_atoms(x: Atom, y: Atom) -> Atom:
+def tie(x: Atom, y: Atom) -> None:
+    """Ties two atoms of equal size, whatever they have become; single positions as well."""
+    _join_heads((x,), (y,))
+
+
+def _tie_roots(x: Atom, y: Atom) -> Atom:
     if x is not y:
-        x.frozen = x.frozen or y.frozen
+        x.frozen, x.mixed = x.frozen or y.frozen, x.mixed or y.mixed
         y.link = ((x,),)
     return x

@@ -19,6 +19,7 @@ from dimat_jax.symmetries.axes import (
     resolve,
     segment_size,
 )
+from dimat_jax.symmetries.cells import Cells, blocks, settle
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
 from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
@@ -36,12 +37,14 @@ class Analysis(NamedTuple):
       used: for each leaf of ``(variables, *inputs)``, whether it is read.
       leaves: path → axes of the variables' leaves that are read, in the order of reading.
       record: what the walk saw.
+      cells: the atoms that stand for different permutations in different slices.
     """
 
     jaxpr: ClosedJaxpr
     used: list[bool]
     leaves: dict[str, Tensor]
     record: Record
+    cells: Cells
 
 
 def find_symmetries(
@@ -101,7 +104,8 @@ def analyse(
     for output in outputs:
         freeze_all(output.axes, "an output")
     in_order = {leaves[i]: arguments[i] for i in _reading_order(jaxpr) if i in leaves}
-    return Analysis(closed, used, in_order, record)
+    cells = settle(record.slices, record.carried)
+    return Analysis(closed, used, in_order, record, cells)
 
 
 def _reading_order(jaxpr: Jaxpr) -> list[int]:
@@ -124,14 +128,15 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     """What stayed free, as named groups."""
     standing = _standing(analysis)
     names = group_names(analysis)
-    order = {atom: i for i, (_, atom, _) in reversed(list(enumerate(standing)))}
-    outer = outer_atoms(analysis.record.carried, order)
+    order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
+    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
+    outer = outer_atoms(carried, order)
     positions = _position_names(standing, outer)
     sites: dict[Atom, list[Site]] = {atom: [] for atom in names}
-    for path, atom, place in standing:
+    for path, atom, place, within in standing:
         if atom in names:
             around = tuple(_beside(o, path, place, standing) for o in outer[atom])
-            sites[atom].append(Site(path, *place, around))
+            sites[atom].append(Site(path, *place, around, within))
     every_name = {**names, **positions}
     groups = {
         names[atom]: Group(atom.size, tuple(found), tuple(every_name[o] for o in outer[atom]))
@@ -139,7 +144,7 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     }
     frozen = tuple(
         Frozen(path, place.axis, atom.size, atom.frozen)
-        for path, atom, place in standing
+        for path, atom, place, _ in standing
         if atom.frozen
     )
     sizes = {name: atom.size for atom, name in positions.items()}
@@ -150,10 +155,11 @@ def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> 
     """Names for the frozen atoms along which groups vary, after the leaf where they stand first."""
     used = {o for company in outer.values() for o in company if o.frozen}
     names: dict[Atom, str] = {}
-    for path, atom, place in standing:
+    for path, atom, place, _ in standing:
         if atom in used and atom not in names:
-            name = f"{path}[{place.axis}]"
-            names[atom] = name + "'" * sum(other.startswith(name) for other in names.values())
+            name = f"{path}[{place.axis}]:fixed"
+            several = sum(other.startswith(name) for other in names.values())
+            names[atom] = f"{name}.{several}" if several else name
     return names
 
 
@@ -162,25 +168,40 @@ def _beside(atom: Atom, path: str, site: Place, standing: list[Standing]) -> Pla
     start, stop = site.segment[0], sum(site.segment)
     return next(
         place
-        for other_path, other, place in standing
+        for other_path, other, place, _ in standing
         if other is atom
         and other_path == path
         and (place.axis != site.axis or place.segment[0] <= start < stop <= sum(place.segment))
     )
 
 
-Standing = tuple[str, Atom, Place]
-"""An atom, and where on which leaf it stands."""
+class Standing(NamedTuple):
+    """An atom, where on which leaf it stands, and to what it is limited there."""
+
+    path: str
+    atom: Atom
+    place: Place
+    within: tuple[Place, ...] = ()
 
 
 def _standing(analysis: Analysis) -> list[Standing]:
     """Every atom of the leaves with where it stands, in the order of reading."""
-    return [
-        (path, atom, place)
-        for path, tensor in analysis.leaves.items()
-        for dim, axis in enumerate(tensor.axes)
-        for atom, place in places(dim, axis)
-    ]
+    found = []
+    for path, tensor in analysis.leaves.items():
+        parts = blocks(tensor.axes, analysis.cells)
+        for dim, axis in enumerate(tensor.axes):
+            here = [
+                (atom, place, tuple(Place(i, (s, n), (1, n, 1)) for i, s, n in where))
+                for block, where in parts
+                for atom, place in places(dim, block[dim])
+            ]
+            pairs = [(atom, place) for atom, place, _ in here]
+            if any(dim == i for i, _, _ in parts[0][1]):  # the cells themselves
+                here = [(atom, place, ()) for atom, place in places(dim, axis)]
+            for atom, place, within in here:
+                everywhere = pairs.count((atom, place)) == len(parts)
+                found.append(Standing(path, atom, place, () if everywhere else within))
+    return list(dict.fromkeys(found))
 
 
 def group_names(analysis: Analysis) -> dict[Atom, str]:
@@ -190,7 +211,7 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
     """
     begin: dict[str, dict[Atom, int]] = {}
     seen: set[Atom] = set()
-    for path, atom, place in _standing(analysis):
+    for path, atom, place, _ in _standing(analysis):
         if not atom.frozen and atom.size > 1 and atom not in seen:
             seen.add(atom)
             begin.setdefault(path, {})[atom] = place.axis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ class Site(NamedTuple):
       factor: ``(before, size, after)``: the segment, reshaped so, carries the group on its middle
         axis (heads × head size; flattened H × W × C).
       outer: for each of the group's `Group.outer`, where it stands on the same leaf.
+      within: positions of other axes of the leaf to which this site is limited, as in a fused
+        kernel of shape ``[inputs, 3, heads, size]``.
     """
 
     path: str
@@ -61,6 +64,7 @@ class Site(NamedTuple):
     segment: tuple[int, int]
     factor: tuple[int, int, int]
     outer: tuple[Place, ...] = ()
+    within: tuple[Place, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -128,7 +132,8 @@ class Symmetries:
 def _show(site: Site) -> str:
     (start, length), (before, size, after) = site.segment, site.factor
     factor = "" if before == after == 1 else f" as {before}x{size}x{after}"
-    return f"{site.path}[{site.axis}: {start}+{length}{factor}]"
+    limits = "".join(f" of {p.segment[0]}+{p.segment[1]} in {p.axis}" for p in site.within)
+    return f"{site.path}[{site.axis}: {start}+{length}{factor}{limits}]"
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -270,7 +275,8 @@ def _permute_leaf(
 def _displacement(permutation: Array, site: Site, shape: tuple[int, ...]) -> Array:
     """How far along the site's axis each element is fetched from; broadcasts against the leaf."""
     columns = [place.coordinates(shape) for place in (*site.outer, site.place)]
-    inside = np.logical_and.reduce(np.broadcast_arrays(*[column >= 0 for column in columns]))
+    limits = [place.coordinates(shape) for place in site.within]
+    inside = functools.reduce(np.logical_and, [column >= 0 for column in (*columns, *limits)])
     shift = (permutation[tuple(columns)] - columns[-1]) * site.factor[2]
     return jnp.where(inside, shift, 0).astype(jnp.int32)
 

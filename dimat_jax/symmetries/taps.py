@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array
 
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
+from dimat_jax.symmetries.cells import Cells
 from dimat_jax.symmetries.discovery import Analysis, analyse, group_names, symmetries_of
 from dimat_jax.symmetries.groups import Symmetries
 from dimat_jax.symmetries.walk import Read, Tensor, called
@@ -128,7 +129,7 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     best: dict[str, int] = {}
     candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
     for read in analysis.record.reads:
-        mixed = _mixed(read, names)
+        mixed = _mixed(read, names, analysis.cells)
         kind = _kind(read)
         if not mixed or kind is None:
             continue
@@ -143,8 +144,13 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     return [site for site in chosen if site.wanted]
 
 
-def _mixed(read: Read, names: dict[Atom, str]) -> set[str]:
-    """The groups whose positions are mixed, unless the tensor carries one of its groups twice."""
+def _mixed(read: Read, names: dict[Atom, str], cells: Cells) -> set[str]:
+    """The groups whose positions are mixed; none if the tensor carries one of its groups twice.
+
+    Nor if it is the whole of something whose slices are permuted in different ways.
+    """
+    if any(atom in cells for axis in read.tensor.axes for atom in atoms(axis)):
+        return set()
     per_axis = [{names[a] for a in atoms(axis) if a in names} for axis in read.tensor.axes]
     everything = [name for found in per_axis for name in found]
     if len(everything) > len(set(everything)):
@@ -199,6 +205,7 @@ def _split(
     for segment in resolve(axis):
         stop = start + segment_size(segment)
         piece = lax.slice_in_dim(x, start, stop, axis=dim)
+        segment = tuple(factor for factor in segment if factor.size > 1)
         sizes = [factor.size for factor in segment]
         piece = piece.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
         yield from _split_factors(piece, dim, segment, names)

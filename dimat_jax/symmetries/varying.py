@@ -31,7 +31,7 @@ def outer_atoms(carried: Iterable[Axes], order: Mapping[Atom, int]) -> dict[Atom
                 known = outer.get(atom)
                 outer[atom] = company if known is None else known & company
     for atom, company in outer.items():
-        company &= {o for o in order if o.size > 1 and o is not atom}
+        company &= {o for o in order if o.size > 1 and not o.mixed and o is not atom}
     for atom, company in outer.items():
         company -= {o for o in company if atom in outer.get(o, ()) and order[atom] < order[o]}
     while _drop_one_not_transitive(outer):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from dimat_jax.symmetries.axes import Axes, Axis, freeze, frozen_axis, join, resolve, wild_axis
+from dimat_jax.symmetries.cells import Slice
 from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
 
 
@@ -70,8 +71,17 @@ class Record:
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
+
+    def mark(self) -> tuple[int, int, int]:
+        """How much there is now, for `forget`."""
+        return len(self.carried), len(self.reads), len(self.slices)
+
+    def forget(self, mark: tuple[int, int, int]) -> None:
+        """Forgets what a walk left since, because the same equations are walked again."""
+        del self.carried[mark[0] :], self.reads[mark[1] :], self.slices[mark[2] :]
 
 
 def var_shape(var: Any) -> tuple[int, ...]:
@@ -141,7 +151,9 @@ def _equation(
         return CONTROL_FLOW[name](record, eqn, inputs, where)
     if name not in RULES:
         record.without_rule.append(name)
-    equation = Equation(name, dict(eqn.params), [var_shape(var) for var in eqn.outvars])
+    equation = Equation(
+        name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
+    )
     axes = [tensor.axes for tensor in inputs]
     steps = tuple(dict.fromkeys(step for tensor in inputs for step in tensor.steps))
     varies = any(tensor.varies for tensor in inputs)
@@ -255,13 +267,13 @@ def _fixpoint(
     Each round makes wild positions concrete or ties atoms, so it ends.
     """
     while True:
-        reads, carried = len(record.reads), len(record.carried)
+        mark = record.mark()
         outputs = body(carry)
         joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
         if all(map(_same, carry, joined)):
             record.carried.extend(tensor.carries() for tensor in joined)
             return joined, outputs
-        del record.reads[reads:], record.carried[carried:]
+        record.forget(mark)
         carry = joined
 
 

@@ -10,8 +10,8 @@ from dimat_jax.symmetries.axes import (
     axis_size,
     free_axis,
     freeze,
-    frozen_axis,
     join,
+    mixed_axis,
 )
 from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
 
@@ -84,7 +84,7 @@ def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axe
             continue
         freeze(x[dim], "the window of a convolution")
         freeze(kernel[window], "the window of a convolution")
-        axes[out[2 + i]] = frozen_axis(shape[out[2 + i]], "the window of a convolution")
+        axes[out[2 + i]] = mixed_axis(shape[out[2 + i]], "the window of a convolution")
     return [tuple(axes[dim] for dim in range(len(shape)))]
 
 

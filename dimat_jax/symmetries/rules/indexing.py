@@ -1,6 +1,6 @@
 """Primitives that read or write at computed positions."""
 
-from dimat_jax.symmetries.axes import Axes, Axis, axis_size, freeze, frozen_axis, join
+from dimat_jax.symmetries.axes import Axes, Axis, axis_size, freeze, join, mixed_axis
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
 
@@ -20,7 +20,7 @@ def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -
             continue
         freeze(old, equation.name)
         freeze(new, equation.name)
-        axes.append(frozen_axis(axis_size(old), equation.name))
+        axes.append(mixed_axis(axis_size(old), equation.name))
     return [tuple(axes)]
 
 
@@ -44,7 +44,7 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
         axis = next(windows) if dim in numbers.offset_dims else next(batches)
         if axis_size(axis) != size:
             freeze(axis, "gather")
-            axis = frozen_axis(size, "gather")
+            axis = mixed_axis(size, "gather")
         axes.append(axis)
     return [tuple(axes)]
 

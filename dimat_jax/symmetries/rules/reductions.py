@@ -2,7 +2,7 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, axis_size, freeze, frozen_axis, join
+from dimat_jax.symmetries.axes import Axes, axis_size, freeze, join, mixed_axis
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
 
@@ -48,7 +48,7 @@ def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
     axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
     if len(inputs) > 1:
         freeze(axes[dim], "sort")
-    axes[dim] = frozen_axis(axis_size(axes[dim]), "sort")
+    axes[dim] = mixed_axis(axis_size(axes[dim]), "sort")
     return [tuple(axes)] * len(inputs)
 
 

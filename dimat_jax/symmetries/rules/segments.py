@@ -2,7 +2,8 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, frozen_axis, join
+from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, join, mixed_axis
+from dimat_jax.symmetries.cells import copy_others
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
 
@@ -20,37 +21,46 @@ def _concatenate(equation: Equation, *inputs: Axes) -> list[Axes]:
 @rule("stack")
 def _stack(equation: Equation, *inputs: Axes) -> list[Axes]:
     axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
-    axes.insert(equation.params["axis"], frozen_axis(len(inputs), "stack"))
+    axes.insert(equation.params["axis"], mixed_axis(len(inputs), "stack"))
     return [tuple(axes)]
 
 
 @rule("split")
 def _split(equation: Equation, x: Axes) -> list[Axes]:
     along, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
-    return [(*x[:along], piece, *x[along + 1 :]) for piece in cut(x[along], sizes)]
+    pieces = cut(x[along], sizes)
+    return [_part(equation, x, along, piece) for piece in pieces]
 
 
 @rule("unstack")
 def _unstack(equation: Equation, x: Axes) -> list[Axes]:
     along = equation.params["axis"]
     pieces = cut(x[along], (1,) * axis_size(x[along]))
-    return [x[:along] + x[along + 1 :]] * len(pieces)
+    parts = [_part(equation, x, along, piece) for piece in pieces]
+    return [part[:along] + part[along + 1 :] for part in parts]
 
 
 @rule("slice")
 def _slice(equation: Equation, x: Axes) -> list[Axes]:
-    params = equation.params
+    params, why = equation.params, "a slice with a stride"
     strides = params["strides"] or (1,) * len(x)
-    axes: list[Axis] = []
-    for axis, start, stop, stride in zip(
-        x, params["start_indices"], params["limit_indices"], strides, strict=True
-    ):
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    for dim, (start, stop, stride) in enumerate(bounds):
         if stride != 1:
-            freeze(axis, "slice with a stride")
-            axes.append(frozen_axis(-(-(stop - start) // stride), "slice with a stride"))
-        else:
-            axes.append(cut(axis, (start, stop - start, axis_size(axis) - stop))[1])
-    return [tuple(axes)]
+            freeze(x[dim], why)
+            piece = mixed_axis(equation.shapes[0][dim], why)
+            x = (*x[:dim], piece, *x[dim + 1 :])
+        elif stop - start < axis_size(x[dim]):
+            piece = cut(x[dim], (start, stop - start, axis_size(x[dim]) - stop))[1]
+            x = _part(equation, x, dim, piece)
+    return [x]
+
+
+def _part(equation: Equation, x: Axes, along: int, piece: Axis) -> Axes:
+    """A slice: its other axes may be permuted in their own way."""
+    before = copy_others(equation.slices, x[along], piece, x[:along])
+    after = copy_others(equation.slices, x[along], piece, x[along + 1 :])
+    return (*before, piece, *after)
 
 
 @rule("pad")

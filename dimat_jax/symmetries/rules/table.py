@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dimat_jax.symmetries.axes import Axes, freeze, frozen_axis
+from dimat_jax.symmetries.axes import Axes, freeze, mixed_axis
+from dimat_jax.symmetries.cells import Slice
 
 
 class Equation(NamedTuple):
@@ -13,11 +14,13 @@ class Equation(NamedTuple):
       name: the primitive's name.
       params: the primitive's parameters.
       shapes: the shapes of the outputs.
+      slices: where rules that slice leave what `dimat_jax.symmetries.cells` needs.
     """
 
     name: str
     params: dict[str, Any]
     shapes: Sequence[tuple[int, ...]]
+    slices: list[Slice]
 
 
 Rule = Callable[..., list[Axes]]
@@ -41,7 +44,7 @@ def freeze_everything(equation: Equation, *inputs: Axes, why: str | None = None)
     why = why or f"no rule for the primitive {equation.name!r}"
     for axis in (axis for axes in inputs for axis in axes):
         freeze(axis, why)
-    return [tuple(frozen_axis(size, why) for size in shape) for shape in equation.shapes]
+    return [tuple(mixed_axis(size, why) for size in shape) for shape in equation.shapes]
 
 
 def freeze_dims(equation: Equation, axes: Axes, dims: Sequence[int]) -> Axes:
@@ -49,6 +52,6 @@ def freeze_dims(equation: Equation, axes: Axes, dims: Sequence[int]) -> Axes:
     for dim in dims:
         freeze(axes[dim], equation.name)
     return tuple(
-        frozen_axis(size, equation.name) if dim in dims else axis
+        mixed_axis(size, equation.name) if dim in dims else axis
         for dim, (axis, size) in enumerate(zip(axes, equation.shapes[0], strict=True))
     )
