@@ -219,6 +219,15 @@ def test_devices_that_cannot_be_are_refused(devices, message):
         population.choose_execution(8, convolutions=False, devices=devices)
 
 
+@pytest.mark.parametrize(
+    ("agents", "devices", "message"),
+    [(0, None, "agents must be at least 1, not 0"), (4, 0, "devices must be at least 1, not 0")],
+)
+def test_devices_are_not_prepared_for_nobody(agents, devices, message):
+    with pytest.raises(ValueError, match=message):
+        population.prepare_devices(agents, devices)
+
+
 def test_convolutions_are_found_wherever_they_are():
     image = jnp.zeros((1, 16, 16, 3))
     kernel = jnp.zeros((3, 3, 3, 3))
