@@ -8,19 +8,19 @@ axis of agents or edges: `cross_moments` and `scores` are pure, `assign` runs on
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dimat_jax.matching.assignment import Key, assign, positions_of
-from dimat_jax.matching.costs import CONSTANT, Cost, check_cost
+from dimat_jax.matching.costs import CONSTANT, COSTS
 from dimat_jax.registry import choose
 from dimat_jax.symmetries import Permutations, Symmetries, read_sites
 from dimat_jax.types import Model
 
-Sites = Literal["all", "last"]
+SITES = ("all", "last")
 Activations = Mapping[Key, Sequence[Float[Array, "..."]]]
 
 
@@ -124,7 +124,7 @@ def _combine(a: Moments, b: Moments) -> Moments:
 
 
 def scores(
-    moments: dict[Key, list[Moments]], cost: Cost = "correlation", sites: Sites = "all"
+    moments: dict[Key, list[Moments]], cost: str = "correlation", sites: str = "all"
 ) -> dict[Key, Float[Array, "..."]]:
     """Scores of each unit of the target (rows) with each one of the source, summed over sites.
 
@@ -141,8 +141,8 @@ def scores(
     Raises:
       ValueError: For an unknown cost or choice of sites.
     """
-    check_cost(cost)
-    choose("choice of sites", sites, get_args(Sites))
+    choose("cost", cost, COSTS)
+    choose("choice of sites", sites, SITES)
     first = 0 if sites == "all" else -1
     return {
         key: reduce(jnp.add, [_site_scores(site, cost) for site in of_sites[first:]])
@@ -150,7 +150,7 @@ def scores(
     }
 
 
-def _site_scores(moments: Moments, cost: Cost) -> Float[Array, "*lead units units"]:
+def _site_scores(moments: Moments, cost: str) -> Float[Array, "*lead units units"]:
     m, count = moments, moments.count[..., None]
     if cost == "correlation":
         target = _inverse_deviation(m.target_mean, m.target_square, count)
@@ -178,8 +178,8 @@ def match_activations(
     target: Any,
     source: Any,
     *inputs: Any,
-    cost: Cost = "correlation",
-    sites: Sites = "all",
+    cost: str = "correlation",
+    sites: str = "all",
     batch_size: int | None = None,
 ) -> Permutations:
     """Aligns the source's units with the target's, so that `permute` of it is like the target.

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dimat_jax import registry
 from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
-from dimat_jax.matching.costs import CONSTANT, Cost, check_cost
+from dimat_jax.matching.costs import CONSTANT, COSTS
 from dimat_jax.matching.joint import Chosen, Outer, Table, choose, group_scores, improve
 from dimat_jax.symmetries import Permutations, Symmetries, permute
 from dimat_jax.symmetries.groups import path_name, shape_of
@@ -40,7 +41,7 @@ def match_weights(
     target: Any,
     source: Any,
     key: Key,
-    cost: Cost = "inner_product",
+    cost: str = "inner_product",
     max_iterations: int = 100,
 ) -> Permutations:
     """Aligns the source's units with the target's by their weights alone.
@@ -68,7 +69,7 @@ def match_weights(
       ValueError: For an unknown cost, weights that are not finite, or a leaf whose groups cannot be
         taken apart (parts concatenated inside a product of groups).
     """
-    check_cost(cost)
+    registry.choose("cost", cost, COSTS)
     outer = {name: group.outer for name, group in symmetries.groups.items()}
     blocks = _blocks(symmetries, target, source, cost)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -87,7 +88,7 @@ def matching_objective(
     permutations: Mapping[str, Any],
     target: Any,
     source: Any,
-    cost: Cost = "inner_product",
+    cost: str = "inner_product",
 ) -> Float[Array, ""]:
     """What `match_weights` maximises: how alike the target and the permuted source are.
 
@@ -112,7 +113,7 @@ def matching_objective(
     Raises:
       ValueError: For an unknown cost, group or shape.
     """
-    check_cost(cost)
+    registry.choose("cost", cost, COSTS)
     sides = (
         _weights(symmetries, target),
         _weights(symmetries, permute(symmetries, permutations, source)),
@@ -133,7 +134,7 @@ def _weights(symmetries: Symmetries, variables: Any) -> dict[str, Any]:
     return {path: x for path, x in found.items() if path in carrying and path.startswith(below)}
 
 
-def _prepared(leaf: Any, cost: Cost) -> Any:
+def _prepared(leaf: Any, cost: str) -> Any:
     """The leaf such that an inner product of two is the cost's."""
     if cost == "inner_product":
         return leaf
@@ -145,7 +146,7 @@ def _prepared(leaf: Any, cost: Cost) -> Any:
     return centred * (1 - constant) / (square + constant) ** 0.5
 
 
-def _blocks(symmetries: Symmetries, target: Any, source: Any, cost: Cost) -> list[Block]:
+def _blocks(symmetries: Symmetries, target: Any, source: Any, cost: str) -> list[Block]:
     sides = _weights(symmetries, target), _weights(symmetries, source)
     blocks = []
     for path in sides[0]:

@@ -1,0 +1,116 @@
+"""Planted truth for every model of the zoo: permute every group, match, get all of them back."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_symmetries_architectures import drawn
+
+from dimat_jax import models
+from dimat_jax.matching import assign, cross_moments, match_activations, match_weights, scores
+from dimat_jax.symmetries import (
+    find_symmetries,
+    invert,
+    permute,
+    read_activations,
+    read_sites,
+)
+from dimat_jax.symmetries.groups import with_outer
+
+SMALL, SQUARE = (24, 8, 8, 3), (24, 32, 32, 3)
+ZOO = {
+    "mlp": (models.mlp(width=0.25), SMALL),
+    "convnet": (models.convnet(), SMALL),
+    "convnet group": (models.convnet(norm="group"), SMALL),
+    "vgg11": (models.vgg11(width=0.125), SQUARE),
+    "vgg16": (models.vgg16(width=0.125), SQUARE),
+    "resnet20": (models.resnet20(width=0.5), SMALL),
+    "resnet20 padding": (models.resnet20(width=0.5, shortcut="padding"), SMALL),
+    "resnet50": (models.resnet50(width=0.125), SMALL),
+    "vit": (models.vit(width=0.25, depth=2), SMALL),
+}
+
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""What is compiled here runs once."""
+PERMUTED = jax.jit(permute, static_argnums=0, compiler_options=QUICK)
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def correlations(symmetries, target, source):
+    return scores(cross_moments(symmetries, target, source))
+
+
+def planted(name):
+    """A network with random normalisation parameters and statistics, and a permuted copy."""
+    model, shape = ZOO[name]
+    images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    generator = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        fan_in = max(np.prod(leaf.shape[:-1]), 1)
+        values = generator.normal(size=leaf.shape)
+        if kind in ("scale", "var"):
+            values = 1 + 0.3 * np.abs(values)
+        else:
+            values *= np.sqrt(2 / fan_in) if kind == "kernel" else 0.1
+        return jnp.asarray(values, leaf.dtype)
+
+    target = jax.tree_util.tree_map_with_path(draw, shapes)
+    symmetries = find_symmetries(model, target, images)
+    permutations = with_outer(symmetries, jax.tree.map(jnp.asarray, drawn(symmetries, seed=2)))
+    source = PERMUTED(symmetries, permutations, target)
+    return symmetries, model, target, source, images, invert(permutations)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_weights_and_activations_recover_every_group(name):
+    """By weights all units; by activations all but those that are equal on the images.
+
+    Equal units, dead ones among them, have equal scores (within float32's rounding).
+    """
+    symmetries, model, target, source, images, truth = planted(name)
+    by_weights = match_weights(symmetries, target, source, jax.random.key(3))
+    for group in symmetries.groups:
+        np.testing.assert_array_equal(by_weights[group], truth[group], err_msg=group)
+
+    read = jax.jit(read_sites(symmetries, model), compiler_options=QUICK)
+    tables = correlations(symmetries, read(target, images), read(source, images))
+    found = assign(symmetries, tables)
+    for group, permutation in found.items():
+        wrong = np.asarray(permutation != truth[group])
+        if not wrong.any():
+            continue
+        table, units = np.asarray(tables[group,]), np.arange(wrong.size)
+        lost = table[units, truth[group]] - table[units, permutation]
+        assert (np.abs(lost[wrong]) < 1e-3).all(), group
+    right = sum(int((found[group] == truth[group]).sum()) for group in found)
+    assert right > 0.8 * sum(permutation.size for permutation in found.values())
+
+
+def test_activation_matching_reaches_the_best_of_all_permutations():
+    """Two unrelated networks of 6 and 4 units: every permutation's correlations, by NumPy."""
+    generator = np.random.default_rng(0)
+    networks = [
+        {n: generator.normal(size=s) for n, s in dict(a=(3, 6), b=(6, 4), c=(4, 2)).items()}
+        for _ in range(2)
+    ]
+    images = generator.normal(size=(50, 3))
+    function = lambda v, x: jnp.tanh(jnp.tanh(x @ v["a"]) @ v["b"]) @ v["c"]  # noqa: E731
+    symmetries = find_symmetries(function, networks[0], images)
+    found = match_activations(symmetries, function, *networks, images)
+    read = read_activations(symmetries, function)
+    target, source = (read(network, images) for network in networks)
+    for group, size in (("a", 6), ("b", 4)):
+        pair = np.asarray(target[group][0]), np.asarray(source[group][0])
+        table = np.corrcoef(*pair, rowvar=False)[:size, size:]
+        reached = table[np.arange(size), found[group]].sum()
+        best = max(
+            table[np.arange(size), list(p)].sum() for p in itertools.permutations(range(size))
+        )
+        np.testing.assert_allclose(reached, best, rtol=1e-5)
