@@ -128,9 +128,7 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     """What stayed free, as named groups."""
     standing = _standing(analysis)
     names = group_names(analysis)
-    order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
-    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
-    outer = outer_atoms(carried, order)
+    outer = _outer(analysis, standing)
     positions = _position_names(standing, outer)
     sites: dict[Atom, list[Site]] = {atom: [] for atom in names}
     for path, atom, place, within in standing:
@@ -149,6 +147,18 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     )
     sizes = {name: atom.size for atom, name in positions.items()}
     return Symmetries(groups, sizes, frozen, _notes(analysis, frozen))
+
+
+def position_names(analysis: Analysis) -> dict[Atom, str]:
+    """The frozen atoms along which groups vary, with their names in `Symmetries.positions`."""
+    standing = _standing(analysis)
+    return _position_names(standing, _outer(analysis, standing))
+
+
+def _outer(analysis: Analysis, standing: list[Standing]) -> dict[Atom, list[Atom]]:
+    order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
+    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
+    return outer_atoms(carried, order)
 
 
 def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> dict[Atom, str]:

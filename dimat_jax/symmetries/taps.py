@@ -14,7 +14,13 @@ from jaxtyping import Array
 
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
 from dimat_jax.symmetries.cells import Cells
-from dimat_jax.symmetries.discovery import Analysis, analyse, group_names, symmetries_of
+from dimat_jax.symmetries.discovery import (
+    Analysis,
+    analyse,
+    group_names,
+    position_names,
+    symmetries_of,
+)
 from dimat_jax.symmetries.groups import Symmetries
 from dimat_jax.symmetries.walk import Read, Tensor, called
 from dimat_jax.types import Model
@@ -90,7 +96,7 @@ def read_sites(
         sites = _sites(symmetries, analysis)
         leaves = jax.tree.leaves((variables, *inputs))
         operands = [leaf for leaf, used in zip(leaves, analysis.used, strict=True) if used]
-        wanted = {(*site.read.where, site.read.operand) for site in sites}
+        wanted: set[Where] = {(*site.read.where, site.read.operand) for site in sites}
         _, taps = _evaluate(analysis.jaxpr, operands, wanted)
         found: dict[Key, list[Array]] = {}
         for site in sites:
@@ -116,16 +122,21 @@ def _check(given: Symmetries, found: Symmetries) -> None:
 
 
 class _Site(NamedTuple):
-    """A tensor to tap, the names of its atoms, and the groups that it is read for."""
+    """A tensor to tap, the names of its atoms, and the groups that it is read for.
+
+    `names` are those of groups, `positions` those of the fixed positions along which groups vary.
+    """
 
     read: Read
     names: dict[Atom, str]
+    positions: dict[Atom, str]
     wanted: set[str]
 
 
 def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     """The read sites in network order: for each group those of the best kind that it has."""
     names = {a: name for a, name in group_names(analysis).items() if name in symmetries.groups}
+    positions = position_names(analysis)
     best: dict[str, int] = {}
     candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
     for read in analysis.record.reads:
@@ -138,7 +149,7 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
         _, wanted = candidates.setdefault((id(read.tensor), kind), (read, set()))
         wanted |= mixed
     chosen = [
-        _Site(read, names, {name for name in wanted if best[name] == kind})
+        _Site(read, names, positions, {name for name in wanted if best[name] == kind})
         for (_, kind), (read, wanted) in candidates.items()
     ]
     return [site for site in chosen if site.wanted]
@@ -178,20 +189,22 @@ def _extract(
         pieces = [
             (split, labels + more)
             for piece, labels in pieces
-            for split, more in _split(piece, len(labels), axis, site.names)
+            for split, more in _split(piece, len(labels), axis, site.names | site.positions)
         ]
     order = list(symmetries.groups)
     for piece, labels in pieces:
-        dims = {
-            site.names[f]: d
-            for d, f in enumerate(labels)
-            if isinstance(f, Atom) and f in site.names
-        }
+        standing = {f: d for d, f in enumerate(labels) if isinstance(f, Atom)}
+        dims = {site.names[f]: d for f, d in standing.items() if f in site.names}
         if not site.wanted & set(dims):
             continue
         key = tuple(sorted(dims, key=lambda n: (len(symmetries.groups[n].outer), order.index(n))))
+        along = {outer for name in key for outer in symmetries.groups[name].outer}
+        fixed = {site.positions[f]: d for f, d in standing.items() if f in site.positions}
+        # Steps of a scan, which stand first as they are, come before positions on the tensor.
+        first = [fixed[name] for name in symmetries.positions if name in along and name in fixed]
         last = [dims[name] for name in key]
-        yield key, jnp.moveaxis(piece, last, range(-len(last), 0))
+        to = (*range(stacked, stacked + len(first)), *range(-len(last), 0))
+        yield key, jnp.moveaxis(piece, (*first, *last), to)
 
 
 def _split(
@@ -244,19 +257,21 @@ def _evaluate(
     taps: Taps = {}
     for index, eqn in enumerate(jaxpr.eqns):
         operands = [value(var) for var in eqn.invars]
-        here = {where[1:] for where in wanted if where[0] == index}
-        taps.update({(index, w[0]): jnp.asarray(operands[w[0]]) for w in here if len(w) == 1})
+        here: set[Where] = {where[1:] for where in wanted if where[0] == index}
         inside = {where for where in here if len(where) > 1}
+        found: Taps = {where: jnp.asarray(operands[where[0]]) for where in here - inside}
         if not inside:
             outputs = _bind(jaxpr, eqn, operands)
         elif eqn.primitive.name == "scan":
-            outputs, found = _evaluate_scan(eqn, operands, inside)
-            taps.update({(index, *where): tap for where, tap in found.items()})
+            outputs, more = _evaluate_scan(eqn, operands, inside)
+            found |= more
         else:
             inner = called(eqn)
             assert inner is not None
-            outputs, found = _evaluate(inner, operands, inside)
-            taps.update({(index, *where): tap for where, tap in found.items()})
+            outputs, more = _evaluate(inner, operands, inside)
+            found |= more
+        for where, tap in found.items():
+            taps[(index, *where)] = tap
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [value(var) for var in jaxpr.outvars], taps
 
