@@ -52,3 +52,34 @@ def assert_symmetric(function, variables, *inputs, tolerance=1e-10):
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(y, x, rtol=0, atol=tolerance * float(np.abs(x).max()))
     return symmetries
+
+
+def reference_permute(symmetries, permutations, leaves):
+    """What `permute` must do, element by element, in NumPy, for a flat dict of leaves."""
+    permuted = {}
+    for path, leaf in leaves.items():
+        index = np.indices(np.shape(leaf))
+        fetched = [i.copy() for i in index]
+        for name, permutation in permutations.items():
+            for site in symmetries.groups[name].sites:
+                if site.path == path:
+                    shift = _shift(site, np.asarray(permutation), index)
+                    fetched[site.axis] += shift
+        permuted[path] = np.asarray(leaf)[tuple(fetched)]
+    return permuted
+
+
+def _shift(site, permutation, index):
+    def coordinate(place):
+        along = index[place.axis] - place.segment[0]
+        return along // place.factor[2] % place.factor[1], (0 <= along) & (along < place.segment[1])
+
+    own, inside = coordinate(site)
+    outer = []
+    for place in site.outer:
+        position, there = coordinate(place)
+        outer.append(position)
+        inside &= there
+    for place in site.within:
+        inside &= coordinate(place)[1]
+    return np.where(inside, (permutation[(*outer, own)] - own) * site.factor[2], 0)

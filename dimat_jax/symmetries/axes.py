@@ -120,10 +120,11 @@ def _factors(segment: Iterable[Factor]) -> Segment:
 def _spread(segment: Segment) -> Iterator[Segment]:
     """[a | b] × c = [a × c | b × c]; a sum that is not outermost stays."""
     i = next((i for i, factor in enumerate(segment) if factor.size > 1), 0)
-    if not segment or not isinstance(segment[i], Sum):
+    leading = segment[i] if segment else None
+    if not isinstance(leading, Sum):
         yield segment
         return
-    for part in segment[i].segments:
+    for part in leading.segments:
         yield from _spread((*segment[:i], *part, *segment[i + 1 :]))
 
 

@@ -137,7 +137,7 @@ def _show(site: Site) -> str:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Permutations(dict[str, Array]):
+class Permutations(dict[str, Any]):
     """Group name → int32 permutation ``[size]`` or ``[*outer, size]``, a dict.
 
     It also knows which groups vary along which others, so that `compose` and `invert` need no
@@ -177,7 +177,7 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
     """The permutations, knowing which groups vary along which.
 
     Raises:
-      ValueError: for an unknown group or a shape that does not fit.
+      ValueError: for an unknown group, or a shape or dtype that does not fit.
     """
     for name, permutation in permutations.items():
         if name not in symmetries.groups:
@@ -187,6 +187,10 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
             raise ValueError(
                 f"The permutation of group {name!r} has shape {np.shape(permutation)} "
                 f"but must have shape {shape}."
+            )
+        if not jnp.issubdtype(dtype := jnp.result_type(permutation), jnp.integer):
+            raise ValueError(
+                f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
             )
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
 
@@ -256,12 +260,12 @@ def _permute_leaf(
             raise ValueError(
                 f"Leaf {path!r} has shape {np.shape(leaf)}, too small for the group at {site}."
             )
-    indices: dict[int, Array] = {}
+    indices: dict[int, Any] = {}
     for permutation, site in sites:
         shift = _displacement(permutation, site, np.shape(leaf))
         here = np.arange(np.shape(leaf)[site.axis], dtype=np.int32)
         here = here.reshape([-1 if d == site.axis else 1 for d in range(np.ndim(leaf))])
-        indices[site.axis] = indices.get(site.axis, here) + shift
+        indices[site.axis] = shift + indices.get(site.axis, here)
     out = jnp.asarray(leaf)
     varying = {axis: i for axis, i in indices.items() if i.size > out.shape[axis]}
     for axis in indices.keys() - varying.keys():
