@@ -3,6 +3,9 @@
 import jax
 import numpy as np
 
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options for what runs once or twice."""
+
 
 def normal(*shape: int) -> np.ndarray:
     """The same random numbers for the same shape, of about unit gain as a kernel."""

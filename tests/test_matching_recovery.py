@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architectures_helpers import QUICK
 from test_symmetries_architectures import drawn
 
 from dimat_jax import models
@@ -34,8 +35,6 @@ ZOO = {
 }
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""What is compiled here runs once."""
 PERMUTED = jax.jit(permute, static_argnums=0, compiler_options=QUICK)
 
 

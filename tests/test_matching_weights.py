@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES
+from architectures_helpers import QUICK
 from test_symmetries_architectures import drawn
 
 from dimat_jax.matching import match_weights, matching_objective
@@ -24,8 +25,8 @@ def case(name, seed=1):
     return symmetries, variables, with_outer(symmetries, permutations)
 
 
-permuted = jax.jit(permute, static_argnums=0)
-objective = jax.jit(matching_objective, static_argnums=(0, 4))
+permuted = jax.jit(permute, static_argnums=0, compiler_options=QUICK)
+objective = jax.jit(matching_objective, static_argnums=(0, 4), compiler_options=QUICK)
 
 KINDS = [
     "tied_autoencoder", "lora", "ensemble", "mixture_of_experts", "densenet", "inception",

@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES
+from architectures_helpers import QUICK
 
 from dimat_jax.symmetries import find_symmetries, permute
 from dimat_jax.symmetries.groups import path_name, shape_of
@@ -24,7 +26,7 @@ def test_random_permutations_of_all_groups_leave_the_output_unchanged(name, x64)
     function, variables, inputs = ARCHITECTURES[name].make()
     symmetries = find_symmetries(function, variables, *inputs)
 
-    @jax.jit  # all at once: compilation is what costs
+    @partial(jax.jit, compiler_options=QUICK)  # all at once: compilation is what costs
     def outputs(permutations, variables, *inputs):
         permuted = permute(symmetries, permutations, variables)
         return function(variables, *inputs), function(permuted, *inputs), permuted
