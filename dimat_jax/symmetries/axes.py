@@ -97,6 +97,8 @@ def axis_size(axis: Axis) -> int:
 
 def resolve(axis: Axis) -> Axis:
     """The axis in terms of roots, every leading sum spread out into segments."""
+    if all(type(f) is Wild or getattr(f, "link", f) is None for part in axis for f in part):
+        return axis  # the common case
     return tuple(part for segment in axis for part in _spread(_factors(segment)))
 
 

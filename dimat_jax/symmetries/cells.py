@@ -222,6 +222,8 @@ def _beside(axes: Sequence[Axis], i: int, segment: Segment) -> list[Atom]:
 
 def blocks(axes: Axes, cells: Cells) -> list[tuple[Axes, tuple[Cell, ...]]]:
     """A tensor as blocks in which each atom stands for one permutation, with where they lie."""
+    if not cells:
+        return [(axes, ())]
     on = {atom for axis in axes for atom in atoms(axis)}
     wanted = {cell for atom in on & cells.keys() for cell in cells[atom]}
     taken_apart = [

@@ -74,11 +74,11 @@ def read_sites(
 
     A read site is a tensor that depends on the inputs and carries a group's axis where it is
     contracted with a variable or with another activation. A group without such a site is read where
-    it is summed or maximised over, and otherwise, if no activation carries it, where a variable
-    that carries it is contracted. One tensor is listed once, however often it is read. A
-    concatenated axis gives each group its own slice. A tensor that carries a group on two axes
-    (a Gram matrix) is no read site. Inside a scan, values are stacked over its steps, which come
-    first; what is read inside a while loop or a branch of a conditional is not returned.
+    it is summed or maximised over, else where a variable that carries it is contracted, else where
+    something that carries it is read for another axis. One tensor is listed once, however often it
+    is read. A concatenated axis gives each group its own slice. A tensor that carries a group on
+    two axes (a Gram matrix) is no read site. Inside a scan, values are stacked over its steps,
+    which come first; what is read inside a while loop or a branch of a conditional is not returned.
 
     Args:
       symmetries: the groups, as `find_symmetries` returns them for this function.
@@ -140,40 +140,51 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     best: dict[str, int] = {}
     candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
     for read in analysis.record.reads:
-        mixed = _mixed(read, names, analysis.cells)
-        kind = _kind(read)
-        if not mixed or kind is None:
-            continue
-        for name in mixed:
-            best[name] = min(kind, best.get(name, kind))
-        _, wanted = candidates.setdefault((id(read.tensor), kind), (read, set()))
-        wanted |= mixed
+        carried, mixed = _carried_and_mixed(read, names, analysis.cells)
+        for kind, found in ((_kind(read), mixed), (_beside(read), carried - mixed)):
+            for name in found:
+                best[name] = min(kind, best.get(name, kind))
+            _, wanted = candidates.setdefault((id(read.tensor), kind), (read, set()))
+            wanted |= found
     chosen = [
         _Site(read, names, positions, {name for name in wanted if best[name] == kind})
         for (_, kind), (read, wanted) in candidates.items()
+        if kind < NOT_READ
     ]
     return [site for site in chosen if site.wanted]
 
 
-def _mixed(read: Read, names: dict[Atom, str], cells: Cells) -> set[str]:
-    """The groups whose positions are mixed; none if the tensor carries one of its groups twice.
+def _carried_and_mixed(
+    read: Read, names: dict[Atom, str], cells: Cells
+) -> tuple[set[str], set[str]]:
+    """The groups that the tensor carries, and those whose positions are mixed.
 
-    Nor if it is the whole of something whose slices are permuted in different ways.
+    None if it carries one of them twice, or if it is the whole of something whose slices are
+    permuted in different ways.
     """
     if any(atom in cells for axis in read.tensor.axes for atom in atoms(axis)):
-        return set()
+        return set(), set()
     per_axis = [{names[a] for a in atoms(axis) if a in names} for axis in read.tensor.axes]
-    everything = [name for found in per_axis for name in found]
-    if len(everything) > len(set(everything)):
-        return set()
-    return set().union(*(per_axis[dim] for dim in read.contraction.dims))
+    carried = set().union(*per_axis)
+    if sum(map(len, per_axis)) > len(carried):
+        return set(), set()
+    return carried, set().union(*(per_axis[dim] for dim in read.contraction.dims))
 
 
-def _kind(read: Read) -> int | None:
-    """How good a read site is, 0 the best."""
-    if read.contraction.kind == "product":
-        return 0 if read.tensor.varies else 2
-    return 1 if read.contraction.kind == "reduction" and read.tensor.varies else None
+CONTRACTED, REDUCED, VARIABLE, CARRIED, NOT_READ = range(5)
+"""Kinds of read sites, the best first."""
+
+
+def _kind(read: Read) -> int:
+    """For groups whose positions are mixed."""
+    kinds = {"product": CONTRACTED, "reduction": REDUCED}
+    other = VARIABLE if read.contraction.kind == "product" else NOT_READ
+    return kinds.get(read.contraction.kind, NOT_READ) if read.tensor.varies else other
+
+
+def _beside(read: Read) -> int:
+    """For groups that the tensor carries besides."""
+    return CARRIED if read.tensor.varies else NOT_READ
 
 
 # From a tensor to [..., size_1, size_2, ...] ----------------------------------------------------

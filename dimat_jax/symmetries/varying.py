@@ -25,7 +25,7 @@ def outer_atoms(carried: Iterable[Axes], order: Mapping[Atom, int]) -> dict[Atom
       Free atom → atoms. What these vary along themselves is among them and stands before them.
     """
     outer: dict[Atom, set[Atom]] = {}
-    for axes in carried:
+    for axes in dict.fromkeys(tuple(map(resolve, axes)) for axes in carried):
         for atom, company in _occurrences(axes):
             if atom in order and not atom.frozen and atom.size > 1:
                 known = outer.get(atom)
@@ -54,11 +54,10 @@ def _drop_one_not_transitive(outer: dict[Atom, set[Atom]]) -> bool:
 
 
 def _occurrences(axes: Axes) -> Iterator[tuple[Atom, set[Atom]]]:
-    """Each atom on a tensor, with the atoms that stand beside it exactly once."""
-    resolved = [resolve(axis) for axis in axes]
-    everything = [list(atoms(axis)) for axis in resolved]
-    certain = [_direct(axis[0]) if len(axis) == 1 else [] for axis in resolved]
-    for i, axis in enumerate(resolved):
+    """Each atom on a tensor of resolved axes, with the atoms that stand beside it exactly once."""
+    everything = [list(atoms(axis)) for axis in axes]
+    certain = [_direct(axis[0]) if len(axis) == 1 else [] for axis in axes]
+    for i, axis in enumerate(axes):
         others = [atom for j, found in enumerate(everything) if j != i for atom in found]
         beside = [atom for j, found in enumerate(certain) if j != i for atom in found]
         for segment in axis:
