@@ -168,7 +168,7 @@ def test_batch_statistics_are_in_the_groups():
 def test_training_mode_permutes_the_updated_statistics():
     model = models.convnet(num_classes=10, width=0.25)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     found = find_symmetries(model, variables, x)
 
     @jax.jit
