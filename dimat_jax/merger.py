@@ -53,7 +53,8 @@ class Merger(NamedTuple):
       symmetries: the model's permutation groups.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
       align: ``(target, sources, batches) -> permutations``, one a source: for each agent those that
-        bring it into the frame of ``target``, by their activations on the agent's batches.
+        bring it into the frame of ``target``, by their activations on the agent's batches. None at
+        all for a model without hidden units to align.
       permute: ``(permutations, variables) -> variables``.
       scale: ``(variables, weights [agents]) -> weights * variables``.
       mix: ``(total, weights [agents], variables) -> total + weights * variables``.
@@ -161,6 +162,8 @@ def make_align(
     """Builds `Merger.align` on ``matching``, the lifted `match_update`."""
     activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
     moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
+    if not jax.tree.leaves(moments):
+        return lambda target, sources, batches: []  # There is nothing to align.
     scoring = map_agents(execution, scores, stopwatch)
 
     def align(

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # The number is fixed from here on, whatever a run prepares.
 
 
 @pytest.fixture

@@ -39,6 +39,20 @@ def small_config(**options) -> dj.Config:
     return dj.Config(**defaults | options)
 
 
+def linear_softmax() -> dj.Model:
+    """A softmax regression on flattened images: it compiles at once, and NumPy can follow."""
+
+    def init(key, x):
+        kernel = jax.random.normal(key, (x[0].size, 4), x.dtype)
+        return {"params": {"kernel": 0.1 * kernel, "bias": jnp.zeros(4, x.dtype)}}
+
+    def apply(variables, x, train=False, key=None):
+        params = variables["params"]
+        return x.reshape(len(x), -1) @ params["kernel"] + params["bias"], variables
+
+    return dj.Model(init, apply)
+
+
 def execution_of(agents: int, devices: int, looped: bool = False) -> Execution:
     """A form on the first virtual CPU devices."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("agents",), axis_types=(AxisType.Auto,))

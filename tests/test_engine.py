@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import assert_trees_close, assert_trees_equal, equations, noise, small_config
+from small_runs import (
+    assert_trees_close,
+    assert_trees_equal,
+    equations,
+    linear_softmax,
+    noise,
+    small_config,
+)
 
 import dimat_jax as dj
 from dimat_jax import engine, population, setup, training
@@ -15,20 +22,6 @@ CALLBACKS = {"pure_callback", "io_callback", "debug_callback", "outside_call", "
 
 def prepared(**options):
     return setup.prepare(small_config(**{"devices": 4} | options), dataset=DATASET)
-
-
-def linear_softmax() -> dj.Model:
-    """A model that compiles at once."""
-
-    def init(key, x):
-        kernel = jax.random.normal(key, (x[0].size, 4), x.dtype)
-        return {"params": {"kernel": 0.1 * kernel, "bias": jnp.zeros(4, x.dtype)}}
-
-    def apply(variables, x, train=False, key=None):
-        params = variables["params"]
-        return x.reshape(len(x), -1) @ params["kernel"] + params["bias"], variables
-
-    return dj.Model(init, apply)
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -8,6 +8,7 @@ import pytest
 from small_runs import (
     assert_trees_close,
     assert_trees_equal,
+    linear_softmax,
     noise,
     normaliser,
     random_variables,
@@ -52,20 +53,6 @@ def test_the_order_is_the_same_in_float64(x64):
         np.testing.assert_array_equal(order_of(epoch=2), in_float64)
 
 
-def linear(scale=0.1) -> dj.Model:
-    """A softmax regression on flattened images, of which NumPy knows everything."""
-
-    def init(key, x):
-        weights = scale * jax.random.normal(key, (x[0].size, 4))
-        return {"params": {"kernel": weights.astype(x.dtype), "bias": jnp.zeros(4, x.dtype)}}
-
-    def apply(variables, x, train=False, key=None):
-        params = variables["params"]
-        return x.reshape(len(x), -1) @ params["kernel"] + params["bias"], variables
-
-    return dj.Model(init, apply)
-
-
 def number(key):
     """A key as two exact floats: what would be drawn from it, without compiling a generator."""
     return (jax.random.key_data(key) % 2**16).astype(float)
@@ -73,7 +60,7 @@ def number(key):
 
 def remembering() -> dj.Model:
     """A model whose statistics are the mean of the last batch seen in training, and its key."""
-    plain = linear()
+    plain = linear_softmax()
 
     def init(key, x):
         start = {"mean": jnp.zeros(x.shape[1:]), "key": jnp.zeros(2)}
@@ -162,7 +149,7 @@ def test_a_step_is_that_of_a_plain_optax_loop(name, x64):
 
 def test_the_schedule_goes_on_where_an_optimizer_starts_afresh(x64):
     dataset = noise(examples=EXAMPLES, size=4, channels=1)
-    model, normalise = linear(), normaliser(dataset)
+    model, normalise = linear_softmax(), normaliser(dataset)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     rates = np.array([0.5, 0.25, 0.125, 0.0625])
     optimizer = training.OPTIMIZERS["momentum"]()
@@ -205,7 +192,7 @@ def test_every_step_of_every_agent_has_keys_of_its_own():
 def test_the_first_step_whose_loss_is_not_finite_is_remembered():
     images = jnp.ones((EXAMPLES, 4, 4, 1), jnp.uint8).at[5].set(255)
     labels = jnp.zeros(EXAMPLES, jnp.int32)
-    model = linear()
+    model = linear_softmax()
     update = training.train_update(
         model,
         training.OPTIMIZERS["sgd"](),
@@ -240,7 +227,7 @@ def test_initial_states_differ_between_agents_unless_they_must_not(same):
 def test_a_population_can_be_made_of_shapes_only():
     shapes = jax.eval_shape(
         lambda key: training.init_population(
-            linear(), training.OPTIMIZERS["adam"](), key, AGENTS, (4, 4, 1)
+            linear_softmax(), training.OPTIMIZERS["adam"](), key, AGENTS, (4, 4, 1)
         ),
         jax.random.key(0),
     )
@@ -254,8 +241,10 @@ def test_evaluation_is_that_of_numpy(tests, x64):
     normalise = normaliser(dataset)
     resident = training.test_batches(dataset.test_images, dataset.test_labels, 4)
     assert resident[0].shape[:2] == resident[1].shape == (-(-tests // 4), 4)
-    variables = first_state(linear(), "sgd").variables
-    update = jax.jit(jax.vmap(training.evaluate_update(linear(), normalise), in_axes=(0, 0, None)))
+    variables = first_state(linear_softmax(), "sgd").variables
+    update = jax.jit(
+        jax.vmap(training.evaluate_update(linear_softmax(), normalise), in_axes=(0, 0, None))
+    )
     score = training.zero_score(AGENTS)
     for _ in range(len(resident[0])):
         score = update(score, variables, resident)
