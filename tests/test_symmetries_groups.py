@@ -159,12 +159,12 @@ def test_bad_variables():
     p = {"in": np.arange(5)}
     with pytest.raises(ValueError, match="no leaf 'in'"):
         permute(SYMMETRIES, p, {name: x for name, x in V.items() if name != "in"})
-    with pytest.raises(ValueError, match=r"Leaf 'in' has shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"Leaf 'in' has shape \(3, 4\) but"):
         permute(SYMMETRIES, p, V | {"in": np.ones((3, 4))})
 
 
 def test_print_is_a_table():
     table = str(SYMMETRIES).splitlines()
     assert table[0].split() == ["group", "size", "leaves"]
-    assert len(table) == 1 + len(SYMMETRIES.groups)
+    assert all(any(line.startswith(name) for line in table) for name in SYMMETRIES.groups)
     assert "2 x 3 x 4" in str(SYMMETRIES)

@@ -14,6 +14,7 @@ from dimat_jax.symmetries.axes import (
     Atom,
     Axis,
     Sum,
+    axis_size,
     free_axis,
     frozen_axis,
     resolve,
@@ -146,7 +147,13 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
         if atom.frozen
     )
     sizes = {name: atom.size for atom, name in positions.items()}
-    return Symmetries(groups, sizes, frozen, _notes(analysis, frozen))
+    carrying = {site.path for found in sites.values() for site in found}
+    shapes = {
+        path: tuple(map(axis_size, tensor.axes))
+        for path, tensor in analysis.leaves.items()
+        if path in carrying
+    }
+    return Symmetries(groups, sizes, frozen, _notes(analysis, frozen), shapes)
 
 
 def position_names(analysis: Analysis) -> dict[Atom, str]:

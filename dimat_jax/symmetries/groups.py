@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -109,12 +110,14 @@ class Symmetries:
       frozen: the parts of leaves that belong to no group, with the reason of each.
       notes: what made the groups smaller than they may truly be: primitives without a rule,
         captured constants, random bits. Empty for most models.
+      shapes: path → shape of the leaves that carry groups; `permute` accepts no other ones.
     """
 
     groups: dict[str, Group]
     positions: dict[str, int] = field(default_factory=dict)
     frozen: tuple[Frozen, ...] = ()
     notes: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __hash__(self) -> int:  # the generated one fails on dicts; static arguments of jit need it
         return hash((tuple(self.groups.items()), tuple(self.positions.items())))
@@ -122,18 +125,30 @@ class Symmetries:
     def __str__(self) -> str:
         rows = [("group", "size", "leaves")]
         for name, group in self.groups.items():
-            leaves = ", ".join(_show(site) for site in group.sites)
+            leaves = ", ".join(_show(site, self.shapes.get(site.path)) for site in group.sites)
             rows.append((name, " x ".join(map(str, shape_of(self, name))), leaves))
-        widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows]
+        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+        indent = " " * (first + second + 4)
+        lines = [
+            textwrap.fill(
+                f"{a:<{first}}  {b:>{second}}  {c}",
+                width=len(indent) + 100,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for a, b, c in rows
+        ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def _show(site: Site) -> str:
+def _show(site: Site, shape: tuple[int, ...] | None) -> str:
+    """A site as ``leaf[axis]``, with the part of the axis and the factor where it is not whole."""
     (start, length), (before, size, after) = site.segment, site.factor
-    factor = "" if before == after == 1 else f" as {before}x{size}x{after}"
-    limits = "".join(f" of {p.segment[0]}+{p.segment[1]} in {p.axis}" for p in site.within)
-    return f"{site.path}[{site.axis}: {start}+{length}{factor}{limits}]"
+    part = "" if shape and length == shape[site.axis] else f":{start}+{length}"
+    factor = "" if before == after == 1 else f":{before}x{size}x{after}"
+    limits = "".join(f"|{p.axis}:{p.segment[0]}+{p.segment[1]}" for p in site.within)
+    return f"{site.path}[{site.axis}{part}{factor}{limits}]"
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -228,8 +243,8 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
       Variables of the same structure.
 
     Raises:
-      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or
-        too short.
+      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or of
+        another shape.
     """
     permutations = with_outer(symmetries, permutations)
     sites: dict[str, list[tuple[Array, Site]]] = {}
@@ -240,6 +255,13 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
     paths = [path_name(path) for path, _ in leaves]
     if missing := sorted(set(sites) - set(paths)):
         raise ValueError(f"The variables have no leaf {missing[0]!r}, which the symmetries name.")
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        expected = symmetries.shapes.get(path, np.shape(leaf))
+        if path in sites and np.shape(leaf) != expected:
+            raise ValueError(
+                f"Leaf {path!r} has shape {np.shape(leaf)} but the symmetries were found with "
+                f"{expected}. Stacked variables need a `jax.vmap` around `permute`."
+            )
     permuted = [
         _permute_leaf(path, leaf, sites[path]) if path in sites else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
@@ -255,21 +277,23 @@ def path_name(path: tuple[Any, ...]) -> str:
 def _permute_leaf(
     path: str, leaf: Shaped[Array | np.ndarray, ...], sites: list[tuple[Array, Site]]
 ) -> Array:
+    shape = np.shape(leaf)
     for _, site in sites:
-        if np.ndim(leaf) <= site.axis or np.shape(leaf)[site.axis] < sum(site.segment):
-            raise ValueError(
-                f"Leaf {path!r} has shape {np.shape(leaf)}, too small for the group at {site}."
-            )
+        if len(shape) <= site.axis or shape[site.axis] < sum(site.segment):
+            raise ValueError(f"Leaf {path!r} has shape {shape}, too small for the group at {site}.")
     indices: dict[int, Any] = {}
     for permutation, site in sites:
-        shift = _displacement(permutation, site, np.shape(leaf))
-        here = np.arange(np.shape(leaf)[site.axis], dtype=np.int32)
-        here = here.reshape([-1 if d == site.axis else 1 for d in range(np.ndim(leaf))])
+        along = [-1 if axis == site.axis else 1 for axis in range(len(shape))]
+        if site[3:] == ((1, shape[site.axis], 1), (), ()):  # a whole axis, the common case
+            indices[site.axis] = permutation.reshape(along)
+            continue
+        here = np.arange(shape[site.axis], dtype=np.int32).reshape(along)
+        shift = _displacement(permutation, site, shape)
         indices[site.axis] = shift + indices.get(site.axis, here)
     out = jnp.asarray(leaf)
     varying = {axis: i for axis, i in indices.items() if i.size > out.shape[axis]}
     for axis in indices.keys() - varying.keys():
-        out = jnp.take(out, indices[axis].ravel(), axis=axis)
+        out = jnp.take(out, indices[axis].ravel(), axis=axis, mode="clip")
     if varying:
         grid = np.ogrid[tuple(slice(size) for size in out.shape)]
         out = out[tuple(varying.get(axis, grid[axis]) for axis in range(out.ndim))]
