@@ -104,6 +104,13 @@ def test_figures_over_agents_are_those_of_the_agents(main_job):
         assert 0 < row["test_loss"] < 10
 
 
+def test_the_speed_is_that_of_training_alone(main_job):
+    for row in main_job.rows:
+        if row["phase"] != "merge":  # one epoch: five steps of eight images of eight agents
+            images = row["images_per_second"] * row["seconds"]["train"]
+            assert images == pytest.approx(320)
+
+
 def test_an_agent_sends_to_two_neighbours_in_each_round(main_job):
     result = main_job.result
     bytes = 2 * communication.variables_bytes(result.setup.abstract[0])
@@ -224,13 +231,26 @@ def test_every_seed_is_a_run_of_its_own_and_every_method_starts_from_the_same_ag
             assert row[field] == other[field], field
 
 
-def test_rounds_go_on_with_the_shards_that_are_theirs():
-    result = quick(partition="pretrain_iid_finetune_by_class", batch_size=4, epochs_per_round=3)
-    assert [row["epoch"] for row in result.history] == [1, 1, 4, 4, 7]
-    # Agents i and i + 4 of the rounds share a class; in the first round they have seen no other.
-    shards = result.setup.shards[0]
-    assert [len(set(DATASET.train_labels[rows])) for rows in shards[1]] == [1] * 8
-    assert [len(set(DATASET.train_labels[rows])) for rows in shards[0]] == [4] * 8
+def test_rounds_go_on_with_epochs_and_shards_of_their_own(monkeypatch):
+    epochs, examples = [], []
+
+    def make_engine(plan):
+        parts = engine.make_engine(plan)
+
+        def train(state, shards, key, epoch):
+            epochs.append(epoch)
+            examples.append(set(np.asarray(shards.labels).reshape(8, -1)[0]))
+            return parts.train(state, shards, key, epoch)
+
+        return parts._replace(train=train)
+
+    monkeypatch.setattr(simulation, "make_engine", make_engine)
+    options = {"batch_size": 4, "pretrain_epochs": 2, "epochs_per_round": 3}
+    result = quick(partition="pretrain_iid_finetune_by_class", **options)
+    assert [row["epoch"] for row in result.history] == [2, 2, 5, 5, 8]
+    assert epochs == list(range(8))
+    # Agent 0 is pretrained on all classes, and goes on with the one that is its own.
+    assert examples == [{0, 1, 2, 3}] * 2 + [{0}] * 6
 
 
 def test_without_rounds_there_is_pretraining_only():
@@ -301,7 +321,9 @@ def images_on_device(batches, agent, lanes):
 
 
 def test_agents_match_and_count_on_images_of_their_own():
-    run, shards = seed_run(matching_images=24, statistics_images=1000)
+    run, shards = seed_run(
+        matching_images=24, statistics_images=1000, topology="one_peer_exponential"
+    )
     first, second = (simulation.merge_round(run, shards, round) for round in (1, 2))
     assert first.matching.rows.shape == (8, 1, 24) and first.statistics.rows.shape == (8, 1, 40)
     assert not np.array_equal(first.matching.rows, second.matching.rows)  # drawn anew
@@ -311,10 +333,11 @@ def test_agents_match_and_count_on_images_of_their_own():
         assert set(images_on_device(first.statistics, agent, 2)) == allowed
         matched = images_on_device(first.matching, agent, 2)
         assert len(set(matched)) == 24 and set(matched) <= allowed
-    sources, weights = topology.neighbor_slots(run.setup.topology)
-    np.testing.assert_array_equal(first.sources, sources)
-    np.testing.assert_array_equal(first.weights, weights)
-    assert not first.first_frame
+    for round, found in enumerate((first, second)):
+        sources, weights = topology.neighbor_slots(run.setup.topology, round)
+        np.testing.assert_array_equal(found.sources, sources)
+        np.testing.assert_array_equal(found.weights, weights)
+        assert not found.first_frame
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""The command: what it leaves behind, and how it answers bad input."""
+
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+from small_runs import compilations, noise, small_config
+
+from dimat_jax import setup
+from dimat_jax.config import PRESETS, Config
+from experiments import common
+from experiments.cifar import main
+
+TINY = "--dataset digits --model mlp --agents 4 --pretrain-epochs 1 --rounds 1".split()
+FIELDS = """method seed round epoch phase test_accuracy test_accuracy_std test_accuracy_agents
+test_loss train_loss consensus_distance bytes_sent images_per_second seconds""".split()
+CLOCK = {"images_per_second", "seconds"}
+
+
+class Run(NamedTuple):
+    """A run of the command: its folder, its exit code and what it said."""
+
+    folder: pathlib.Path
+    code: int
+    said: str
+
+    def rows(self):
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def read(self, name):
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Decoded data go into a folder of these tests' own."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Run]:
+    """The same tiny run twice, the second with its results in the default place."""
+    results = []
+    for number in range(2):
+        said, here = io.StringIO(), tmp_path_factory.mktemp("run")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(here)
+            monkeypatch.setattr(sys, "stdout", said)
+            code = main([*TINY, "--width", "0.1", *(["--out", "mine"] if number == 0 else [])])
+        folder = here / "mine" if number == 0 else next((here / "runs").iterdir())
+        results.append(Run(folder, code, said.getvalue()))
+    return results
+
+
+def test_a_run_leaves_its_results_in_a_folder(runs):
+    for run in runs:
+        assert run.code == 0
+        names = {path.name for path in run.folder.iterdir()}
+        assert names == {
+            "config.json",
+            "metrics.jsonl",
+            "summary.json",
+            "tables.md",
+            "accuracy.png",
+        }
+        assert (run.folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+        assert "merge 1" in (run.folder / "tables.md").read_text(encoding="utf-8")
+    assert re.fullmatch(r"digits-mlp-ring-4-\d{8}-\d{6}", runs[1].folder.name)
+
+
+def test_rows_have_the_agreed_fields_in_order_of_time(runs):
+    rows = runs[0].rows()
+    assert all(sorted(row) == sorted(FIELDS) for row in rows)
+    assert [(row["method"], row["phase"], row["epoch"]) for row in rows] == [
+        ("pretrain", "pretrain", 1),
+        ("dimat", "merge", 1),
+        ("dimat", "train", 2),
+        ("wa", "merge", 1),
+        ("wa", "train", 2),
+    ]
+    assert rows[0]["test_accuracy"] > 0.2  # of ten classes: it has learned something
+
+
+def test_identical_runs_differ_in_nothing_but_the_clock(runs):
+    first, second = (
+        [{name: value for name, value in row.items() if name not in CLOCK} for row in run.rows()]
+        for run in runs
+    )
+    assert first == second
+    first, second = (run.read("config.json") for run in runs)
+    assert first["config"].pop("out") == "mine" and second["config"].pop("out") is None
+    assert first == second
+
+
+def test_results_name_the_data_and_the_options_used(runs):
+    for name in ("config.json", "summary.json"):
+        found = runs[0].read(name)
+        assert found["dataset"] == "digits"
+        assert (found["config"]["agents"], found["config"]["model"]) == (4, "mlp")
+        assert found["config"]["batch_size"] > 0  # what was chosen, not what was left out
+        assert found["versions"]["jax"]
+    summary, rows = runs[0].read("summary.json"), runs[0].rows()
+    first_merge = {row["method"]: row["test_accuracy"] for row in rows if row["phase"] == "merge"}
+    for method in ("dimat", "wa"):
+        found = summary["accuracy"][method]["first_merge"]["mean"]
+        assert found == pytest.approx(first_merge[method])
+
+
+def test_the_terminal_says_what_runs_how_far_it_is_and_who_wins(runs):
+    said = runs[0].said
+    for text in ("digits, iid, 359 of the 1,437 training images", "mlp, width 0.1", "4, ring"):
+        assert text in said
+    assert "all 360 at the end" in said and "seed 0, dimat, round 1, after merge" in said
+    assert re.search(r"dimat against wa: [+-]\d+\.\d points after the first merge", said)
+    assert "Written to mine" in said
+
+
+def test_a_stand_in_for_the_data_is_named_loudly():
+    plan = setup.prepare(small_config(), dataset=noise(size=8))
+    for name, loud in (("noise", False), ("shapes (synthetic stand-in for CIFAR-10)", True)):
+        said = io.StringIO()
+        named = plan._replace(dataset=plan.dataset._replace(name=name))
+        common.print_banner(Console(file=said, width=200), pathlib.Path("here"), named)
+        assert (f"NOT THE REAL DATA: {name}" in said.getvalue()) == loud
+        assert f"data  {name}" in said.getvalue()
+
+
+BAD = {
+    "data set": ("--dataset digts", "Unknown data set 'digts'. Did you mean 'digits'?"),
+    "model": ("--model mlpp", "Unknown model 'mlpp'. Did you mean 'mlp'?"),
+    "topology": ("--topology rign", "Unknown topology 'rign'. Did you mean 'ring'?"),
+    "partition": ("--partition iidd", "Unknown partition 'iidd'. Did you mean 'iid'?"),
+    "method": ("--methods dimatt wa", "Unknown method 'dimatt'. Did you mean 'dimat'?"),
+    "preset": ("--preset papr", "Unknown preset 'papr'. Did you mean 'paper'?"),
+    "augmentation": ("--augmentation nnone", "Unknown augmentation 'nnone'. Did you mean 'none'?"),
+    "no agents": ("--agents 0", "agents must be at least 1, not 0"),
+    "one agent": ("--agents 1", "'ring' needs at least 2 agents, not 1"),
+    "many agents": ("--agents 1500", "There are 1500 agents and 1437 examples"),
+    "large batch": ("--batch-size 400", "batch_size is 400, but an agent has 359 examples"),
+    "first frame": ("--merge-frame first", "fully connected graph, not 'ring'"),
+    "devices": ("--devices 3", "3 devices do not divide 4 agents"),
+    "no width": ("--width 0", "must be positive, not 0"),
+    "a seed twice": ("--seeds 1 1", "each once, not (1, 1)"),
+    "a negative rate": ("--learning-rate -1", "learning_rate must be positive, not -1.0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    setup.prepare(small_config(), dataset=noise(size=8))  # keys are split: that compiles
+    with compilations() as counter:
+        assert main([*TINY, *arguments.split()]) == 2
+    assert counter.count == 0
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # no folder of a run that never was
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--optimizer adm", ["--optimizer", "adm", "adam"]),
+        ("--agents four", ["--agents", "four"]),
+        ("--agnts 4", ["--agnts", "--agents"]),
+        ("--norm bach", ["--norm", "bach", "batch"]),
+    ],
+)
+def test_options_of_the_wrong_form_are_explained_with_exit_code_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, *arguments.split()])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert all(word in said.out + said.err for word in words)
+
+
+def test_a_run_is_never_overwritten_unless_asked(capsys, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("a run\n", encoding="utf-8")
+    assert main([*TINY, "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} already holds a run" in capsys.readouterr().err
+    assert main([*TINY, "--out", str(metrics)]) == 2
+    assert f"{metrics} is a file" in capsys.readouterr().err
+    # Not even by a run that fails before it starts.
+    assert main([*TINY, "--out", str(tmp_path), "--overwrite", "--agents", "1"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert metrics.read_text(encoding="utf-8") == "a run\n"
+    common.check_folder(tmp_path, overwrite=True)
+    common.check_folder(tmp_path / "new", overwrite=False)
+
+
+def test_a_loss_that_becomes_nan_ends_the_command(capsys, tmp_path):
+    options = ["--learning-rate", "1e10", "--width", "0.05", "--out", str(tmp_path / "out")]
+    assert main([*TINY, *options]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"^error: The training loss of agent \d was not finite at step \d+: ", said)
+    assert "Traceback" not in said and said.count("\n") == 1
+
+
+def test_a_corrupt_archive_is_bad_input(capsys, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+    options = ["--dataset", "cifar10", "--data-dir", str(tmp_path)]
+    assert main([*TINY, *options]) == 2
+    said = capsys.readouterr().err
+    assert "cifar-10-python.tar.gz" in said and said.count("\n") == 1
+
+
+def test_the_module_is_a_command():
+    command = [sys.executable, "-m", "experiments.cifar", *TINY, "--agents", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_arguments_are_on_top_of_their_preset():
+    assert common.parse("", []) == Config()
+    assert common.parse("", ["--preset", "paper"]) == PRESETS["paper"]
+    found = common.parse("", "--agents 3 --preset=paper --seeds 4 2 --methods wa".split())
+    assert (found.agents, found.seeds, found.methods) == (3, (4, 2), ("wa",))
+    assert (found.model, found.width, found.rounds) == ("resnet20", 8.0, 100)
+
+
+def test_a_configuration_is_plain_json():
+    config = Config(out=pathlib.Path("a") / "b")
+    assert json.loads(json.dumps(common.plain(config)))["out"] == os.path.join("a", "b")
