@@ -91,7 +91,7 @@ def init_population(
     return jax.lax.map(init_one, (init_keys, jax.random.split(step_key, agents)))
 
 
-@functools.partial(jax.jit, static_argnames=("agents", "examples", "steps", "batch_size", "lanes"))
+@functools.partial(jax.jit, static_argnames=("agents", "examples", "steps", "batch_size"))
 def epoch_order(
     key: Key,
     epoch: int | Int[Array, ""],
@@ -99,7 +99,7 @@ def epoch_order(
     examples: int,
     steps: int,
     batch_size: int,
-    lanes: int,
+    lanes: int | Int[Array, ""],
 ) -> Int[Array, "agents steps batch"]:
     """The order in which every agent goes through its shard in one epoch.
 
