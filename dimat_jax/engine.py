@@ -1,5 +1,6 @@
 """The compiled parts of a run: built once, used by every seed, method and round."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,19 +93,6 @@ def make_engine(setup: Setup) -> Engine:
     evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
     initialise = map_agents(execution, optimizer.init, stopwatch)
 
-    def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
-        order = epoch_order(
-            key,
-            epoch,
-            execution.agents,
-            shards.examples,
-            shards.steps,
-            setup.batch_size,
-            execution.lanes,
-        )
-        resident = shards.images, shards.labels
-        return training(state, spread(execution, order), resident, shards.steps)
-
     def evaluate(variables: Variables, tests: tuple[np.ndarray, np.ndarray]) -> Score:
         resident = replicate(execution, tests)
         score = spread(execution, zero_score(execution.agents))
@@ -112,7 +100,7 @@ def make_engine(setup: Setup) -> Engine:
 
     return Engine(
         init=make_init(setup, optimizer, stopwatch),
-        train=train,
+        train=make_train(setup, training, stopwatch),
         evaluate=evaluate,
         fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
         consensus_distance=jax.jit(consensus_distance),
@@ -146,6 +134,27 @@ def make_init(
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     initialise = compiled(jax.jit(initial, compiler_options=options), stopwatch)
     return lambda key: spread(setup.execution, initialise(key))
+
+
+def make_train(
+    setup: Setup, training: Callable[..., AgentState], stopwatch: Stopwatch
+) -> Callable[[AgentState, Shards, Key, int], AgentState]:
+    """Builds `Engine.train` on ``training``, the lifted `train_update`."""
+    agents, lanes = setup.execution.agents, setup.execution.lanes
+
+    @functools.cache
+    def ordering(examples: int, steps: int) -> Callable[..., Array]:
+        def order(key: Key, epoch: Int[Array, ""]) -> Array:
+            return epoch_order(key, epoch, agents, examples, steps, setup.batch_size, lanes)
+
+        return compiled(jax.jit(order), stopwatch)
+
+    def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
+        order = ordering(shards.examples, shards.steps)(key, np.int32(epoch))
+        resident = shards.images, shards.labels
+        return training(state, spread(setup.execution, order), resident, shards.steps)
+
+    return train
 
 
 def make_schedule(setup: Setup) -> optax.Schedule:

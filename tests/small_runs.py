@@ -97,9 +97,10 @@ def disorder(symmetries: dj.Symmetries, seed: int, agents: int | None = None):
 
 
 class Counter:
-    """How often a function was called: inside jit, how often it was traced."""
+    """How often something happened, and how long it took where that is known."""
 
     count = 0
+    seconds = 0.0
 
 
 def counted(model: dj.Model) -> tuple[dj.Model, Counter]:
@@ -115,11 +116,13 @@ def counted(model: dj.Model) -> tuple[dj.Model, Counter]:
 
 @contextlib.contextmanager
 def compilations():
-    """Counts how often XLA compiles anything while the block runs."""
+    """Counts how often, and for how long, XLA compiles anything while the block runs."""
     counter = Counter()
 
     def listen(event, seconds, **_):
-        counter.count += event == COMPILE_EVENT
+        if event == COMPILE_EVENT:
+            counter.count += 1
+            counter.seconds += seconds
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -7,6 +7,7 @@ import pytest
 from small_runs import (
     assert_trees_close,
     assert_trees_equal,
+    compilations,
     equations,
     linear_softmax,
     noise,
@@ -136,6 +137,18 @@ def test_training_and_evaluation_in_both_forms_are_those_of_one_agent_alone(x64)
         correct = ((x @ kernel + bias).argmax(1) == DATASET.test_labels).sum()
         assert score.correct[agent] == correct
     assert state.step.tolist() == [5] * 8
+
+
+def test_what_an_epoch_compiles_is_not_taken_for_training():
+    plan = setup.prepare(small_config(devices=2), linear_softmax(), DATASET)
+    parts, keys = engine.make_engine(plan), setup.seed_keys(0)
+    state, shards = parts.init(keys.init), engine.place_shards(plan, 0, 0)
+    parts.stopwatch.take()
+    with compilations() as counter, parts.stopwatch.measure("train"):
+        jax.block_until_ready(parts.train(state, shards, keys.order, 0))
+    found = parts.stopwatch.take()
+    assert found["compile"] > 0.6 * counter.seconds  # all but slices and zeros
+    assert found["train"] < 0.5 * counter.seconds
 
 
 def test_a_fresh_optimizer_forgets_and_keeps_all_else():
