@@ -19,9 +19,9 @@ from .merging import merge as merge
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
 from .population import prepare_devices as prepare_devices
+from .runs import simulate as simulate
 from .simulation import Observer as Observer
 from .simulation import Result as Result
-from .simulation import simulate as simulate
 from .symmetries import Group as Group
 from .symmetries import Site as Site
 from .symmetries import Symmetries as Symmetries

@@ -76,7 +76,7 @@ class Config:
     devices: int | None = None
     """Devices to spread the agents over; None: all there are, as far as they divide the agents."""
     out: pathlib.Path | None = None
-    """Folder for the results; None: a new one under runs/ (in the library: nothing is written)."""
+    """Folder for the results; None: a new one under runs/ (from Python: none is written)."""
     overwrite: bool = False
     """Whether a run that already lies in that folder may be replaced."""
 

@@ -70,23 +70,16 @@ class Observer(NamedTuple):
     on_row: Callable[[Row], None] = lambda row: None
 
 
-def simulate(
-    config: Config = Config(),
-    *,
-    model: Model | None = None,
-    dataset: Dataset | None = None,
-    topology: Topology | None = None,
-    observer: Observer = Observer(),
+def run(
+    config: Config,
+    model: Model | None,
+    dataset: Dataset | None,
+    topology: Topology | None,
+    observer: Observer,
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
 
-    Args:
-      config: the run. Its ``out`` and ``overwrite`` are left to `dimat_jax.report`: nothing is
-        written here.
-      model: used instead of ``config.model``.
-      dataset: used instead of ``config.dataset``.
-      topology: used instead of ``config.topology``.
-      observer: is told of what happens.
+    Nothing is written: that is `dimat_jax.runs.simulate`, whose arguments these are.
 
     Raises:
       ValueError: for a configuration that cannot be run, before anything compiles; if a loss is

@@ -7,11 +7,12 @@ option answer at once.
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from dimat_jax.setup import Setup
     from dimat_jax.simulation import Result
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
 BAD_INPUT = 2
 
 
@@ -53,34 +52,22 @@ def parse(description: str, arguments: Sequence[str]) -> Config:
 
 
 def run_and_report(config: Config) -> "Result":
-    """Runs a configuration, showing progress, and leaves its results in a folder.
+    """Runs a configuration, showing progress and in the end its tables.
 
     Raises:
       ValueError: for bad input, with nothing lost or overwritten.
     """
-    if config.out is not None:
-        check_folder(config.out, config.overwrite)
-
     from rich.console import Console
 
-    from dimat_jax import metrics, simulation
     from dimat_jax.report.progress import show_progress
+    from dimat_jax.runs import simulate
 
     console = Console()
-    folder = config.out or default_folder(config)
+    config = dataclasses.replace(config, out=config.out or default_folder(config))
     with show_progress(console) as shown:
-
-        def on_start(setup: "Setup") -> None:
-            open_folder(folder, setup)
-            print_banner(console, folder, setup)
-
-        def on_row(row: metrics.Row) -> None:
-            metrics.append_row(folder / METRICS_FILE, row)
-            shown.on_row(row)
-
-        observer = shown._replace(on_start=on_start, on_row=on_row)
-        result = simulation.simulate(config, observer=observer)
-    report(console, folder, result)
+        on_start = functools.partial(print_banner, console)
+        result = simulate(config, observer=shown._replace(on_start=on_start))
+    show_report(console, result)
     return result
 
 
@@ -91,38 +78,7 @@ def default_folder(config: Config) -> pathlib.Path:
     return pathlib.Path("runs") / name
 
 
-def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
-    """Raises a `ValueError` if the folder already holds a run that must not be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, but {folder} is a file.")
-    if (folder / METRICS_FILE).exists() and not overwrite:
-        raise ValueError(
-            f"{folder} already holds a run: choose another --out, or replace it by --overwrite."
-        )
-
-
-def open_folder(folder: pathlib.Path, setup: "Setup") -> None:
-    """Makes the folder, with ``config.json`` and an empty ``metrics.jsonl``."""
-    from dimat_jax.report.summary import commit, versions
-
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {
-        "dataset": setup.dataset.name,
-        "config": plain(setup.config),
-        "versions": versions(),
-        "commit": commit(),
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (folder / METRICS_FILE).write_text("", encoding="utf-8")
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """A configuration as JSON knows it."""
-    values = dataclasses.asdict(config)
-    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in values.items()}
-
-
-def print_banner(console: "Console", folder: pathlib.Path, setup: "Setup") -> None:
+def print_banner(console: "Console", setup: "Setup") -> None:
     """Says what is about to run, on which data, and how it is evaluated."""
     config, dataset = setup.config, setup.dataset
     if "stand-in" in dataset.name:
@@ -140,27 +96,20 @@ def print_banner(console: "Console", folder: pathlib.Path, setup: "Setup") -> No
         f"merge and {config.epochs_per_round} epochs; {config.optimizer}, learning rate "
         f"{config.learning_rate:g}, batch {config.batch_size}",
         "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
-        "results": str(folder),
+        "results": str(config.out),
     }
     for name, text in lines.items():
         console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
 
 
-def report(console: "Console", folder: pathlib.Path, result: "Result") -> None:
-    """Shows the tables, and writes them, ``summary.json`` and ``accuracy.png`` into the folder."""
-    import numpy as np
-
-    from dimat_jax.report.folder import write_report
+def show_report(console: "Console", result: "Result") -> None:
+    """Shows what `dimat_jax.report.folder` has written: the tables, and who leads by how much."""
+    from dimat_jax.report.folder import SUMMARY_FILE, out_of
     from dimat_jax.report.summary import final_line, headline
     from dimat_jax.report.tables import accuracy_table, cost_table, show
 
-    config, name = result.setup.config, result.setup.dataset.name
-    subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
-    all_tests = {
-        method: np.stack([result.finals[method, seed].test_accuracy for seed in config.seeds])
-        for method in config.methods
-    }
-    summary = write_report(folder, result.history, name, plain(config), all_tests, subtitle)
+    folder = out_of(result.setup)
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for table in (accuracy_table(result.history), cost_table(result.history)):
         show(table, console)
     for line in (headline(summary), final_line(summary)):

@@ -70,6 +70,5 @@ for arguments in (["--help"], ["--optimizer", "none"]):
     except SystemExit as stop:
         assert stop.code == (0 if arguments == ["--help"] else 2), (arguments, stop.code)
 assert main(["--preset", "papr"]) == 2
-assert main(["--out", sys.executable]) == 2
 """
     assert heavy_modules_after(code) == set()

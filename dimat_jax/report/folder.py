@@ -1,45 +1,93 @@
-"""The report of a run, written into its folder."""
+"""The folder of a run: what lies in it, and how it comes there."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from dimat_jax.metrics import Row, finite
+from dimat_jax.config import Config
+from dimat_jax.metrics import finite
 from dimat_jax.report.figures import accuracy_figure
-from dimat_jax.report.summary import summarize
+from dimat_jax.report.summary import commit, summarize, versions
 from dimat_jax.report.tables import accuracy_table, cost_table, to_markdown
+from dimat_jax.setup import Setup
+from dimat_jax.simulation import Result
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+TABLES_FILE = "tables.md"
+FIGURE_FILE = "accuracy.png"
 
 
-def write_report(
-    folder: pathlib.Path,
-    rows: Sequence[Row],
-    dataset: str,
-    config: Mapping[str, Any],
-    all_tests: Mapping[str, Float[np.ndarray, "seeds agents"]],
-    subtitle: str = "",
-) -> dict[str, Any]:
-    """Writes ``summary.json``, ``tables.md`` and ``accuracy.png``.
+def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
+    """Raises a `ValueError` if the folder already holds a run that must not be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a folder, but {folder} is a file.")
+    if (folder / METRICS_FILE).exists() and not overwrite:
+        raise ValueError(
+            f"{folder} already holds a run: choose another --out, or replace it by --overwrite."
+        )
 
-    Args:
-      folder: must exist.
-      rows: all rows of the run, at least one.
-      dataset: the display name of the data set actually used.
-      config: the configuration as plain values.
-      all_tests: for each method the agents' accuracies at the end, on all test images.
-      subtitle: what was run, under the title of the picture.
+
+def open_folder(setup: Setup) -> None:
+    """Makes the folder of a run: ``config.json``, an empty ``metrics.jsonl``, no older results."""
+    folder = out_of(setup)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SUMMARY_FILE, TABLES_FILE, FIGURE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    description = {
+        "dataset": setup.dataset.name,
+        "config": plain(setup.config),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_json(folder / CONFIG_FILE, description)
+    (folder / METRICS_FILE).write_text("", encoding="utf-8")
+
+
+def write_report(result: Result) -> dict[str, Any]:
+    """Writes ``summary.json``, ``tables.md`` and ``accuracy.png`` into the folder of a run.
 
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    summary = summarize(rows, dataset, config, all_tests)
-    text = json.dumps(finite(summary), indent=2, allow_nan=False, default=str)
-    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    config, dataset, rows = result.setup.config, result.setup.dataset.name, result.history
+    folder = out_of(result.setup)
+    all_tests = {
+        method: np.stack([result.finals[method, seed].test_accuracy for seed in config.seeds])
+        for method in config.methods
+    }
+    summary = summarize(rows, dataset, plain(config), all_tests)
+    write_json(folder / SUMMARY_FILE, summary)
     tables = [accuracy_table(rows), cost_table(rows)]
     sections = [f"# {dataset}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
-    (folder / "tables.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    accuracy_figure(rows, dataset, subtitle).savefig(folder / "accuracy.png")
+    (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
+    accuracy_figure(rows, dataset, subtitle).savefig(folder / FIGURE_FILE)
     return summary
+
+
+def out_of(setup: Setup) -> pathlib.Path:
+    """The folder that a run writes to.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if setup.config.out is None:
+        raise ValueError("out is None: a run that is to be reported needs a folder.")
+    return setup.config.out
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as JSON knows it."""
+    values = dataclasses.asdict(config)
+    return {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in values.items()}
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file; numbers that are not finite as null."""
+    text = json.dumps(finite(values), indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
