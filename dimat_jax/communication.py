@@ -1,10 +1,35 @@
-"""What agents send, in messages and bytes."""
+"""What agents send, in messages and bytes.
+
+An *exchange* is one merge, or one gossip step: what a method does with one round of its graph.
+"""
+
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
+from dimat_jax.algorithms import Algorithm, Sends
 from dimat_jax.topology import Topology
 from dimat_jax.types import Variables
+
+SCALAR_BYTES = 4
+
+
+class Traffic(NamedTuple):
+    """What goes over the wire in some exchanges.
+
+    Attributes:
+      exchanges: how many there were.
+      messages: that each agent sent, int64 ``[agents]``.
+      bytes: that each agent sent, int64 ``[agents]``.
+      total: bytes that all agents sent, and a server where there is one.
+    """
+
+    exchanges: int
+    messages: Int[np.ndarray, " agents"]
+    bytes: Int[np.ndarray, " agents"]
+    total: int
 
 
 def variables_bytes(variables: Variables) -> int:
@@ -16,17 +41,85 @@ def variables_bytes(variables: Variables) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
 
 
-def merge_bytes(topology: Topology, round: int, variables: Variables) -> float:
-    """Bytes that an agent sends in one merge round, in the mean over agents.
-
-    Each agent sends its variables to each agent that averages them (the nonzeros of its column of
-    the mixing matrix), whatever the alignment: matching happens where they arrive.
+def message_bytes(sends: Sends, variables: Variables) -> int:
+    """Bytes of one message.
 
     Args:
-      topology: the graph.
-      round: counted from 0; a time-varying graph repeats after its period.
-      variables: one agent's.
+      sends: what it holds.
+      variables: one agent's, as in `variables_bytes`.
     """
-    matrix = topology.mixing_matrices[round % len(topology.mixing_matrices)]
-    messages = np.count_nonzero(matrix) - np.count_nonzero(np.diagonal(matrix))
-    return messages * variables_bytes(variables) / len(matrix)
+    parameters = variables_bytes(variables["params"])
+    statistics = variables_bytes(variables) - parameters
+    content = sends.parameters * parameters + sends.statistics * statistics
+    return content + sends.scalars * SCALAR_BYTES
+
+
+def messages(algorithm: Algorithm, topology: Topology, exchange: int) -> Int[np.ndarray, " agents"]:
+    """How many messages each agent sends in one exchange.
+
+    One to each other agent that hears from it; one to the server, by those whose model is in its
+    mean.
+
+    Args:
+      algorithm: the method.
+      topology: the graph on which it works (`Algorithm.graph`); π_ij ≠ 0 where i hears from j.
+      exchange: counted from 0; a time-varying graph repeats after its period.
+    """
+    hears = topology.mixing_matrix(exchange % topology.period) != 0
+    if algorithm.sends.to_server:
+        return hears.any(0).astype(np.int64)
+    return (hears & ~np.eye(topology.agents, dtype=bool)).sum(0, dtype=np.int64)
+
+
+def traffic(
+    algorithm: Algorithm, topology: Topology, first: int, number: int, variables: Variables
+) -> Traffic:
+    """What is sent in several exchanges in a row.
+
+    Args:
+      algorithm: the method.
+      topology: the graph on which it works.
+      first: the first exchange, counted from 0.
+      number: of exchanges.
+      variables: one agent's.
+
+    Returns:
+      Exact counts. A server's answers, one to every agent, stand in ``total`` alone.
+    """
+    size, period = message_bytes(algorithm.sends, variables), topology.period
+    turns = np.bincount((first + np.arange(number)) % period, minlength=period)
+    each = [messages(algorithm, topology, turn) for turn in range(period)]
+    count = (turns[:, None] * np.array(each)).sum(0)
+    answers = number * topology.agents if algorithm.sends.to_server else 0
+    return Traffic(number, count, size * count, size * (int(count.sum()) + answers))
+
+
+def sent(
+    algorithm: Algorithm, topology: Topology, first: int, number: int, variables: Variables
+) -> float:
+    """Bytes that an agent sends in several exchanges, in the mean over agents; see `traffic`."""
+    return float(traffic(algorithm, topology, first, number, variables).bytes.mean())
+
+
+def rounds_per_epoch(
+    algorithm: Algorithm, topology: Topology, steps: int, epochs_per_round: int = 2
+) -> float:
+    """Networks that an agent sends in an epoch: the "communication rounds per epoch" of the paper.
+
+    Parameters, or something of their size, count as one; statistics and single numbers do not. In
+    DIMAT (arXiv 2404.08079) merging methods come to (n − 1) / 2 on a fully connected graph, CDSGD
+    and SGP to 100 (n − 1) and CGA to twice that. The 100 are the steps of an epoch, which holds for
+    5 agents only: 50,000 images / 5 agents / batches of 100; 10 agents take 50 steps.
+
+    Args:
+      algorithm: the method.
+      topology: the graph on which it works.
+      steps: of an agent in an epoch.
+      epochs_per_round: of local training between two merges. One final merge (`Algorithm.at_end`)
+        counts for nothing.
+    """
+    each = np.mean([messages(algorithm, topology, turn) for turn in range(topology.period)])
+    exchanges = (algorithm.gossip is not None) * float(steps)
+    if algorithm.merge is not None and not algorithm.at_end:
+        exchanges += 1 / epochs_per_round
+    return float(exchanges * algorithm.sends.parameters * each)

@@ -52,6 +52,9 @@ class Config:
     learning_rate: float | None = None
     """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.02 at a batch of 50, and
     in proportion to it."""
+    method_learning_rate: tuple[tuple[str, float], ...] = ()
+    """Learning rates of methods in the rounds, by name, in place of the run's: cdsgd 0.1 sgp
+    0.05."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate over the whole run, pretraining included."""
     optimizer_after_merge: Literal["fresh", "kept"] = "fresh"
@@ -64,8 +67,11 @@ class Config:
     """What neighbours' units are compared on: each agent's own images, or one batch for all."""
     matching_images: int = 512
     """Number of images for matching."""
+    recompute_statistics: bool = True
+    """Whether BatchNorm statistics are recomputed: after a merge, and for methods that exchange
+    something in every step after each round of training. Else a merge averages them."""
     statistics_images: int = 1024
-    """Number of an agent's images for recomputing BatchNorm statistics after a merge."""
+    """Number of an agent's images for recomputing BatchNorm statistics."""
     merge_frame: Literal["own", "first"] = "own"
     """Whether each agent merges in its own frame, or all in agent 0's (fully connected only)."""
     test_examples: int | None = 2000

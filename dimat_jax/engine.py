@@ -8,11 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, UInt8
 
+from dimat_jax.algorithms import Exchange, Gossip
 from dimat_jax.datasets import Dataset, channel_statistics, normalize
+from dimat_jax.gossiping import gossip_exchange, gossip_start, gradient_update
 from dimat_jax.merger import Merger, make_merger
-from dimat_jax.population import AGENTS, FORWARD_BATCH, map_agents, repeat, replicate, spread
+from dimat_jax.population import (
+    AGENTS,
+    FORWARD_BATCH,
+    alternate,
+    map_agents,
+    repeat,
+    replicate,
+    spread,
+)
 from dimat_jax.setup import Setup
 from dimat_jax.timing import Stopwatch, compiled
 from dimat_jax.training import (
@@ -45,12 +56,28 @@ class Shards(NamedTuple):
     steps: int
 
 
+class Gossiping(NamedTuple):
+    """The compiled parts of a gossip method.
+
+    Attributes:
+      start: ``(state, graph) -> (state, kept)``: the agents, and the method's own state, before
+        its first step on a graph, whose rounds are stacked ``[period, ...]``.
+      train: ``(state, kept, graph, shards, key, epoch) -> (state, kept)``: one epoch of every
+        agent.
+    """
+
+    start: Callable[[AgentState, Exchange], tuple[AgentState, Any]]
+    train: Callable[[AgentState, Any, Exchange, Shards, Key, int], tuple[AgentState, Any]]
+
+
 class Engine(NamedTuple):
     """The compiled parts of a run.
 
     Attributes:
       init: ``(key) -> state`` of every agent.
-      train: ``(state, shards, key, epoch) -> state``: one epoch of every agent. Does not wait.
+      train: ``(state, shards, key, epoch) -> state``: one epoch of every agent, each by itself.
+        Does not wait.
+      gossip: ``(method) -> parts`` of a method that exchanges something in every step.
       evaluate: ``(variables, tests) -> score`` of every agent.
       fresh: ``(state) -> state`` with new optimizer states.
       consensus_distance: ``(variables) -> []``, see `consensus_distance`.
@@ -62,6 +89,7 @@ class Engine(NamedTuple):
 
     init: Callable[[Key], AgentState]
     train: Callable[[AgentState, Shards, Key, int], AgentState]
+    gossip: Callable[[Gossip], Gossiping]
     evaluate: Callable[[Variables, Any], Score]
     fresh: Callable[[AgentState], AgentState]
     consensus_distance: Callable[[Variables], Float[Array, ""]]
@@ -88,8 +116,20 @@ def make_engine(setup: Setup) -> Engine:
     def prepare(key, images):
         return prepare_test(augment(key, images))
 
-    update = train_update(model, optimizer, make_schedule(setup), prepare)
+    schedule, order = make_schedule(setup), make_order(setup, stopwatch)
+    update = train_update(model, optimizer, schedule, prepare)
     training = repeat(execution, update, stopwatch, AGENTS)
+    alternating = alternate(execution, gradient_update(model, prepare), stopwatch, AGENTS)
+
+    def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
+        resident = shards.images, shards.labels
+        return training(state, order(shards, key, epoch), resident, shards.steps)
+
+    @functools.cache
+    def gossip(method: Gossip) -> Gossiping:
+        running = alternating(gossip_exchange(method, schedule))
+        return make_gossiping(setup, method, running, order, stopwatch)
+
     evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
     initialise = map_agents(execution, optimizer.init, stopwatch)
 
@@ -100,7 +140,8 @@ def make_engine(setup: Setup) -> Engine:
 
     return Engine(
         init=make_init(setup, optimizer, stopwatch),
-        train=make_train(setup, training, stopwatch),
+        train=train,
+        gossip=gossip,
         evaluate=evaluate,
         fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
         consensus_distance=jax.jit(consensus_distance),
@@ -136,10 +177,8 @@ def make_init(
     return lambda key: spread(setup.execution, initialise(key))
 
 
-def make_train(
-    setup: Setup, training: Callable[..., AgentState], stopwatch: Stopwatch
-) -> Callable[[AgentState, Shards, Key, int], AgentState]:
-    """Builds `Engine.train` on ``training``, the lifted `train_update`."""
+def make_order(setup: Setup, stopwatch: Stopwatch) -> Callable[[Shards, Key, int], Array]:
+    """Builds ``(shards, key, epoch) -> order``, see `epoch_order`, compiled once for its shapes."""
     agents, lanes = setup.execution.agents, setup.execution.lanes
 
     @functools.cache
@@ -149,12 +188,38 @@ def make_train(
 
         return compiled(jax.jit(order), stopwatch)
 
-    def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
-        order = ordering(shards.examples, shards.steps)(key, np.int32(epoch))
-        resident = shards.images, shards.labels
-        return training(state, spread(setup.execution, order), resident, shards.steps)
+    def order(shards: Shards, key: Key, epoch: int) -> Array:
+        rows = ordering(shards.examples, shards.steps)(key, np.int32(epoch))
+        return spread(setup.execution, rows)
 
-    return train
+    return order
+
+
+def make_gossiping(
+    setup: Setup,
+    method: Gossip,
+    running: Callable[..., tuple[AgentState, Any]],
+    order: Callable[[Shards, Key, int], Array],
+    stopwatch: Stopwatch,
+) -> Gossiping:
+    """Builds the parts of a gossip method on ``running``, the lifted steps and exchanges."""
+    execution = setup.execution
+    beginning = jax.jit(
+        functools.partial(gossip_start, method),
+        out_shardings=NamedSharding(execution.mesh, AGENTS),
+    )
+    beginning = compiled(beginning, stopwatch)
+
+    def start(state: AgentState, graph: Exchange) -> tuple[AgentState, Any]:
+        # Copied, because a method may keep the same array twice, and both will be donated.
+        return jax.tree.map(jnp.copy, beginning(state, replicate(execution, graph)))
+
+    def train(state, kept, graph, shards, key, epoch):
+        resident, rows = (shards.images, shards.labels), order(shards, key, epoch)
+        points = jax.tree.leaves(state.optimizer.points)[0].shape[1]
+        return running(state, kept, rows, resident, graph, points, shards.steps)
+
+    return Gossiping(start, train)
 
 
 def make_schedule(setup: Setup) -> optax.Schedule:

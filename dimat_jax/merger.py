@@ -5,6 +5,7 @@ so that memory is O(agents × parameters) whatever the graph.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, UInt8
 
-from dimat_jax.matching import assign, combine_moments, cross_moments, scores
+from dimat_jax.matching import (
+    assign,
+    combine_moments,
+    cross_moments,
+    match_universe,
+    match_weights,
+    scores,
+)
 from dimat_jax.merging import add_weighted, scale
 from dimat_jax.population import (
     AGENTS,
@@ -24,12 +32,21 @@ from dimat_jax.population import (
     map_agents,
     repeat,
     spread,
+    take,
     zeros,
+)
+from dimat_jax.repair import (
+    Goal,
+    PreactivationSum,
+    fold,
+    mean_preactivations,
+    preactivation_update,
 )
 from dimat_jax.statistics import StatisticsSum, mean_statistics, statistics_update
 from dimat_jax.symmetries import Symmetries, permute, read_sites
+from dimat_jax.symmetries.units import Units, find_units
 from dimat_jax.timing import Stopwatch, compiled
-from dimat_jax.types import Model, Permutations, Prepare, Variables
+from dimat_jax.types import Key, Model, Permutations, Prepare, Variables
 
 COUNTER = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -55,19 +72,29 @@ class Merger(NamedTuple):
       align: ``(target, sources, batches) -> permutations``, one a source: for each agent those that
         bring it into the frame of ``target``, by their activations on the agent's batches. None at
         all for a model without hidden units to align.
+      align_weights: ``(target, sources, key) -> permutations``, the same by their weights.
+      align_universe: ``(variables, key) -> permutations``: one dict, of every agent into a frame
+        that is found for all of them together; none for a model without hidden units.
       permute: ``(permutations, variables) -> variables``.
       scale: ``(variables, weights [agents]) -> weights * variables``.
       mix: ``(total, weights [agents], variables) -> total + weights * variables``.
       recompute: ``(variables, batches) -> variables`` with the statistics of these batches.
+      preactivations: ``(variables, batches) -> goal``: mean and deviation of every hidden unit.
+      correct: ``(variables, goal, batches) -> variables`` whose units have them (REPAIR). Warns of
+        layers that cannot be corrected.
     """
 
     symmetries: Symmetries
     gather: Callable[[Variables, Any], Variables]
     align: Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]
+    align_weights: Callable[[Variables, Sequence[Variables], Key], list[Permutations]]
+    align_universe: Callable[[Variables, Key], list[Permutations]]
     permute: Callable[[Permutations, Variables], Variables]
     scale: Callable[[Variables, Any], Variables]
     mix: Callable[[Variables, Any, Variables], Variables]
     recompute: Callable[[Variables, Batches], Variables]
+    preactivations: Callable[[Variables, Batches], Goal]
+    correct: Callable[[Variables, Goal, Batches], Variables]
 
 
 class MatchState(NamedTuple):
@@ -127,6 +154,12 @@ def make_merger(
     resident = AGENTS if own_images else REPLICATED
     matching = repeat(execution, match_update(symmetries, model, normalise), stopwatch, resident)
     summing = repeat(execution, statistics_update(model, normalise), stopwatch, AGENTS)
+    reading = repeat(
+        execution, preactivation_update(symmetries, model, normalise), stopwatch, resident
+    )
+    preactivations, correct = make_repair(
+        execution, model, symmetries, abstract, reading, stopwatch
+    )
     of_agents = NamedSharding(execution.mesh, AGENTS)
     gathering = compiled(jax.jit(take, out_shardings=of_agents), stopwatch)
     permuting = map_agents(execution, functools.partial(permute, symmetries), stopwatch)
@@ -144,10 +177,14 @@ def make_merger(
         symmetries=symmetries,
         gather=timed("mix", gathering),
         align=make_align(execution, model, symmetries, abstract, matching, stopwatch),
+        align_weights=make_align_weights(execution, symmetries, stopwatch),
+        align_universe=make_align_universe(execution, symmetries, stopwatch),
         permute=timed("mix", permuting),
         scale=timed("mix", lambda v, w: scaling(v, spread(execution, w))),
         mix=timed("mix", lambda total, w, v: adding(total, spread(execution, w), v)),
         recompute=timed("statistics", make_recompute(execution, abstract[0], summing, stopwatch)),
+        preactivations=timed("statistics", preactivations),
+        correct=timed("statistics", correct),
     )
 
 
@@ -181,6 +218,52 @@ def make_align(
     return align
 
 
+def make_align_weights(
+    execution: Execution, symmetries: Symmetries, stopwatch: Stopwatch
+) -> Callable[[Variables, Sequence[Variables], Key], list[Permutations]]:
+    """Builds `Merger.align_weights`: on the host, agent by agent."""
+
+    def align(target: Variables, sources: Sequence[Variables], key: Key) -> list[Permutations]:
+        if not symmetries.groups:
+            return []
+        with stopwatch.measure("assign"):
+            targets = unstack(execution, target)
+            keys = [jax.random.fold_in(key, agent) for agent in range(execution.agents)]
+            pairs = [zip(targets, unstack(execution, s), keys, strict=True) for s in sources]
+            return [
+                stack(execution, [match_weights(symmetries, t, s, k) for t, s, k in of_source])
+                for of_source in pairs
+            ]
+
+    return align
+
+
+def make_align_universe(
+    execution: Execution, symmetries: Symmetries, stopwatch: Stopwatch
+) -> Callable[[Variables, Key], list[Permutations]]:
+    """Builds `Merger.align_universe`: on the host."""
+
+    def align(variables: Variables, key: Key) -> list[Permutations]:
+        if not symmetries.groups:
+            return []
+        with stopwatch.measure("assign"):
+            networks = unstack(execution, variables)
+            return [stack(execution, match_universe(symmetries, networks, key))]
+
+    return align
+
+
+def unstack(execution: Execution, tree: Any) -> list[Any]:
+    """Each agent's part of a stacked pytree, on the host."""
+    tree = jax.device_get(tree)
+    return [jax.tree.map(lambda x: x[agent], tree) for agent in range(execution.agents)]  # noqa: B023
+
+
+def stack(execution: Execution, trees: Sequence[Any]) -> Any:
+    """One pytree ``[agents, ...]`` of one for each agent, laid out over the devices."""
+    return spread(execution, jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+
+
 def make_recompute(
     execution: Execution,
     abstract: Variables,
@@ -201,6 +284,39 @@ def make_recompute(
     return recompute
 
 
-def take(tree: Any, rows: Int[Array | np.ndarray, "agents"]) -> Any:
-    """Rows of every leaf's first axis."""
-    return jax.tree.map(lambda x: x[rows], tree)
+def make_repair(
+    execution: Execution,
+    model: Model,
+    symmetries: Symmetries,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    reading: Callable[..., PreactivationSum],
+    stopwatch: Stopwatch,
+) -> tuple[Callable[[Variables, Batches], Goal], Callable[[Variables, Goal, Batches], Variables]]:
+    """Builds `Merger.preactivations` and `Merger.correct` on the lifted `preactivation_update`."""
+    averaging = map_agents(execution, mean_preactivations, stopwatch)
+
+    @functools.cache
+    def units() -> Units:
+        found = find_units(symmetries, model, *abstract)
+        if found.missing:
+            warnings.warn(
+                f"REPAIR leaves these layers uncorrected: {', '.join(found.missing)}. It needs a "
+                "bias after each, and both used once and outside loops.",
+                stacklevel=2,
+            )
+        return found
+
+    def read(variables: Variables, goal: Goal | None, batches: Batches) -> Goal:
+        moments = {u.bias: jax.ShapeDtypeStruct(u.shape, abstract[1].dtype) for u in units().found}
+        nothing = PreactivationSum(*zeros(execution, (moments, moments, COUNTER)))
+        operands, times = (variables, goal, batches.rows), batches.rows.shape[1]
+        return averaging(reading(nothing, operands, batches.images, times))
+
+    @functools.cache
+    def folding() -> Callable[..., Variables]:
+        return map_agents(execution, functools.partial(fold, units().found), stopwatch)
+
+    def correct(variables: Variables, goal: Goal, batches: Batches) -> Variables:
+        return folding()(variables, read(variables, goal, batches), goal)
+
+    return lambda variables, batches: read(variables, None, batches), correct

@@ -40,6 +40,16 @@ agent's own state, which the step replaces; ``operands`` are the agent's own, re
 ``resident`` is what lies on the agent's device, shared by the agents there, read only."""
 
 
+Between = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+"""What happens to all agents at once: ``between(carry, kept, shared) -> (carry, kept)``. ``carry``
+is that of the `Update`s, stacked ``[agents, ...]``; ``kept`` are further stacked arrays that those
+do not see; ``shared`` lies on every device, read only."""
+
+
+Step = Callable[[PyTree, PyTree, PyTree], PyTree]
+"""An `Update` lifted to all agents: ``step(carry, operands, resident) -> carry``."""
+
+
 class Execution(NamedTuple):
     """How a population is laid out and run.
 
@@ -162,9 +172,7 @@ def map_agents(
       stopwatch: gets the compile time.
       donate: positions of the arguments whose memory may be reused.
     """
-    lifted = jax.shard_map(
-        jax.vmap(function), mesh=execution.mesh, in_specs=AGENTS, out_specs=AGENTS, check_vma=False
-    )
+    lifted = shard(execution, jax.vmap(function), AGENTS)
     return compiled(jax.jit(lifted, donate_argnums=donate), stopwatch)
 
 
@@ -188,11 +196,120 @@ def repeat(
       ``[agents, ...]``; the given carry's memory is reused, so it must not be used again. Returns
       at once: nothing waits for the device.
     """
+    if execution.looped:
+        step = lanes_in_turn(execution, update, stopwatch, resident)
 
-    def shard(function, in_specs):
-        return jax.shard_map(
-            function, mesh=execution.mesh, in_specs=in_specs, out_specs=AGENTS, check_vma=False
-        )
+        def run_looped(carry, operands, resident, times):
+            for _ in range(times):
+                carry = step(carry, operands, resident)
+            return carry
+
+        return run_looped
+
+    def steps(carry, operands, resident, times):
+        def body(carry, _):
+            return jax.vmap(update, in_axes=(0, 0, None))(carry, operands, resident), None
+
+        return jax.lax.scan(body, carry, times)[0]
+
+    specs = AGENTS, AGENTS, resident, REPLICATED
+    lifted = compiled(jax.jit(shard(execution, steps, specs), donate_argnums=0), stopwatch)
+
+    def run_scanned(carry, operands, resident, times):
+        return lifted(carry, operands, resident, counted(execution, times))
+
+    return run_scanned
+
+
+def alternate(
+    execution: Execution,
+    update: Update,
+    stopwatch: Stopwatch,
+    resident: PartitionSpec = REPLICATED,
+) -> Callable[[Between], Callable[..., tuple[PyTree, PyTree]]]:
+    """Lifts what one agent does, and lets all agents exchange something every few times.
+
+    Args:
+      execution: the form.
+      update: one agent's step.
+      stopwatch: gets the compile time.
+      resident: how the resident arrays lie, as in `repeat`.
+
+    Returns:
+      ``with_exchange(between)``, which gives ``run(carry, kept, operands, resident, shared, every,
+      times) -> (carry, kept)``: ``times`` often ``update``, ``every`` times in a row, and then
+      ``between(carry, kept, shared)``. As in `repeat`, the memory of ``carry`` and ``kept`` is
+      reused. In the looped form all exchanges share one compiled ``update``, and each is waited
+      for; in the scanned one nothing is.
+    """
+    if execution.looped:
+        step = lanes_in_turn(execution, update, stopwatch, resident)
+        return lambda between: alternate_looped(execution, step, between, stopwatch)
+    lanes = jax.vmap(update, in_axes=(0, 0, None))
+    step = shard(execution, lanes, (AGENTS, AGENTS, resident))
+    return lambda between: alternate_scanned(execution, step, between, stopwatch)
+
+
+def alternate_looped(
+    execution: Execution, step: Step, between: Between, stopwatch: Stopwatch
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The ``run`` of `alternate` by Python loops, on a compiled step of all agents."""
+    of_agents = NamedSharding(execution.mesh, AGENTS)
+    exchange = jax.jit(between, donate_argnums=(0, 1), out_shardings=of_agents)
+    exchange = compiled(exchange, stopwatch)
+
+    def run(carry, kept, operands, resident, shared, every, times):
+        shared = replicate(execution, shared)
+        for _ in range(times):
+            for _ in range(every):
+                carry = step(carry, operands, resident)
+            # An exchange holds a thread of XLA's pool for each device until all have come. It has
+            # them to itself: behind a full queue of calls the last would wait for ever.
+            carry, kept = exchange(jax.block_until_ready(carry), kept, shared)
+            jax.block_until_ready(carry)
+        return carry, kept
+
+    return run
+
+
+def alternate_scanned(
+    execution: Execution, step: Step, between: Between, stopwatch: Stopwatch
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The ``run`` of `alternate` as one compiled call, of a step of all agents."""
+    of_agents = NamedSharding(execution.mesh, AGENTS)
+    exchange = jax.jit(between, out_shardings=of_agents)
+
+    def steps(carry, kept, operands, resident, shared, every, times):
+        def one(carry, _):
+            return step(carry, operands, resident), None
+
+        def body(both, _):
+            carry, kept = both
+            return exchange(jax.lax.scan(one, carry, every)[0], kept, shared), None
+
+        return jax.lax.scan(body, (carry, kept), times)[0]
+
+    lifted = compiled(jax.jit(steps, donate_argnums=(0, 1), out_shardings=of_agents), stopwatch)
+
+    def run(carry, kept, operands, resident, shared, every, times):
+        shared = replicate(execution, shared)
+        counts = counted(execution, every), counted(execution, times)
+        return lifted(carry, kept, operands, resident, shared, *counts)
+
+    return run
+
+
+def shard(execution: Execution, function: Callable[..., PyTree], in_specs: Any) -> Callable:
+    """A function of what lies on one device, lifted to all; it returns stacked arrays."""
+    return jax.shard_map(
+        function, mesh=execution.mesh, in_specs=in_specs, out_specs=AGENTS, check_vma=False
+    )
+
+
+def lanes_in_turn(
+    execution: Execution, update: Update, stopwatch: Stopwatch, resident: PartitionSpec
+) -> Step:
+    """One step of all agents, by one call for each lane: ``step(carry, operands, resident)``."""
 
     def one_lane(carry, operands, resident, lane):
         def pick(tree):
@@ -203,30 +320,23 @@ def repeat(
             lambda x, value: jax.lax.dynamic_update_index_in_dim(x, value, lane, 0), carry, new
         )
 
-    step = compiled(
-        jax.jit(shard(one_lane, (AGENTS, AGENTS, resident, REPLICATED)), donate_argnums=0),
-        stopwatch,
-    )
+    specs = AGENTS, AGENTS, resident, REPLICATED
+    lifted = compiled(jax.jit(shard(execution, one_lane, specs), donate_argnums=0), stopwatch)
     lanes = replicate(execution, tuple(np.arange(execution.lanes, dtype=np.int32)))
 
-    def run_looped(carry, operands, resident, times):
-        for _ in range(times):
-            for lane in lanes:
-                carry = step(carry, operands, resident, lane)
+    def step(carry, operands, resident):
+        for lane in lanes:
+            carry = lifted(carry, operands, resident, lane)
         return carry
 
-    def all_lanes(carry, operands, resident, steps):
-        def body(carry, _):
-            return jax.vmap(update, in_axes=(0, 0, None))(carry, operands, resident), None
+    return step
 
-        return jax.lax.scan(body, carry, steps)[0]
 
-    steps = compiled(
-        jax.jit(shard(all_lanes, (AGENTS, AGENTS, resident, REPLICATED)), donate_argnums=0),
-        stopwatch,
-    )
+def take(tree: PyTree, rows: Any) -> PyTree:
+    """Rows of every leaf's first axis, an integer or an array of them; of agents, as a rule."""
+    return jax.tree.map(lambda x: x[rows], tree)
 
-    def run_scanned(carry, operands, resident, times):
-        return steps(carry, operands, resident, replicate(execution, jnp.zeros((times, 0))))
 
-    return run_looped if execution.looped else run_scanned
+def counted(execution: Execution, times: int) -> jax.Array:
+    """Nothing, so many times: what `jax.lax.scan` goes through."""
+    return replicate(execution, jnp.zeros((times, 0)))

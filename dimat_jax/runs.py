@@ -1,5 +1,8 @@
 """A run together with the folder in which it leaves its results."""
 
+import dataclasses
+import pathlib
+
 from dimat_jax import simulation
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
@@ -38,8 +41,10 @@ def simulate(
     # Here, so that a run that writes nothing does without matplotlib.
     from dimat_jax.report import folder
 
-    folder.check_folder(config.out, config.overwrite)
-    metrics = config.out / folder.METRICS_FILE
+    out = pathlib.Path(config.out)  # A user may have given a string.
+    config = dataclasses.replace(config, out=out)
+    folder.check_folder(out, config.overwrite)
+    metrics = out / folder.METRICS_FILE
 
     def on_start(setup: Setup) -> None:
         folder.open_folder(setup)

@@ -51,6 +51,7 @@ class Setup(NamedTuple):
       abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
       augment: ``(key, images) -> images``, as stored, for training.
       topology: the graph.
+      graphs: that on which each method works, made of it.
       symmetries: the model's permutation groups.
       execution: where and in which form the agents run.
       shards: for each seed, the agents' training examples ``[agents, examples]`` in pretraining
@@ -66,6 +67,7 @@ class Setup(NamedTuple):
     abstract: tuple[Variables, jax.ShapeDtypeStruct]
     augment: Augmentation
     topology: Topology
+    graphs: dict[str, Topology]
     symmetries: Symmetries
     execution: Execution
     shards: dict[int, tuple[Int[np.ndarray, "agents examples"], Int[np.ndarray, "agents examples"]]]
@@ -91,7 +93,7 @@ def prepare(
     """
     check_options(config)
     graph = graph or topology.make(config.topology, config.agents)
-    check_graph(config, graph)
+    graphs = choose_graphs(config, graph)
     if model is None:
         choose("model", config.model, models.FACTORIES)
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
@@ -110,6 +112,7 @@ def prepare(
         abstract=abstract,
         augment=choose_augmentation(config, dataset),
         topology=graph,
+        graphs=graphs,
         symmetries=find_symmetries(model, *abstract),
         execution=choose_execution(
             config.agents, has_convolutions(model.apply, *abstract), config.devices
@@ -144,21 +147,33 @@ def check_options(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, not {value}.")
-    if config.learning_rate is not None and not 0 < config.learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be positive, not {config.learning_rate}.")
+    for method, _ in config.method_learning_rate:
+        choose("method of method_learning_rate", method, METHODS)
+    rates = {"learning_rate": config.learning_rate} | {
+        f"learning_rate of {method}": rate for method, rate in config.method_learning_rate
+    }
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"{name} must be positive, not {rate}.")
 
 
-def check_graph(config: Config, graph: Topology) -> None:
-    """Raises a `ValueError` unless the graph is one of so many agents that the methods can use."""
+def choose_graphs(config: Config, graph: Topology) -> dict[str, Topology]:
+    """The graph on which each method works.
+
+    Raises:
+      ValueError: unless the given graph is one of so many agents that all methods can use.
+    """
     if graph.agents != config.agents:
         raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
-    for method in config.methods:
-        METHODS[method].check(graph)
-    if config.merge_frame == "first" and not (graph.mixing_matrices > 0).all():
-        raise ValueError(
-            "merge_frame 'first' has every agent's network aligned with agent 0's, which takes a "
-            f"fully connected graph, not {graph.name!r}."
-        )
+    graphs = {method: METHODS[method].graph(graph) for method in config.methods}
+    for method, used in graphs.items():
+        merges = METHODS[method].merge is not None
+        if config.merge_frame == "first" and merges and not (used.mixing_matrices > 0).all():
+            raise ValueError(
+                "merge_frame 'first' has every agent's network aligned with agent 0's, which takes "
+                f"a fully connected graph, not {used.name!r}."
+            )
+    return graphs
 
 
 def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:

@@ -1,15 +1,15 @@
 """The run: train all agents apart, then merge and train on by each method, round by round."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimat_jax.algorithms import METHODS, MergeRound
-from dimat_jax.communication import merge_bytes
+from dimat_jax.algorithms import METHODS, Merge, MergeRound, exchanges
+from dimat_jax.communication import sent
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.engine import Engine, Shards, make_engine, place_shards
@@ -113,12 +113,28 @@ class SeedRun(NamedTuple):
     observer: Observer
 
 
-class Trained(NamedTuple):
-    """What a stretch of training gives: the state, and two figures of its last epoch."""
+class Standing(NamedTuple):
+    """Where a method stands.
+
+    Attributes:
+      state: of all agents.
+      kept: what a gossip method keeps from step to step.
+      permutations: those of the last merge.
+      bytes_sent: by an agent, since the start.
+      train_loss: of the last epoch, if that was the last thing to happen.
+      images_per_second: likewise.
+    """
 
     state: AgentState
-    train_loss: float | None
-    images_per_second: float | None
+    kept: Any = None
+    permutations: Sequence[Permutations] = ()
+    bytes_sent: float = 0.0
+    train_loss: float | None = None
+    images_per_second: float | None = None
+
+
+Epoch = Callable[[AgentState, Any, int], tuple[AgentState, Any]]
+"""``(state, kept, epoch) -> (state, kept)``: trains all agents for an epoch of the run."""
 
 
 def run_seed(
@@ -127,62 +143,120 @@ def run_seed(
     """Pretrains the agents of one seed, and goes on from there by each method."""
     run = SeedRun(setup, engine, seed, seed_keys(seed), record, observer)
     state = engine.init(run.keys.init)
-    trained = train(run, state, place_shards(setup, seed, 0), PRETRAINING, 0)
-    record(measure(run, trained, PRETRAINING, "pretrain", 0, 0.0))
+    apart = alone(run, place_shards(setup, seed, 0))
+    standing = train(run, apart, Standing(state), PRETRAINING, 0)
+    record(measure(run, standing, PRETRAINING, "pretrain", 0))
     shards = place_shards(setup, seed, 1)
     return {
-        (method, seed): run_method(run, method, trained.state, shards)
+        (method, seed): run_method(run, method, standing.state, shards)
         for method in setup.config.methods
     }
 
 
+def alone(run: SeedRun, shards: Shards) -> Epoch:
+    """An epoch of local training, each agent by itself."""
+
+    def epoch(state: AgentState, kept: Any, epoch: int) -> tuple[AgentState, Any]:
+        return run.engine.train(state, shards, run.keys.order, epoch), kept
+
+    return epoch
+
+
 def run_method(run: SeedRun, method: str, state: AgentState, shards: Shards) -> Final:
-    """Merges and trains on, round by round; ``state`` is left as it is for the next method."""
-    setup, engine, config = run.setup, run.engine, run.setup.config
+    """Goes through all rounds by one method; ``state`` is left as it is for the next."""
+    setup, config, algorithm = run.setup, run.setup.config, METHODS[method]
+    rate = dict(config.method_learning_rate).get(method, setup.learning_rate) / setup.learning_rate
     state = jax.tree.map(jnp.copy, state)
-    bytes_sent, permutations = 0.0, []
+    state = state._replace(rate_scale=state.rate_scale * rate)
+    epoch, standing = start_method(run, method, state, shards)
     for round in range(1, config.rounds + 1):
-        inputs = merge_round(run, shards, round)
-        variables, permutations = METHODS[method].merge(engine.merger, state.variables, inputs)
-        state = state._replace(variables=variables)
-        if config.optimizer_after_merge == "fresh":
-            state = engine.fresh(state)
-        bytes_sent += merge_bytes(setup.topology, round - 1, setup.abstract[0])
-        merged = Trained(state, None, None)
-        run.record(measure(run, merged, method, "merge", round, bytes_sent))
-        trained = train(run, state, shards, method, round)
-        run.record(measure(run, trained, method, "train", round, bytes_sent))
-        state = trained.state
-    correct = engine.evaluate(state.variables, engine.all_tests).correct
-    return Final(
-        state.variables, np.asarray(correct) / len(setup.dataset.test_labels), permutations
-    )
+        if algorithm.merge and not algorithm.at_end:
+            standing = merge(run, method, algorithm.merge, standing, shards, round)
+        standing = train(run, epoch, standing, method, round)
+        if algorithm.gossip:
+            standing = after_gossip(run, method, standing, shards, round)
+        run.record(measure(run, standing, method, "train", round))
+    if algorithm.merge and algorithm.at_end:
+        standing = merge(run, method, algorithm.merge, standing, shards, config.rounds + 1)
+    variables = standing.state.variables
+    correct = run.engine.evaluate(variables, run.engine.all_tests).correct
+    accuracy = np.asarray(correct) / len(setup.dataset.test_labels)
+    return Final(variables, accuracy, list(standing.permutations))
 
 
-def train(run: SeedRun, state: AgentState, shards: Shards, method: str, round: int) -> Trained:
+def start_method(
+    run: SeedRun, method: str, state: AgentState, shards: Shards
+) -> tuple[Epoch, Standing]:
+    """How a method trains for an epoch, and where it starts from."""
+    within = METHODS[method].gossip
+    if within is None:
+        return alone(run, shards), Standing(state)
+    gossip, graph = run.engine.gossip(within), exchanges(run.setup.graphs[method])
+
+    def epoch(state: AgentState, kept: Any, epoch: int) -> tuple[AgentState, Any]:
+        return gossip.train(state, kept, graph, shards, run.keys.order, epoch)
+
+    return epoch, Standing(*gossip.start(state, graph))
+
+
+def merge(
+    run: SeedRun, method: str, between: Merge, standing: Standing, shards: Shards, round: int
+) -> Standing:
+    """One merge of all agents, measured."""
+    engine, setup, graph = run.engine, run.setup, run.setup.graphs[method]
+    inputs = merge_round(run, graph, shards, round)
+    variables, permutations = between(engine.merger, standing.state.variables, inputs)
+    state = standing.state._replace(variables=variables)
+    if setup.config.optimizer_after_merge == "fresh":
+        state = engine.fresh(state)
+    bytes_sent = sent(METHODS[method], graph, round - 1, 1, setup.abstract[0])
+    merged = Standing(state, standing.kept, permutations, standing.bytes_sent + bytes_sent)
+    run.record(measure(run, merged, method, "merge", round))
+    return merged
+
+
+def after_gossip(
+    run: SeedRun, method: str, standing: Standing, shards: Shards, round: int
+) -> Standing:
+    """Counts what was sent in a round's steps; recomputes the running statistics if asked for."""
+    config, setup = run.setup.config, run.setup
+    steps = config.epochs_per_round * shards.steps
+    first = (round - 1) * steps
+    bytes_sent = sent(METHODS[method], setup.graphs[method], first, steps, setup.abstract[0])
+    state = standing.state
+    if config.recompute_statistics:
+        batches = statistics_batches(run, shards, round)
+        state = state._replace(variables=run.engine.merger.recompute(state.variables, batches))
+    return standing._replace(state=state, bytes_sent=standing.bytes_sent + bytes_sent)
+
+
+def train(run: SeedRun, epoch: Epoch, standing: Standing, method: str, round: int) -> Standing:
     """Trains every agent for a stretch of epochs.
 
     Raises:
       ValueError: if an agent's loss is no longer finite.
     """
-    engine, config = run.engine, run.setup.config
+    engine, config, setup = run.engine, run.setup.config, run.setup
     epochs = config.epochs_per_round if round else config.pretrain_epochs
     first = config.pretrain_epochs + (round - 1) * config.epochs_per_round if round else 0
-    images = config.agents * shards.steps * run.setup.batch_size
-    trained = Trained(state, None, None)
-    for epoch in range(epochs):
-        state = trained.state._replace(loss=jnp.zeros_like(state.loss))
+    steps = setup.epoch_examples[min(round, 1)] // setup.batch_size
+    images = config.agents * steps * setup.batch_size
+    for number in range(epochs):
+        state = standing.state._replace(loss=jnp.zeros_like(standing.state.loss))
         with engine.stopwatch.measure("train") as timer:
-            state = engine.train(state, shards, run.keys.order, first + epoch)
+            state, kept = epoch(state, standing.kept, first + number)
             losses, diverged = jax.device_get((state.loss, state.diverged))
         check_finite(diverged)
-        trained = Trained(state, float(losses.mean()) / shards.steps, images / timer.seconds)
-        run.observer.on_phase(
-            f"seed {run.seed}, {method}, round {round}, epoch {epoch + 1} of {epochs}: loss "
-            f"{trained.train_loss:.3f}, {trained.images_per_second:,.0f} images/s",
-            share_done(config, run.seed, method, round, epoch + 1),
+        loss, speed = float(losses.mean()) / steps, images / timer.seconds
+        standing = standing._replace(
+            state=state, kept=kept, train_loss=loss, images_per_second=speed
         )
-    return trained
+        run.observer.on_phase(
+            f"seed {run.seed}, {method}, round {round}, epoch {number + 1} of {epochs}: loss "
+            f"{loss:.3f}, {speed:,.0f} images/s",
+            share_done(config, run.seed, method, round, number + 1),
+        )
+    return standing
 
 
 def share_done(config: Config, seed: int, method: str, round: int, epoch: int) -> float:
@@ -196,30 +270,46 @@ def share_done(config: Config, seed: int, method: str, round: int, epoch: int) -
     return ended / (of_seed * len(config.seeds))
 
 
+class Diverged(ValueError):
+    """The training loss is no longer finite."""
+
+
 def check_finite(diverged: Int[np.ndarray, "agents"]) -> None:
-    """Raises a `ValueError` that names the first agent, and its step, whose loss went astray."""
+    """Raises `Diverged`, which names the first agent, and its step, whose loss went astray."""
     if (diverged >= 0).any():
         agent = int(np.argmin(np.where(diverged >= 0, diverged, np.iinfo(np.int32).max)))
-        raise ValueError(
+        raise Diverged(
             f"The training loss of agent {agent} was not finite at step {diverged[agent]}: "
             "a smaller learning_rate is needed."
         )
 
 
-def merge_round(run: SeedRun, shards: Shards, round: int) -> MergeRound:
+def merge_round(run: SeedRun, graph: Topology, shards: Shards, round: int) -> MergeRound:
     """Chooses the neighbours and the images of a merge round, counted from 1."""
     config = run.setup.config
-    key = jax.random.fold_in(run.keys.merge, round)
-    sources, weights = neighbor_slots(run.setup.topology, round - 1)
+    sources, weights = neighbor_slots(graph, round - 1)
     common = config.matching_data == "shared" or config.merge_frame == "first"
     matching = common_batches if common else own_batches
+    statistics = statistics_batches(run, shards, round) if config.recompute_statistics else None
     return MergeRound(
         sources=sources,
         weights=weights,
-        matching=matching(run.setup, shards, key, config.matching_images),
-        statistics=own_batches(run.setup, shards, key, config.statistics_images),
+        matching=matching(run.setup, shards, round_key(run, round), config.matching_images),
+        statistics=statistics,
         first_frame=config.merge_frame == "first",
+        key=round_key(run, round),
     )
+
+
+def statistics_batches(run: SeedRun, shards: Shards, round: int) -> Batches:
+    """Each agent's own images from which a round's statistics are recomputed."""
+    number = run.setup.config.statistics_images
+    return own_batches(run.setup, shards, round_key(run, round), number)
+
+
+def round_key(run: SeedRun, round: int) -> Key:
+    """Drives all that is random in a merge round, counted from 1."""
+    return jax.random.fold_in(run.keys.merge, round)
 
 
 def own_batches(setup: Setup, shards: Shards, key: Key, number: int) -> Batches:
@@ -248,12 +338,10 @@ def split_evenly(number: int) -> tuple[int, int]:
     return batches, number // batches
 
 
-def measure(
-    run: SeedRun, trained: Trained, method: str, phase: Phase, round: int, bytes_sent: float
-) -> Row:
+def measure(run: SeedRun, standing: Standing, method: str, phase: Phase, round: int) -> Row:
     """Evaluates every agent; the row that says where the run stands."""
     engine, config = run.engine, run.setup.config
-    variables = trained.state.variables
+    variables = standing.state.variables
     with engine.stopwatch.measure("evaluate"):
         score = jax.device_get(engine.evaluate(variables, engine.tests))
         distance = float(engine.consensus_distance(variables))
@@ -270,9 +358,9 @@ def measure(
         test_accuracy_std=float(accuracy.std()),
         test_accuracy_agents=accuracy.tolist(),
         test_loss=float(score.loss.mean()) / tests,
-        train_loss=trained.train_loss,
+        train_loss=standing.train_loss,
         consensus_distance=distance,
-        bytes_sent=bytes_sent,
-        images_per_second=trained.images_per_second,
+        bytes_sent=standing.bytes_sent,
+        images_per_second=standing.images_per_second,
         seconds=engine.stopwatch.take(),
     )

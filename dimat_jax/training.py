@@ -30,6 +30,7 @@ class AgentState(NamedTuple):
       optimizer: the optimizer's state.
       key: drives augmentation and dropout. shape=()
       step: steps since the start of the run, int32. shape=()
+      rate_scale: multiplies the learning rate. shape=()
       loss: sum of the training losses since it was last reset. shape=()
       diverged: the first step whose loss was not finite, or -1; int32. shape=()
     """
@@ -38,6 +39,7 @@ class AgentState(NamedTuple):
     optimizer: Any
     key: Key
     step: Int[Array, "*agents"]
+    rate_scale: Float[Array, "*agents"]
     loss: Float[Array, "*agents"]
     diverged: Int[Array, "*agents"]
 
@@ -80,6 +82,7 @@ def init_population(
             optimizer=optimizer.init(variables["params"]),
             key=step_key,
             step=jnp.zeros((), jnp.int32),
+            rate_scale=jnp.ones((), dtype),
             loss=jnp.zeros((), dtype),
             diverged=jnp.full((), -1, jnp.int32),
         )
@@ -145,34 +148,55 @@ def train_update(
     """
 
     def update(state: AgentState, order: Int[Array, "steps batch"], resident: Any) -> AgentState:
-        images, labels = resident
-        rows = order[state.step % order.shape[0]]
-        augment_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        x, y = prepare(augment_key, images[rows]), labels[rows]
-
-        def loss_of(params):
-            logits, variables = model.apply(
-                {**state.variables, "params": params}, x, train=True, key=model_key
-            )
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            return loss, variables
-
         params = state.variables["params"]
-        (loss, variables), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        gradients, loss, variables = batch_gradient(model, prepare, state, params, order, resident)
         direction, opt_state = optimizer.update(gradients, state.optimizer, params)
-        rate = schedule(state.step)
+        rate = state.rate_scale * schedule(state.step)
         params = jax.tree.map(lambda p, d: p - jnp.asarray(rate, p.dtype) * d, params, direction)
-        fine = jnp.isfinite(loss) | (state.diverged >= 0)
-        return AgentState(
-            variables={**variables, "params": params},
-            optimizer=opt_state,
-            key=state.key,
-            step=state.step + 1,
-            loss=state.loss + loss.astype(state.loss.dtype),
-            diverged=jnp.where(fine, state.diverged, state.step),
-        )
+        variables = {**variables, "params": params}
+        state = state._replace(variables=variables, optimizer=opt_state)
+        return count_loss(state, loss)._replace(step=state.step + 1)
 
     return update
+
+
+def batch_gradient(
+    model: Model,
+    prepare: Prepare,
+    state: AgentState,
+    params: Any,
+    order: Int[Array, "steps batch"],
+    resident: Any,
+) -> tuple[Any, Float[Array, ""], Variables]:
+    """The gradient of the loss on an agent's next batch, at any parameters.
+
+    The batch, its augmentation and its dropout depend on the agent and its step alone, so that all
+    methods see the same.
+
+    Returns:
+      The gradient, the loss, and the variables with updated running statistics.
+    """
+    images, labels = resident
+    rows = order[state.step % order.shape[0]]
+    augment_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    x, y = prepare(augment_key, images[rows]), labels[rows]
+
+    def loss_of(params):
+        variables = {**state.variables, "params": params}
+        logits, variables = model.apply(variables, x, train=True, key=model_key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), variables
+
+    (loss, variables), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return gradient, loss, variables
+
+
+def count_loss(state: AgentState, loss: Float[Array, ""]) -> AgentState:
+    """Adds a step's loss to the sum, and notes the step if it is the first not to be finite."""
+    fine = jnp.isfinite(loss) | (state.diverged >= 0)
+    return state._replace(
+        loss=state.loss + loss.astype(state.loss.dtype),
+        diverged=jnp.where(fine, state.diverged, state.step),
+    )
 
 
 class Score(NamedTuple):

@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import tyro
@@ -34,8 +34,13 @@ def run(description: str, arguments: Sequence[str]) -> int:
     Returns:
       The exit code: 2, after one sentence, for bad input.
     """
+    return exit_code(lambda: run_and_report(parse(description, arguments)))
+
+
+def exit_code(action: Callable[[], object]) -> int:
+    """Does what a command does; 2, after one sentence, for bad input, else 0."""
     try:
-        run_and_report(parse(description, arguments))
+        action()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

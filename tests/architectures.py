@@ -15,6 +15,7 @@ from architectures_attention import ATTENTION
 from architectures_helpers import convolve, dense, images, max_pool, normal, weights
 from architectures_libraries import LIBRARIES
 from architectures_loops import LOOPS
+from architectures_more import MORE
 
 
 def mlp():
@@ -293,5 +294,5 @@ ARCHITECTURES = {
     "max_pool_flatten": Architecture(max_pool_flatten, {6: 1, 7: 1}),
     "global_max": Architecture(global_max, {6: 1, 5: 1}),
     "group_norm": Architecture(group_norm, {3: 1, 4: 1}),
-    **{name: Architecture(*row) for name, row in (ATTENTION | LIBRARIES | LOOPS).items()},
+    **{name: Architecture(*row) for name, row in (ATTENTION | LIBRARIES | LOOPS | MORE).items()},
 }

@@ -6,11 +6,32 @@ import numpy as np
 
 from dimat_jax.symmetries import Permutations, find_symmetries, permute
 
+MLP = {"a": (3, 7), "b": (7, 2)}
+"""Kernels of a network with one hidden layer of 7 units; the function says what lies between."""
+
 
 def normal(seed, **shapes):
     """A dict of normal arrays, float64 where that is enabled."""
     rng = np.random.default_rng(seed)
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def random_network(model, images, seed=1):
+    """A model's variables at He's scale, normalisation parameters and statistics random too."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        fan_in = max(np.prod(leaf.shape[:-1]), 1)
+        values = generator.normal(size=leaf.shape)
+        if kind in ("scale", "var"):
+            values = 1 + 0.3 * np.abs(values)
+        else:
+            values *= np.sqrt(2 / fan_in) if kind == "kernel" else 0.1
+        return jnp.asarray(values, leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def shapes(symmetries):
@@ -52,6 +73,16 @@ def assert_symmetric(function, variables, *inputs, tolerance=1e-10):
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(y, x, rtol=0, atol=tolerance * float(np.abs(x).max()))
     return symmetries
+
+
+def hidden(between, shapes=MLP, seed=0, rows=4):
+    """Groups of x·a, something in between, ·b."""
+
+    def function(v, x):
+        return between(v, x @ v["a"]) @ v["b"]
+
+    v = normal(seed, **shapes)
+    return assert_symmetric(function, v, normal(seed + 1, x=(rows, shapes["a"][0]))["x"])
 
 
 def reference_permute(symmetries, permutations, leaves):

@@ -1,143 +1,134 @@
-"""The methods as formulas: what a merge round does, on a merger of plain NumPy."""
+"""Every method against an independent reference, on quadratics with a known optimum."""
 
-import hypothesis
-import hypothesis.strategies as st
-import jax.numpy as jnp
+import algorithm_references as references
 import numpy as np
 import pytest
+from algorithm_references import Step
+from algorithm_table import GOSSIP, GRAPHS, MERGING
+from quadratics import SIZE, Run, models, run_of, steps_of
 
 from dimat_jax import topology
-from dimat_jax.algorithms import METHODS, MergeRound, merging
-from dimat_jax.algorithms.merging import SLOTS_AT_ONCE
-from dimat_jax.merger import Batches, Merger
-
-UNITS = 5
-MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
+from dimat_jax.algorithms import METHODS, mix_then_step
+from dimat_jax.algorithms.cross_gradient import cross_gradient_aggregation
+from dimat_jax.algorithms.gossip import step_then_mix
+from dimat_jax.algorithms.quasi_global import quasi_global_momentum
 
 
-def order_of(target, source):
-    """The permutation that brings a source's units, all different, into the target's order."""
-    return np.argsort(source)[np.argsort(np.argsort(target))]
+def test_every_method_has_a_row():
+    assert set(METHODS) == set(GOSSIP) | set(MERGING)
 
 
-class Aligner:
-    """Aligns by the units' own order, and remembers how many networks it had at a time."""
-
-    def __init__(self):
-        self.held = []
-
-    def __call__(self, target, sources, batches):
-        assert batches is MATCHING
-        self.held.append(len(sources))
-        return [
-            {"units": jnp.asarray(list(map(order_of, target["x"], source["x"])))}
-            for source in sources
-        ]
+@pytest.mark.parametrize("name", METHODS)
+def test_a_message_holds_what_the_method_needs(name):
+    assert METHODS[name].sends == (GOSSIP | MERGING)[name].sends
 
 
-def numpy_merger(align) -> Merger:
-    """A merger of networks that are vectors of units, ``{"x": [agents, units]}``.
-
-    Recomputing statistics is noted down, so that a test can see that it was done, last.
-    """
-    return Merger(
-        symmetries=None,
-        gather=lambda v, sources: {"x": v["x"][sources]},
-        align=align,
-        permute=lambda p, v: {"x": np.take_along_axis(v["x"], p["units"], 1)},
-        scale=lambda v, w: {"x": w[:, None] * v["x"]},
-        mix=lambda total, w, v: {"x": total["x"] + w[:, None] * v["x"]},
-        recompute=lambda v, batches: {**v, "recomputed_from": batches},
-    )
+RATES = [0.1, 0.08, 0.2, 0.05, 0.1]
+CASES = [(name, graph) for name, row in GOSSIP.items() for graph in row.graphs]
 
 
-def graph_of(agents, seed):
-    """A doubly stochastic matrix, not symmetric, with some zeros."""
-    rng = np.random.default_rng(seed)
-    shares = rng.dirichlet(np.ones(3))
-    permutations = [np.eye(agents)[rng.permutation(agents)] for _ in shares]
-    matrix = sum(w * p for w, p in zip(shares, permutations, strict=True))
-    return topology.from_matrix(matrix)
+@pytest.mark.parametrize(("name", "graph"), CASES)
+def test_the_first_steps_are_the_papers(name, graph, x64):
+    run = run_of(GRAPHS[graph], RATES, noise=0.3)
+    row = GOSSIP[name]
+    expected = np.stack(list(row.reference(run.start, steps_of(run, row.matrix))))
+    np.testing.assert_allclose(models(METHODS[name], run), expected, rtol=0, atol=1e-10)
 
 
-def round_of(graph, round=0, first_frame=False):
-    sources, weights = topology.neighbor_slots(graph, round)
-    return MergeRound(sources, weights, MATCHING, STATISTICS, first_frame)
+VARIANTS = {
+    "DSGDm": (step_then_mix(0.8), references.momentum_then_mix, dict(momentum=0.8, nesterov=False)),
+    "CDMSGD": (mix_then_step(0.5), references.mix_then_step, dict(momentum=0.5)),
+    "QG-DSGDm": (
+        quasi_global_momentum(0.8, nesterov=False, decay=0.6),
+        references.quasi_global,
+        dict(momentum=0.8, nesterov=False, decay=0.6),
+    ),
+    "CGA": (cross_gradient_aggregation(0.5), references.cross_gradient, dict(momentum=0.5)),
+}
 
 
-def merge(method, graph, x, round=0, first_frame=False):
-    aligner = Aligner()
-    inputs = round_of(graph, round, first_frame)
-    merged = METHODS[method].merge(numpy_merger(aligner), {"x": x}, inputs)
-    assert merged.variables["recomputed_from"] is STATISTICS
-    return merged.variables["x"], merged.permutations, aligner
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_arguments_mean_what_they_mean_in_the_papers(variant, x64):
+    algorithm, reference, arguments = VARIANTS[variant]
+    run = run_of(GRAPHS["ring"], RATES, noise=0.3)
+    expected = np.stack(list(reference(run.start, steps_of(run), **arguments)))
+    np.testing.assert_allclose(models(algorithm, run), expected, rtol=0, atol=1e-10)
 
 
-@hypothesis.given(st.integers(2, 9), st.integers(0, 2**32 - 1))
-@hypothesis.settings(deadline=None, max_examples=30)
-def test_wa_is_the_mixing_matrix(agents, seed):
-    graph, x = graph_of(agents, seed), np.random.default_rng(seed).normal(size=(agents, UNITS))
-    mixed, permutations, aligner = merge("wa", graph, x)
-    np.testing.assert_allclose(mixed, graph.mixing_matrix() @ x, atol=1e-12)
-    assert permutations == [] and aligner.held == []
-
-
-@hypothesis.given(st.integers(2, 9), st.integers(0, 2**32 - 1))
-@hypothesis.settings(deadline=None, max_examples=30)
-def test_dimat_is_the_mixing_matrix_on_what_is_aligned_with_each_agent(agents, seed):
-    graph, x = graph_of(agents, seed), np.random.default_rng(seed).normal(size=(agents, UNITS))
-    mixed, permutations, _ = merge("dimat", graph, x)
-    expected = np.zeros_like(x)
+def stalling_point(run: Run, steps_then_mixes: bool, rate: float) -> np.ndarray:
+    """The x with ``x = Π x − α K A (x − b)``, K = Π or I, of a linear system in all agents' x."""
+    agents = run.topology.agents
+    mixing = np.kron(run.topology.mixing_matrix(), np.eye(SIZE))
+    hessian = np.zeros((agents * SIZE, agents * SIZE))
     for i in range(agents):
-        for j in range(agents):
-            expected[i] += graph.mixing_matrix()[i, j] * x[j][order_of(x[i], x[j])]
-    np.testing.assert_allclose(mixed, expected, atol=1e-12)
-    assert len(permutations) == round_of(graph).sources.shape[1] - 1
+        own = slice(i * SIZE, (i + 1) * SIZE)
+        hessian[own, own] = run.problem.hessians[i]
+    step = rate * (mixing @ hessian if steps_then_mixes else hessian)
+    point = np.linalg.solve(np.eye(len(step)) - mixing + step, step @ run.problem.minima.ravel())
+    return point.reshape(agents, SIZE)
 
 
-@hypothesis.given(st.integers(1, 12), st.integers(0, 2**32 - 1))
-@hypothesis.settings(deadline=None, max_examples=20)
-def test_in_the_first_frame_all_become_one(agents, seed):
-    graph = topology.fully_connected(agents)
-    x = np.random.default_rng(seed).normal(size=(agents, UNITS))
-    mixed, (permutations,), aligner = merge("dimat", graph, x, first_frame=True)
-    aligned = [x[i][order_of(x[0], x[i])] for i in range(agents)]
-    np.testing.assert_allclose(mixed, np.tile(np.mean(aligned, 0), (agents, 1)), atol=1e-12)
-    np.testing.assert_array_equal(permutations["units"][0], np.arange(UNITS))
-    assert aligner.held == [1]
+@pytest.mark.parametrize("name", [name for name, row in GOSSIP.items() if row.rate_factor])
+def test_at_a_constant_rate_a_biased_method_stalls_where_linear_algebra_says(name, x64):
+    run = run_of(GRAPHS["ring"], np.full(2000, 0.05))
+    row = GOSSIP[name]
+    expected = stalling_point(run, row.steps_then_mixes, row.rate_factor * run.rates[0])
+    assert np.abs(expected - run.problem.optimum).max() > 0.05
+    np.testing.assert_allclose(models(METHODS[name], run)[-1], expected, atol=1e-8)
 
 
-def test_neighbours_are_held_a_few_at_a_time():
-    x = np.random.default_rng(0).normal(size=(11, UNITS))
-    _, permutations, aligner = merge("dimat", topology.fully_connected(11), x)
-    assert aligner.held == [SLOTS_AT_ONCE, SLOTS_AT_ONCE, 10 - 2 * SLOTS_AT_ONCE]
-    assert len(permutations) == 10
+@pytest.mark.parametrize(("name", "graph"), [case for case in CASES if GOSSIP[case[0]].exact])
+def test_an_exact_method_reaches_the_optimum_at_a_constant_rate(name, graph, x64):
+    run = run_of(GRAPHS[graph], np.full(2000, 0.05))
+    expected = np.tile(run.problem.optimum, (run.topology.agents, 1))
+    np.testing.assert_allclose(models(METHODS[name], run)[-1], expected, atol=1e-8)
 
 
-def test_a_time_varying_graph_averages_exactly_over_its_period():
-    graph, x = topology.one_peer_exponential(8), np.random.default_rng(0).normal(size=(8, UNITS))
-    mean = x.mean(0)
-    for round in range(graph.period):
-        x, _, _ = merge("wa", graph, x, round)
-    np.testing.assert_allclose(x, np.tile(mean, (8, 1)), atol=1e-12)
+def centralized_models(name: str, run: Run) -> np.ndarray:
+    """What the method is for one agent that has all data: ``[steps, SIZE]``."""
+
+    def mean_gradient(noise):
+        gradient = run.problem.gradient(noise)
+        return lambda _, x: np.mean([gradient(i, x) for i in range(len(noise))], axis=0)
+
+    steps = [
+        Step(np.eye(1), mean_gradient(noise), rate)
+        for noise, rate in zip(run.noise, run.rates, strict=True)
+    ]
+    return np.stack(list(GOSSIP[name].centralized(run.start[:1], steps)))[:, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_refuses_a_graph_that_is_not_doubly_stochastic(method):
-    METHODS[method].check(topology.ring(4))
+ONE_MODEL = [name for name, row in GOSSIP.items() if row.centralized and row.steps_then_mixes]
+ONE_MEAN = [name for name, row in GOSSIP.items() if row.centralized and not row.steps_then_mixes]
+
+
+@pytest.mark.parametrize("name", ONE_MODEL)
+def test_stepping_then_mixing_with_everyone_is_centralized_training(name, x64):
+    run = run_of(GRAPHS["fully connected"], RATES, noise=0.3, same_start=True)
+    taken, expected = models(METHODS[name], run), centralized_models(name, run)
+    np.testing.assert_allclose(taken, np.tile(expected[:, None], (1, 4, 1)), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ONE_MEAN)
+def test_mixing_then_stepping_is_centralized_training_in_the_mean_of_one_hessian(name, x64):
+    run = run_of(GRAPHS["fully connected"], RATES, noise=0.3, same_start=True, same_hessian=True)
+    taken, expected = models(METHODS[name], run), centralized_models(name, run)
+    np.testing.assert_allclose(taken.mean(1), expected, atol=1e-10)
+    assert np.ptp(taken, axis=1).max() > 0.01, "each agent has one step of its own ahead"
+
+
+@pytest.mark.parametrize("name", GOSSIP)
+def test_at_learning_rate_0_agents_that_agree_stay(name, x64):
+    run = run_of(GRAPHS["star"], np.zeros(len(RATES)), same_start=True)
+    taken = models(METHODS[name], run)
+    np.testing.assert_allclose(taken, np.tile(run.start, (len(RATES), 1, 1)), atol=1e-12)
+
+
+WEIGHED = [name for name in GOSSIP if name not in ("centralized", "relay_sgd")]
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_a_method_names_what_makes_a_graph_unfit(name):
     rows_only = topology.from_matrix([[0.5, 0.5], [0.2, 0.8]], name="mine")
-    with pytest.raises(ValueError, match="'mine' is not doubly stochastic: column 0 sums to 0.7"):
-        METHODS[method].check(rows_only)
-
-
-def test_a_method_of_ones_own_needs_an_alignment_only():
-    def reversed_units(merger, target, sources, batches):
-        order = np.tile(np.arange(UNITS)[::-1], (len(target["x"]), 1))
-        return [{"units": order} for _ in sources]
-
-    x = np.random.default_rng(0).normal(size=(3, UNITS))
-    merged = merging(reversed_units).merge(
-        numpy_merger(None), {"x": x}, round_of(topology.fully_connected(3))
-    )
-    expected = (x + x[[1, 2, 0], ::-1] + x[[2, 0, 1], ::-1]) / 3
-    np.testing.assert_allclose(merged.variables["x"], expected, atol=1e-12)
+    with pytest.raises(ValueError, match=r"'mine'.* column 0 sums to 0\.7"):
+        METHODS[name].graph(rows_only)

@@ -1,4 +1,4 @@
-"""Bytes that agents send."""
+"""Messages and bytes that agents send, by method and graph."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,48 +8,145 @@ import numpy as np
 import pytest
 
 from dimat_jax import communication, topology
+from dimat_jax.algorithms import METHODS, federated_averaging
+from dimat_jax.communication import rounds_per_epoch, sent, traffic
 
 VARIABLES = {
     "params": {"kernel": np.zeros((3, 5), np.float32), "bias": np.zeros(5, np.float64)},
     "batch_stats": {"mean": jnp.zeros(7, jnp.bfloat16), "seen": np.zeros((), np.int32)},
 }
-BYTES = 15 * 4 + 5 * 8 + 7 * 2 + 4
+PARAMS, STATISTICS, NUMBER = 15 * 4 + 5 * 8, 7 * 2 + 4, 4
+EVERYTHING = PARAMS + STATISTICS
+
+MESSAGE = {
+    "dimat": EVERYTHING,
+    "wa": EVERYTHING,
+    "cdsgd": PARAMS,
+    "cdmsgd": PARAMS,
+    "dsgd": PARAMS,
+    "dsgd_nesterov": PARAMS,
+    "sgp": PARAMS + NUMBER,
+    "cga": 2 * PARAMS,
+    "d2": PARAMS,
+    "gradient_tracking": 2 * PARAMS,
+    "qg_dsgdm_n": PARAMS,
+}
+"""Bytes of a message of the methods that work on the given graph, from their update rules."""
+
+NEIGHBORS = {
+    "ring 8": (topology.ring(8), 2),
+    "ring 2": (topology.ring(2), 1),
+    "fully connected": (topology.fully_connected(8), 7),
+    "disconnected": (topology.disconnected(8), 0),
+    "star": (topology.star(8), 2 * 7 / 8),
+    "torus": (topology.torus(4, 4), 4),
+    "hypercube": (topology.hypercube(8), 3),
+    "exponential": (topology.exponential(8), 3),
+    "one-peer exponential": (topology.one_peer_exponential(8), 1),
+}
+"""A graph, and the neighbours of an agent in the mean."""
 
 
 def test_the_bytes_of_a_network_are_those_of_all_its_leaves():
-    assert communication.variables_bytes(VARIABLES) == BYTES
+    assert communication.variables_bytes(VARIABLES) == EVERYTHING
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), VARIABLES)
-    assert communication.variables_bytes(shapes) == BYTES
+    assert communication.variables_bytes(shapes) == EVERYTHING
 
 
-@pytest.mark.parametrize(
-    ("graph", "messages"),
-    [
-        (topology.ring(8), 2),
-        (topology.ring(2), 1),
-        (topology.fully_connected(8), 7),
-        (topology.disconnected(8), 0),
-        (topology.star(8), 2 * 7 / 8),
-        (topology.torus(4, 4), 4),
-        (topology.hypercube(8), 3),
-        (topology.exponential(8), 3),
-        (topology.one_peer_exponential(8), 1),
-    ],
-    ids=lambda value: value.name if isinstance(value, topology.Topology) else str(value),
+@pytest.mark.parametrize("method", MESSAGE)
+@pytest.mark.parametrize(("graph", "neighbors"), NEIGHBORS.values(), ids=NEIGHBORS)
+def test_a_message_goes_to_each_that_hears_from_its_sender(method, graph, neighbors):
+    for first in range(graph.period):
+        for number in (0, 1, 2 * graph.period + 1):
+            found = traffic(METHODS[method], graph, first, number, VARIABLES)
+            assert found.exchanges == number
+            assert found.messages.sum() == pytest.approx(number * neighbors * graph.agents)
+            assert found.total == found.bytes.sum() == MESSAGE[method] * found.messages.sum()
+            mean = sent(METHODS[method], graph, first, number, VARIABLES)
+            assert mean == pytest.approx(number * neighbors * MESSAGE[method])
+
+
+@hypothesis.given(
+    st.integers(1, 3), st.integers(1, 6), st.integers(0, 4), st.integers(0, 9), st.integers(0, 99)
 )
-def test_an_agent_sends_its_network_to_each_that_averages_it(graph, messages):
-    for round in range(2 * graph.period):
-        sent = communication.merge_bytes(graph, round, VARIABLES)
-        assert sent == pytest.approx(messages * BYTES)
-
-
-@hypothesis.given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 2**32 - 1))
 @hypothesis.settings(deadline=None, max_examples=30)
-def test_messages_are_the_edges_of_the_round(period, agents, seed):
+def test_messages_are_the_edges_of_the_exchanges(period, agents, first, number, seed):
     rng = np.random.default_rng(seed)
     weights = rng.random((period, agents, agents)) * rng.integers(0, 2, (period, agents, agents))
     graph = topology.from_matrix(weights)
-    for round in range(period + 1):
-        edges = sum(len(graph.neighbors(agent, round)) for agent in range(agents))
-        sent = communication.merge_bytes(graph, round, VARIABLES)
-        assert sent == pytest.approx(edges * BYTES / agents)
+    counts = np.zeros(agents, int)
+    for exchange in range(first, first + number):
+        for agent in range(agents):
+            for sender in graph.neighbors(agent, exchange % period):
+                counts[sender] += 1
+    found = traffic(METHODS["sgp"], graph, first, number, VARIABLES)
+    np.testing.assert_array_equal(found.messages, counts)
+    np.testing.assert_array_equal(found.bytes, counts * (PARAMS + NUMBER))
+    assert found.total == found.bytes.sum()
+
+
+@pytest.mark.parametrize("agents", [2, 5, 8])
+def test_a_server_hears_from_its_clients_and_answers_all(agents):
+    for method, size in {"fedavg": EVERYTHING, "centralized": PARAMS}.items():
+        algorithm = METHODS[method]
+        graph = algorithm.graph(topology.ring(agents))
+        found = traffic(algorithm, graph, 0, 3, VARIABLES)
+        np.testing.assert_array_equal(found.messages, [3] * agents)
+        assert found.bytes.sum() == 3 * agents * size
+        assert found.total == 2 * 3 * agents * size
+
+
+def test_of_some_clients_only_those_send():
+    algorithm = federated_averaging(fraction=0.25)
+    graph = algorithm.graph(topology.ring(8))
+    for exchange in range(graph.period):
+        found = traffic(algorithm, graph, exchange, 1, VARIABLES)
+        assert sorted(found.messages) == [0] * 6 + [1] * 2
+        assert found.total == (2 + 8) * EVERYTHING
+
+
+@pytest.mark.parametrize("graph", [topology.ring(6), topology.fully_connected(7)])
+def test_relay_sends_along_a_tree(graph):
+    algorithm = METHODS["relay_sgd"]
+    found = traffic(algorithm, algorithm.graph(graph), 4, 5, VARIABLES)
+    assert found.messages.sum() == 5 * 2 * (graph.agents - 1)
+    assert found.total == found.messages.sum() * (PARAMS + NUMBER)
+
+
+def test_local_sgd_sends_to_everyone_whatever_the_graph():
+    algorithm = METHODS["local_sgd"]
+    found = traffic(algorithm, algorithm.graph(topology.ring(8)), 0, 1, VARIABLES)
+    np.testing.assert_array_equal(found.messages, [7] * 8)
+
+
+def test_many_exchanges_are_counted_at_once():
+    graph = topology.one_peer_exponential(8)
+    steps = 10**6  # a second if each step's matrix were looked at
+    assert traffic(METHODS["dsgd"], graph, 0, steps, VARIABLES).total == 8 * steps * PARAMS
+
+
+@pytest.mark.parametrize("agents", [2, 5, 10])
+@pytest.mark.parametrize(
+    ("method", "an_epoch"),
+    [("dimat", 0.5), ("wa", 0.5), ("cdsgd", 100), ("sgp", 100), ("cga", 200)],
+)
+def test_the_papers_rounds_per_epoch(method, an_epoch, agents):
+    # 100 steps: CIFAR's 50,000 images over 5 agents in batches of 100. The paper takes them for
+    # every number of agents.
+    steps = 50_000 // 5 // 100
+    for graph, neighbors in (
+        (topology.fully_connected(agents), agents - 1),
+        (topology.ring(agents), 2),
+    ):
+        if agents > 2:  # a ring of two is fully connected
+            found = rounds_per_epoch(METHODS[method], graph, steps)
+            assert found == pytest.approx(an_epoch * neighbors)
+
+
+def test_rounds_per_epoch_by_steps_and_merging_frequency():
+    ring = topology.ring(10)
+    assert rounds_per_epoch(METHODS["cdsgd"], ring, 50_000 // 10 // 100) == 50 * 2
+    assert rounds_per_epoch(METHODS["wa"], ring, 100, epochs_per_round=4) == 0.25 * 2
+    assert rounds_per_epoch(METHODS["dsgd"], topology.one_peer_exponential(8), 100) == 100
+    at_end = METHODS["wa"]._replace(at_end=True)
+    assert rounds_per_epoch(at_end, ring, 100) == 0

@@ -58,7 +58,7 @@ def test_presets_can_be_run():
     for name, preset in PRESETS.items():
         assert preset.preset == name
         setup.check_options(preset)
-        setup.check_graph(preset, topology.make(preset.topology, preset.agents))
+        setup.choose_graphs(preset, topology.make(preset.topology, preset.agents))
         assert preset.model in models.FACTORIES and preset.dataset in datasets.SOURCES
 
 

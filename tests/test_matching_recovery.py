@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from architectures_helpers import QUICK
+from symmetry_checks import random_network
 from test_symmetries_architectures import drawn
 
 from dimat_jax import models
@@ -47,20 +48,7 @@ def planted(name):
     """A network with random normalisation parameters and statistics, and a permuted copy."""
     model, shape = ZOO[name]
     images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    generator = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        kind = path[-1].key
-        fan_in = max(np.prod(leaf.shape[:-1]), 1)
-        values = generator.normal(size=leaf.shape)
-        if kind in ("scale", "var"):
-            values = 1 + 0.3 * np.abs(values)
-        else:
-            values *= np.sqrt(2 / fan_in) if kind == "kernel" else 0.1
-        return jnp.asarray(values, leaf.dtype)
-
-    target = jax.tree_util.tree_map_with_path(draw, shapes)
+    target = random_network(model, images)
     symmetries = find_symmetries(model, target, images)
     permutations = with_outer(symmetries, jax.tree.map(jnp.asarray, drawn(symmetries, seed=2)))
     source = PERMUTED(symmetries, permutations, target)

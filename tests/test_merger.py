@@ -77,7 +77,7 @@ def merge(method, case, variables, graph, batches, round=0, first_frame=False) -
             spread(case.execution, rows),
             replicate(case.execution, jnp.asarray(DATASET.train_images[:EXAMPLES])),
         )
-    inputs = MergeRound(sources, weights, matching, batches, first_frame)
+    inputs = MergeRound(sources, weights, matching, batches, first_frame, jax.random.key(7))
     return METHODS[method].merge(case.merger, variables, inputs)
 
 
@@ -175,6 +175,20 @@ def test_permuted_copies_agree_in_the_first_agents_frame():
     assert_trees_close(merged, first, tolerance=1e-4)
     for name, group in mlp.symmetries.groups.items():
         np.testing.assert_array_equal(permutations[name][0], np.arange(group.size))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_permuted_copies_become_one_in_a_universe_and_stay_what_they_are_by_weights(name):
+    this = case(name)
+    batches = own_batches(this.execution, same=True)
+    copies, graph = permuted_copies(this, batches), topology.ring(AGENTS)
+    merged, (permutations,) = merge("universe", this, copies, graph, batches)
+    assert consensus_distance(copies) > 1 and consensus_distance(merged) < 1e-5
+    moved = this.merger.permute(permutations, copies)
+    assert_trees_close(merged["params"], moved["params"], tolerance=1e-5)
+    merged, permutations = merge("wm", this, copies, graph, batches)
+    assert_trees_close(merged, copies, tolerance=1e-4)
+    assert len(permutations) == 2
 
 
 def test_what_is_no_float_is_neither_mixed_nor_lost():

@@ -19,6 +19,7 @@ from small_runs import (
 
 import dimat_jax as dj
 from dimat_jax import communication, engine, setup, simulation, topology, training
+from dimat_jax.algorithms import METHODS
 from dimat_jax.metrics import Row
 from dimat_jax.models.convnet import ConvNet
 from dimat_jax.population import choose_execution
@@ -191,6 +192,35 @@ def run_as(name, devices, looped) -> Form:
     return Form(result.setup.shards, *starts, result.history, variables)
 
 
+@functools.cache
+def all_methods(devices, looped) -> dj.Result:
+    """Two rounds of every method, in float64, on so many devices in this form."""
+
+    def choose(*arguments):
+        return choose_execution(*arguments)._replace(looped=looped)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, jax.enable_x64(True):
+        monkeypatch.setattr(setup, "choose_execution", choose)
+        config = small_config(
+            devices=devices, methods=tuple(METHODS), topology="fully_connected", batch_size=20
+        )
+        model = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
+        return dj.simulate(config, model=model, dataset=DATASET)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_does_the_same_on_one_device_and_on_eight(method):
+    one, eight = all_methods(1, False), all_methods(8, True)
+    for key in ("test_loss", "train_loss", "consensus_distance", "bytes_sent"):
+        first, other = (
+            [row[key] for row in result.history if row["method"] == method]
+            for result in (one, eight)
+        )
+        assert len(first) >= 2 and first == pytest.approx(other, abs=1e-6)
+    first, other = (result.finals[method, 0].variables for result in (one, eight))
+    assert_trees_close(jax.device_get(first), jax.device_get(other), 1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "form"), [(name, form) for name in FORMS for form in FORMS[name][1:]]
 )
@@ -324,7 +354,9 @@ def test_agents_match_and_count_on_images_of_their_own():
     run, shards = seed_run(
         matching_images=24, statistics_images=1000, topology="one_peer_exponential"
     )
-    first, second = (simulation.merge_round(run, shards, round) for round in (1, 2))
+    first, second = (
+        simulation.merge_round(run, run.setup.topology, shards, round) for round in (1, 2)
+    )
     assert first.matching.rows.shape == (8, 1, 24) and first.statistics.rows.shape == (8, 1, 40)
     assert not np.array_equal(first.matching.rows, second.matching.rows)  # drawn anew
     own = DATASET.train_images[run.setup.shards[0][1]]
@@ -353,7 +385,7 @@ def test_agents_match_and_count_on_images_of_their_own():
 )
 def test_common_images_are_the_same_for_all(options, pool):
     run, shards = seed_run(matching_images=24, **options)
-    round = simulation.merge_round(run, shards, 1)
+    round = simulation.merge_round(run, run.setup.topology, shards, 1)
     own = DATASET.train_images[run.setup.shards[0][1]]
     allowed = {image.tobytes() for agent in pool for image in own[agent]}
     seen = [images_on_device(round.matching, agent, 2) for agent in range(8)]

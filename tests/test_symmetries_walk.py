@@ -22,10 +22,23 @@ def twice(x):
 twice.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 
 
+@jax.custom_batching.custom_vmap
+def thrice(x):
+    return 3 * x
+
+
+thrice.def_vmap(lambda size, batched, x: (3 * x, True))
+
+
+def by_platform(x):
+    return lax.platform_dependent(x, cpu=jnp.tanh, default=jnp.sin)
+
+
 @pytest.mark.parametrize(
     "call",
-    [jax.jit, jax.checkpoint, jax.jit(jax.checkpoint(jax.nn.silu)), jax.nn.relu, twice],
-    ids="jit remat nested custom_jvp custom_vjp".split(),
+    [jax.jit, jax.checkpoint, jax.jit(jax.checkpoint(jax.nn.silu)), jax.nn.relu, twice, thrice]
+    + [by_platform],
+    ids="jit remat nested custom_jvp custom_vjp custom_vmap platform_dependent".split(),
 )
 def test_calls_are_walked_through(call):
     inner = call(jnp.tanh) if call in (jax.jit, jax.checkpoint) else call

@@ -85,6 +85,7 @@ def first_state(model, name, agents=AGENTS):
         optimizer=jax.vmap(training.OPTIMIZERS[name]().init)(variables["params"]),
         key=jax.random.split(jax.random.key(0), agents),
         step=zero,
+        rate_scale=jnp.ones(agents),
         loss=jnp.zeros(agents),
         diverged=zero - 1,
     )

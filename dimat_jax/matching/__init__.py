@@ -8,6 +8,7 @@ from dimat_jax.matching.activations import (
     scores,
 )
 from dimat_jax.matching.assignment import assign
+from dimat_jax.matching.universe import match_universe, universe_objective
 from dimat_jax.matching.weights import match_weights, matching_objective
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "combine_moments",
     "cross_moments",
     "match_activations",
+    "match_universe",
     "match_weights",
     "matching_objective",
     "scores",
+    "universe_objective",
 ]

@@ -272,7 +272,7 @@ def _evaluate(
         inside = {where for where in here if len(where) > 1}
         found: Taps = {where: jnp.asarray(operands[where[0]]) for where in here - inside}
         if not inside:
-            outputs = _bind(jaxpr, eqn, operands)
+            outputs = bind(jaxpr, eqn, operands)
         elif eqn.primitive.name == "scan":
             outputs, more = _evaluate_scan(eqn, operands, inside)
             found |= more
@@ -287,7 +287,7 @@ def _evaluate(
     return [value(var) for var in jaxpr.outvars], taps
 
 
-def _bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Evaluates one equation, as a jaxpr of its own: how to bind one depends on the JAX release."""
     given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
     alone = jaxpr.replace(

@@ -149,7 +149,7 @@ def _equation(
         return walk(record, inner, inputs, where)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](record, eqn, inputs, where)
-    if name not in RULES:
+    if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
     equation = Equation(
         name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
@@ -181,14 +181,14 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
     if eqn.primitive.name not in CALLS:
         return None
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
     inner = next(eqn.params[name] for name in names if name in eqn.params)
     return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
 
 
 CALLS = """
 jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
-custom_vjp_call_jaxpr
+custom_vjp_call_jaxpr custom_vmap_call
 """.split()
 
 

@@ -36,6 +36,13 @@ def _cumulative(equation: Equation, x: Axes) -> list[Axes]:
     return [freeze_dims(equation, x, [equation.params["axis"]])]
 
 
+@rule("fft")
+def _fft(equation: Equation, x: Axes) -> list[Axes]:
+    """The last axes are transformed; each of their positions becomes a frequency."""
+    transformed = len(equation.params["fft_lengths"])
+    return [freeze_dims(equation, x, range(len(x) - transformed, len(x)))]
+
+
 @rule("rev")
 def _rev(equation: Equation, x: Axes) -> list[Axes]:
     return [freeze_dims(equation, x, equation.params["dimensions"])]

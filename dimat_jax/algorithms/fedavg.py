@@ -1,0 +1,74 @@
+"""Reference points that are not decentralized: a server that averages, or has all data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dimat_jax.algorithms.base import Algorithm, Sends
+from dimat_jax.algorithms.gossip import start, stepping
+from dimat_jax.algorithms.merging import everyone, merging, unaligned
+from dimat_jax.topology import Topology
+
+DRAWS = 20
+"""Rounds after which the choice of clients repeats."""
+
+
+def server(topology: Topology, fraction: float = 1.0) -> Topology:
+    """Everyone gets the mean of some agents, drawn anew for each round, or of all.
+
+    Args:
+      topology: whose agents they are; its edges do not matter.
+      fraction: share of the agents in the mean, rounded, at least one.
+
+    Raises:
+      ValueError: unless the fraction is above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"The fraction of clients is above 0 and at most 1, not {fraction}.")
+    agents = topology.agents
+    clients = max(1, round(fraction * agents))
+    rng = np.random.default_rng(0)
+    matrices = np.zeros((DRAWS if clients < agents else 1, agents, agents))
+    for matrix in matrices:
+        matrix[:, rng.permutation(agents)[:clients]] = 1 / clients
+    return Topology("server", matrices)
+
+
+def federated_averaging(fraction: float = 1.0) -> Algorithm:
+    """x_i ← the mean of x_j over the clients j of the round, before each round.
+
+    FedAvg (McMahan et al. 2017, arXiv 1602.05629, algorithm 1): all start a round from the server's
+    model. What those train who are not clients of the round is lost.
+
+    Args:
+      fraction: share of the agents that are clients in a round (C there).
+    """
+    return merging(unaligned)._replace(
+        graph=lambda topology: server(topology, fraction),
+        sends=Sends(parameters=1, statistics=1, to_server=True),
+    )
+
+
+def local_sgd() -> Algorithm:
+    """x_i ← (1/n) Σ_j x_j before each round, without a server: everyone sends to everyone.
+
+    Local SGD (Stich 2019, arXiv 1805.09767) at the period of DIMAT's merges.
+    """
+    return merging(unaligned)._replace(graph=everyone)
+
+
+def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
+    """SGD with all data in one place: x ← x − α (1/n) Σ_i g_i(x), from agent 0's parameters.
+
+    In each step its batch is everyone's batches together.
+
+    Args:
+      momentum: β, as in `step_then_mix`, which this is on the server's graph from equal starts.
+      nesterov: whether Nesterov's.
+    """
+
+    def init(params, exchange):
+        first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)
+        return start(first, exchange)
+
+    return Algorithm(server, Sends(to_server=True), gossip=stepping(momentum, nesterov, init))

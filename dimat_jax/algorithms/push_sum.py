@@ -1,0 +1,71 @@
+"""Stochastic gradient push: decentralized SGD on directed graphs (Assran et al. 2019).
+
+Where agents decide only to whom they send how much, the mixing matrix's columns sum to 1 and its
+rows do not: averaging counts some agents for more than others. Push-sum sends a weight along, which
+is counted alike, and divides by it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dimat_jax.algorithms.base import Algorithm, Gossip, Params, Sends, descend, mix
+from dimat_jax.topology import Topology, check_connected
+
+
+class PushSumState(NamedTuple):
+    """What agents hold, stacked ``[agents, ...]``, and its push-sum weight w, ``[agents]``."""
+
+    held: Params
+    weight: Float[Array, "agents"]
+
+
+def column_stochastic(topology: Topology) -> Topology:
+    """The given graph.
+
+    Raises:
+      ValueError: unless its matrices' entries are not negative, every column sums to 1 and every
+        row has a positive entry (else that agent's push-sum weight vanishes), and it is connected.
+    """
+    for round, matrix in enumerate(topology.mixing_matrices):
+        prefix = f"Push-sum cannot use the mixing matrix of {topology.name!r} in round {round}:"
+        if matrix.min() < 0:
+            i, j = np.unravel_index(matrix.argmin(), matrix.shape)
+            raise ValueError(f"{prefix} entry ({i}, {j}) is {matrix[i, j]:.6g}, below 0.")
+        sums = matrix.sum(0)
+        worst = int(np.abs(sums - 1).argmax())
+        if abs(sums[worst] - 1) > 1e-6:
+            raise ValueError(f"{prefix} column {worst} sums to {sums[worst]:.6g}, not to 1.")
+        if not matrix.any(1).all():
+            raise ValueError(f"{prefix} row {int(matrix.any(1).argmin())} is all 0.")
+    check_connected(topology)
+    return topology
+
+
+def stochastic_gradient_push() -> Algorithm:
+    """x_i ← Σ_j p_ij (x_j − α g_j(z_j)); w_i ← Σ_j p_ij w_j; z_i = x_i / w_i.
+
+    SGP (Assran et al. 2019, arXiv 1811.10792, algorithm 1): P column-stochastic, directed,
+    time-varying. z is each agent's model; w is 1 at first, and stays so where rows sum to 1, too.
+    """
+
+    def init(params, exchange):
+        return PushSumState(params, jnp.ones_like(exchange.matrix[:, 0]))
+
+    def points(state, exchange):
+        def debias(x):
+            return jax.vmap(jnp.divide)(x, state.weight.astype(x.dtype))
+
+        return (jax.tree.map(debias, state.held),)
+
+    def update(gradients, state, exchange, rate):
+        (g,) = gradients
+        held = descend(state.held, rate, g)
+        return PushSumState(mix(exchange.matrix, held), mix(exchange.matrix, state.weight))
+
+    return Algorithm(
+        column_stochastic, Sends(parameters=1, scalars=1), gossip=Gossip(init, points, update)
+    )

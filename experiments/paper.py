@@ -1,0 +1,135 @@
+"""The paper's comparison: every method from the same agents, on the same data and batches.
+
+    python -m experiments.paper --preset cpu --out runs/paper
+
+Paper: DIMAT (arXiv 2404.08079), tables 1 to 3. ``--preset cpu`` is a reduction to CIFAR-10 and a
+small network that ends in under 60 minutes on two CPU cores; ``--preset full`` is the published
+size, for accelerators. A run that was stopped goes on where it was: finished cells are skipped.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+
+from dimat_jax.config import Config
+from experiments import cells, common, presets
+from experiments.cells import Cell, Outcome
+
+TUNED = pathlib.Path(__file__).parent / "tuned.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    preset: Literal["cpu", "full", "smoke"] = "cpu"
+    """cpu: under 60 minutes on two cores. full: the paper's. smoke: a minute, to see that it
+    works."""
+    out: pathlib.Path | None = None
+    """Folder of the finished cells; None: runs/paper-PRESET."""
+    report: pathlib.Path | None = None
+    """Folder for table and pictures; None: that of the cells."""
+    data_dir: pathlib.Path | None = None
+    """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    tuned: pathlib.Path | None = None
+    """Learning rates, as experiments.tune leaves them; None: experiments/tuned.json, but for full
+    the published ones."""
+    list: bool = False
+    """Only say the cells, and how long each takes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, description=__doc__, args=given)
+    if options.list:
+        return common.exit_code(lambda: print_cells(options))
+    return common.exit_code(lambda: compare(options))
+
+
+def plan(options: Options) -> list[tuple[Cell, Config]]:
+    """The cells of a preset, each with its run.
+
+    Raises:
+      ValueError: if the learning rates cannot be read.
+    """
+    study = presets.STUDIES[options.preset]
+    rates = study.rates if options.tuned is None else cells.read_rates(options.tuned)
+    rates = cells.read_rates(TUNED) if rates is None else rates
+    base = dataclasses.replace(study.base, data_dir=options.data_dir)
+    return [(cell, cells.config_of(base, cell, rates)) for cell in study.cells]
+
+
+def folder_of(options: Options, cell: Cell) -> pathlib.Path:
+    """Where a cell's results lie."""
+    return out_of(options) / "cells" / cell.name
+
+
+def out_of(options: Options) -> pathlib.Path:
+    """The folder of the finished cells."""
+    return options.out or pathlib.Path("runs") / f"paper-{options.preset}"
+
+
+def finished(options: Options) -> list[tuple[Cell, Config, Outcome | None]]:
+    """Every cell, with what it gave if it is finished."""
+    return [
+        (cell, config, cells.load_outcome(folder_of(options, cell), config))
+        for cell, config in plan(options)
+    ]
+
+
+def print_cells(options: Options) -> None:
+    """Says the cells with their methods and times, and the time that is left in all."""
+    most_tests, left = presets.STUDIES[options.preset].most_tests, 0.0
+    for cell, config, outcome in finished(options):
+        expected = presets.expected_seconds(config, most_tests)
+        left += expected if outcome is None else 0
+        took = f"about {clock(expected)}" if outcome is None else f"took {clock(outcome.seconds)}"
+        labels = ", ".join(presets.LABELS[method] for method in cell.methods)
+        print(f"{cell.name}: {took}; {labels}")
+    print(f"Left: about {clock(left)} on two quiet CPU cores.")
+
+
+def clock(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def compare(options: Options) -> None:
+    """Runs the cells that are not finished; after each, the report is of all that are.
+
+    Raises:
+      ValueError: for bad input, before anything compiles.
+    """
+    from dimat_jax.population import prepare_devices
+    from experiments.paper_report import write_report
+
+    study, todo = presets.STUDIES[options.preset], finished(options)
+    # All cells share one process, and so the devices of the largest.
+    prepare_devices(max(cell.setting.agents for cell, _, _ in todo))
+    load = functools.cache(lambda name: cells.load_data(name, options.data_dir, study.most_tests))
+    folder = options.report or out_of(options)
+
+    def report() -> None:
+        done = [(cell, outcome) for cell, _, outcome in todo if outcome is not None]
+        write_report(folder, options.preset, study.reduced, done, len(todo))
+
+    for number, (cell, config, outcome) in enumerate(todo):
+        if outcome is None:
+            print(f"cell {number + 1} of {len(todo)}: {cell.name}", flush=True)
+            outcome = cells.run_and_store(folder_of(options, cell), config, load(config.dataset))
+            todo[number] = (cell, config, outcome)
+            report()
+    report()
+    print(f"Written to {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

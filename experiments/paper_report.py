@@ -1,0 +1,271 @@
+"""The comparison as Markdown, as CSV and as pictures: what `experiments.paper` has found."""
+
+import csv
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from dimat_jax.metrics import Row, Stage, accuracies, last_rows
+from dimat_jax.report.figures import COLORS, STYLES, curve
+from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
+from experiments.cells import Cell, Outcome, Setting, provenance
+from experiments.presets import LABELS
+
+Runs = Mapping[int, Outcome]
+"""Seed → what the cell gave."""
+
+PUBLISHED = {
+    ("cifar100", "iid", "fully_connected", 5, "resnet20", 8.0): {
+        "dimat": "73.99",
+        "sgp": "41.39",
+        "cdsgd": "39.69",
+        "cga": "35.04",
+        "wa_published": "35.04",
+    },
+    ("cifar100", "iid", "ring", 5, "resnet20", 8.0): {"dimat": "67.12 ± 0.22"},
+}
+"""Accuracies in % of arXiv 2404.08079, of agents pretrained apart: a setting without its regime →
+method → figure. Its WA does not recompute BatchNorm statistics."""
+
+
+class Line(NamedTuple):
+    """A method in a setting; accuracies of all agents of all seeds, 0 to 1.
+
+    Attributes:
+      merged: right after the first merge, if it merges before the first round.
+      first: after the first round's training.
+      end: at the end, on all test images (after the last merge, where one ends the run).
+      lead_first: of DIMAT over it after the first round, by seed.
+      lead_end: likewise at the end.
+      bytes_sent: by an agent, in the mean.
+    """
+
+    method: str
+    merged: Float[np.ndarray, " agents"]
+    first: Float[np.ndarray, " agents"]
+    end: Float[np.ndarray, " agents"]
+    lead_first: Float[np.ndarray, " seeds"]
+    lead_end: Float[np.ndarray, " seeds"]
+    bytes_sent: float
+
+
+def by_setting(outcomes: Sequence[tuple[Cell, Outcome]]) -> dict[Setting, dict[int, Outcome]]:
+    """Gathers the seeds of every setting."""
+    found: dict[Setting, dict[int, Outcome]] = {}
+    for cell, outcome in outcomes:
+        found.setdefault(cell.setting, {})[cell.seed] = outcome
+    return found
+
+
+def rows_of(runs: Runs) -> list[Row]:
+    """The rows of all seeds."""
+    return [row for outcome in runs.values() for row in outcome.rows]
+
+
+def methods_in(runs: Runs) -> list[str]:
+    """The methods that some seed finished, in the order of tables."""
+    ran = {method for outcome in runs.values() for method in outcome.all_tests}
+    return [method for method in LABELS if method in ran]
+
+
+def mean_first(outcome: Outcome, method: str) -> float:
+    """A seed's mean accuracy after the first round's training; NaN if the method did not finish."""
+    rows = last_rows(outcome.rows, method).get(Stage(1, "train"), {})
+    finished = method in outcome.all_tests
+    return next((row["test_accuracy"] for row in rows.values() if finished), float("nan"))
+
+
+def mean_end(outcome: Outcome, method: str) -> float:
+    """A seed's mean accuracy at the end; NaN if the method did not finish."""
+    return float(np.mean(outcome.all_tests.get(method, [np.nan])))
+
+
+def line(runs: Runs, method: str) -> Line:
+    """What a table says of a method."""
+    done = [outcome for outcome in runs.values() if method in outcome.all_tests]
+    rows = [row for outcome in done for row in outcome.rows]
+    stages = last_rows(rows, method)
+    merged, first = (stages.get(Stage(1, phase), {}) for phase in ("merge", "train"))
+    last = {row["seed"]: row["bytes_sent"] for row in rows if row["method"] == method}
+    return Line(
+        method,
+        accuracies(merged) if merged else np.array([]),
+        accuracies(first) if first else np.array([]),
+        np.concatenate([outcome.all_tests[method] for outcome in done]),
+        np.array([mean_first(o, "dimat") - mean_first(o, method) for o in done]),
+        np.array([mean_end(o, "dimat") - mean_end(o, method) for o in done]),
+        float(np.mean(list(last.values()))) if last else 0.0,
+    )
+
+
+def percent(values: Float[np.ndarray, " values"], sign: str = "") -> str:
+    """Mean ± standard deviation of shares in per cent; a dash where there is none."""
+    values = 100 * values[~np.isnan(values)]
+    return f"{values.mean():{sign}.1f} ± {values.std():.1f}" if len(values) else EMPTY
+
+
+def table_of(setting: Setting, runs: Runs) -> Table:
+    """One setting's methods, best first at the end."""
+    published = PUBLISHED.get(setting[:-1], {}) if setting.regime == "pretrained" else {}
+    lines = sorted((line(runs, m) for m in methods_in(runs)), key=lambda x: -x.end.mean())
+    body = [
+        [
+            LABELS[found.method],
+            percent(found.merged),
+            percent(found.first),
+            percent(found.end),
+            percent(found.lead_first, "+") if found.method != "dimat" else EMPTY,
+            percent(found.lead_end, "+") if found.method != "dimat" else EMPTY,
+            megabytes(found.bytes_sent),
+            published.get(found.method, EMPTY),
+        ]
+        for found in lines
+    ]
+    diverged = {method for outcome in runs.values() for method in outcome.diverged}
+    for method in sorted(diverged - set(methods_in(runs))):
+        body.append([LABELS[method], EMPTY, "diverged", "diverged", EMPTY, EMPTY, EMPTY, EMPTY])
+    columns = ["method", "after merge 1", "after round 1", "at the end", "DIMAT's lead, round 1"]
+    return Table(title(setting), [*columns, "at the end", "MB sent", "published"], body)
+
+
+def title(setting: Setting) -> str:
+    """What was compared."""
+    starts = {"pretrained": "pretrained apart", "common": "from one common initialisation"}
+    return (
+        f"{setting.dataset}, {setting.partition}, {setting.topology}, {setting.agents} agents, "
+        f"{setting.model} × {setting.width:g}, {starts[setting.regime]}"
+    )
+
+
+def lead(values: Float[np.ndarray, " seeds"]) -> float:
+    """The mean of shares in points, as tables show it: what rounds to nothing is no lead."""
+    return round(100 * float(np.nanmean(values)), 1)
+
+
+def verdict(runs: Runs) -> str:
+    """Where DIMAT stands: before whom and behind whom, after the first round and at the end."""
+    lines = [line(runs, method) for method in methods_in(runs) if method != "dimat"]
+    if "dimat" not in methods_in(runs) or not lines:
+        return ""
+    said = []
+    for point, leads in (
+        ("After the first round", {x.method: x.lead_first for x in lines}),
+        ("At the end", {x.method: x.lead_end for x in lines}),
+    ):
+        means = {m: lead(v) for m, v in leads.items() if not np.isnan(v).all()}
+        ahead = sorted((m for m in means if means[m] < 0), key=means.__getitem__)
+        behind = ", ".join(f"{LABELS[m]} ({-means[m]:+.1f})" for m in ahead)
+        led = sum(mean > 0 for mean in means.values())
+        level = ", ".join(LABELS[m] for m in means if means[m] == 0)
+        said.append(
+            f"{point} DIMAT is ahead of {led} of {len(means)} methods"
+            + f"; level with {level}" * bool(level)
+            + f"; ahead of it: {behind}" * bool(behind)
+            + "."
+        )
+    return " ".join(said)
+
+
+def picture(setting: Setting, runs: Runs) -> Figure:
+    """Accuracy by round, by epoch and by megabytes that an agent has sent."""
+    rows, methods = rows_of(runs), methods_in(runs)
+    figure = Figure(figsize=(14, 5), layout="constrained", dpi=110)
+    panels = figure.subplots(1, 3, sharey=True)
+    for index, method in enumerate(methods):
+        found, stages = curve(rows, method), last_rows(rows, method).values()
+        epochs = [next(iter(by_seed.values()))["epoch"] for by_seed in stages]
+        for axes, x in zip(panels, (found.rounds, epochs, found.megabytes), strict=True):
+            color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
+            axes.plot(x, found.mean, label=LABELS[method], color=color, linestyle=style, marker=".")
+    for axes, label in zip(panels, ("round", "epoch", "MB sent by an agent"), strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[2].set_xscale("symlog", linthresh=0.1)
+    panels[0].set_ylabel("test accuracy in %, mean over agents and seeds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.suptitle(title(setting), fontweight="bold")
+    return figure
+
+
+def write_report(
+    folder: pathlib.Path,
+    preset: str,
+    reduced: str,
+    outcomes: Sequence[tuple[Cell, Outcome]],
+    number: int,
+) -> None:
+    """Writes ``paper.md``, ``paper.csv`` and a picture for every setting.
+
+    Args:
+      folder: where to.
+      preset: as on the command line.
+      reduced: what is smaller than in the paper.
+      outcomes: of the finished cells, at least one.
+      number: of all cells.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = by_setting(outcomes)
+    parts = [introduction(preset, reduced, outcomes, number)]
+    for setting, runs in settings.items():
+        name = "paper-" + "-".join(str(part) for part in setting).replace("_", "") + ".png"
+        picture(setting, runs).savefig(folder / name)
+        table = table_of(setting, runs)
+        seeds = f"Seeds: {len(runs)}. {verdict(runs)}".strip()
+        parts.append(f"## {table.title}\n\n{seeds}\n\n{to_markdown(table)}\n\n![curves]({name})")
+    (folder / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_csv(folder / "paper.csv", settings)
+
+
+def introduction(
+    preset: str, reduced: str, outcomes: Sequence[tuple[Cell, Outcome]], number: int
+) -> str:
+    """What the tables show, of which run they are, and what was reduced."""
+    outcome = outcomes[0][1]
+    minutes = sum(found.seconds for _, found in outcomes) / 60
+    rounds, epochs = outcome.config["rounds"], outcome.config["epochs_per_round"]
+    less = f" Reduced against the paper: {reduced}." if reduced else ""
+    return (
+        f"# The paper's comparison\n\n`python -m experiments.paper --preset {preset}`: "
+        f"{len(outcomes)} of {number} cells, {minutes:.0f} minutes in all. "
+        f"{provenance([found for _, found in outcomes])}{less}\n\n"
+        "Test accuracy in %, mean ± standard deviation over all agents of all seeds, right after "
+        "the first merge (for methods that merge), after the first round's training, and at the "
+        f"end: {rounds} rounds of {epochs} epoch(s), more from a common initialisation, "
+        "where the epochs of pretraining are spent in rounds. DIMAT's lead over a "
+        "method in points, mean ± standard deviation over seeds, of runs with the same data, "
+        "initial weights and order of batches; a negative one is the other's. MB sent: by an "
+        "agent. BatchNorm statistics are recomputed for every method but WA (published). Learning "
+        "rates: tuning.md. Published: arXiv 2404.08079, where it has the same setting. "
+        "Settings of one seed are single runs: differences of a point or two there say nothing."
+    )
+
+
+def write_csv(path: pathlib.Path, settings: Mapping[Setting, Runs]) -> None:
+    """A line for every setting, method and point of time; shares, not per cent."""
+    head = [*Setting._fields, "method", "label", "after", "mean", "std", "seeds", "bytes_sent"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for setting, runs in settings.items():
+            for method in methods_in(runs):
+                seeds = sum(method in outcome.all_tests for outcome in runs.values())
+                for after, values, sent in points(runs, method):
+                    cells = [f"{values.mean():.4f}", f"{values.std():.4f}", seeds, f"{sent:.0f}"]
+                    writer.writerow([*setting, method, LABELS[method], after, *cells])
+
+
+def points(runs: Runs, method: str) -> list[tuple[str, Float[np.ndarray, " agents"], float]]:
+    """A method's accuracies and bytes at each stage, and on all test images at the end."""
+    done = {seed: outcome for seed, outcome in runs.items() if method in outcome.all_tests}
+    stages = last_rows(rows_of(done), method).items()
+    found = [
+        (str(stage), accuracies(rows), float(np.mean([r["bytes_sent"] for r in rows.values()])))
+        for stage, rows in stages
+    ]
+    final = line(runs, method)
+    return [*found, ("end, all tests", final.end, final.bytes_sent)]

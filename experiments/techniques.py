@@ -1,0 +1,349 @@
+"""Merging networks by each technique: accuracy right after, and barriers on the way.
+
+    python -m experiments.techniques --preset cpu --out runs/techniques
+
+Networks are trained apart on the same images from different initial weights, and then merged:
+plain averaging, activation matching, weight matching (Git Re-Basin, arXiv 2209.04836) and
+cycle-consistent alignment; each as it is, with the BatchNorm statistics recomputed, and with REPAIR
+(arXiv 2211.08403). Its figures on CIFAR-10, the midpoint before → after, of end points in brackets:
+VGG11 67.3 → 84.9 (89.6), ResNet-20 of width 1 12.5 → 67.0, of width 4 11.7 → 90.3. ``--preset cpu``
+is a reduction for two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import tyro
+
+from dimat_jax.config import Config
+from dimat_jax.registry import choose
+from experiments import common
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dimat_jax.algorithms import Frame, MergeRound
+    from dimat_jax.setup import Setup
+    from dimat_jax.simulation import Observer, SeedRun
+    from dimat_jax.types import Variables
+
+BATCH_SIZE = 50
+ROWS_FILE = "techniques.jsonl"
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Network(NamedTuple):
+    """An architecture, and how it is trained.
+
+    Attributes:
+      model: its name in the zoo.
+      width: multiplies its channels.
+      norm: its normalisation.
+      epochs: of training.
+      examples: training images.
+    """
+
+    model: str
+    width: float
+    norm: Literal["batch", "none"]
+    epochs: int
+    examples: int
+
+    @property
+    def label(self) -> str:
+        """As tables name it."""
+        norm = "BatchNorm" if self.norm == "batch" else "no normalisation"
+        return f"{self.model} × {self.width:g}, {norm}"
+
+
+PRESETS: dict[str, tuple[Network, ...]] = {
+    "cpu": (
+        Network("mlp", 1.0, "none", 10, 10_000),
+        Network("vgg11", 0.25, "none", 6, 5_000),
+        Network("vgg11", 0.25, "batch", 6, 5_000),
+        Network("resnet20", 1.0, "batch", 5, 4_000),
+        Network("resnet20", 2.0, "batch", 3, 2_500),
+    ),
+    "gpu": (
+        Network("mlp", 1.0, "none", 30, 50_000),
+        Network("vgg11", 0.25, "none", 50, 50_000),
+        Network("vgg11", 0.25, "batch", 50, 50_000),
+        Network("resnet20", 1.0, "batch", 50, 50_000),
+        Network("resnet20", 2.0, "batch", 50, 50_000),
+        Network("resnet20", 4.0, "batch", 50, 50_000),
+    ),
+    "smoke": (Network("mlp", 0.1, "none", 2, 400), Network("mlp", 0.1, "batch", 2, 400)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
+    """cpu: for two cores. gpu: for an accelerator. smoke: a minute, to see that it works."""
+    dataset: str = "cifar10"
+    """What networks are trained on, see experiments.cifar."""
+    data_dir: pathlib.Path | None = None
+    """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    models: tuple[str, ...] = ()
+    """Of the preset's networks those of these models; none: all."""
+    agents: int = 2
+    """Number of networks that are merged."""
+    seeds: tuple[int, ...] = (0,)
+    """Each trains and merges networks of its own."""
+    epochs: int | None = None
+    """Epochs of training; None: the preset's, of each network."""
+    examples: int | None = None
+    """Training images; None: the preset's, of each network."""
+    test_examples: int | None = 1000
+    """Test images, always the same; None: all."""
+    images: int = 1024
+    """Images for matching, for recomputing statistics and for REPAIR."""
+    out: pathlib.Path | None = None
+    """Folder for the rows; None: runs/techniques-PRESET."""
+    report: pathlib.Path | None = None
+    """Folder for techniques.md and techniques.csv; None: that of the rows."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, description=__doc__, args=given)
+    return common.exit_code(lambda: compare(options, " ".join(given)))
+
+
+def compare(options: Options, command: str) -> None:
+    """Trains, merges and measures every network, and writes the report.
+
+    Raises:
+      ValueError: for bad input.
+    """
+    networks = chosen_networks(options)
+    from rich.console import Console
+
+    from dimat_jax.population import prepare_devices
+    from dimat_jax.report.progress import show_progress
+    from experiments.techniques_report import write_report
+
+    prepare_devices(options.agents)
+    folder = options.out or pathlib.Path("runs") / f"techniques-{options.preset}"
+    folder.mkdir(parents=True, exist_ok=True)
+    setups = {network: make_setup(options, network) for network in networks}
+    rows: list[dict[str, Any]] = []
+    with (
+        show_progress(Console()) as observer,
+        (folder / ROWS_FILE).open("w", encoding="utf-8") as file,
+    ):
+        for network, setup in setups.items():
+            for row in measure_network(network, setup, observer):
+                rows.append(row)
+                print(json.dumps(row), file=file, flush=True)
+    names = {setup.dataset.name for setup in setups.values()}
+    print(write_report(options.report or folder, rows, ", ".join(names), command))
+    print(f"Written to {folder}")
+
+
+def chosen_networks(options: Options) -> list[Network]:
+    """The preset's networks as the options change them.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    preset = PRESETS[options.preset]
+    for model in options.models:
+        choose("model of the preset", model, dict.fromkeys(n.model for n in preset))
+    if options.agents < 2:
+        raise ValueError(f"agents must be at least 2, to be merged, not {options.agents}.")
+    changes = {
+        name: value
+        for name in ("epochs", "examples")
+        if (value := getattr(options, name)) is not None
+    }
+    return [
+        n._replace(**changes) for n in preset if not options.models or n.model in options.models
+    ]
+
+
+def make_setup(options: Options, network: Network) -> "Setup":
+    """What a network's training works with: every agent has the same images.
+
+    Raises:
+      ValueError: for bad input.
+    """
+    import numpy as np
+
+    from dimat_jax.setup import prepare
+
+    config = Config(
+        agents=options.agents,
+        topology="fully_connected",
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        examples_per_agent=None,
+        model=network.model,
+        width=network.width,
+        norm=network.norm,
+        pretrain_epochs=network.epochs,
+        rounds=0,
+        optimizer="momentum" if network.norm == "batch" else "adam",
+        schedule="cosine",
+        batch_size=BATCH_SIZE,
+        methods=("dimat",),
+        matching_images=options.images,
+        statistics_images=options.images,
+        test_examples=options.test_examples,
+        seeds=options.seeds,
+    )
+    setup = prepare(config)
+    available = len(setup.dataset.train_labels)
+    if network.examples < BATCH_SIZE:
+        raise ValueError(f"examples must be at least {BATCH_SIZE}, not {network.examples}.")
+    number = min(network.examples, available)
+    shards = {}
+    for seed in options.seeds:
+        own = np.random.default_rng(seed).permutation(available)[:number].astype(np.int32)
+        everyone = np.tile(own, (options.agents, 1))
+        shards[seed] = (everyone, everyone)
+    return setup._replace(shards=shards, epoch_examples=(number, number))
+
+
+# One network ------------------------------------------------------------------------------------
+
+
+def measure_network(
+    network: Network, setup: "Setup", observer: "Observer"
+) -> Iterator[dict[str, Any]]:
+    """Trains the agents of every seed, and measures each technique on them."""
+    from dimat_jax.engine import make_engine, place_shards
+    from dimat_jax.metrics import PRETRAINING
+    from dimat_jax.setup import seed_keys
+    from dimat_jax.simulation import SeedRun, Standing, alone, merge_round, train
+
+    engine = make_engine(setup)
+    for seed in setup.config.seeds:
+        run = SeedRun(setup, engine, seed, seed_keys(seed), lambda row: None, observer)
+        shards = place_shards(setup, seed, 0)
+        start = Standing(engine.init(run.keys.init))
+        trained = train(run, alone(run, shards), start, PRETRAINING, 0)
+        round = merge_round(run, setup.topology, shards, 1)
+        trained_by = f"{network.epochs} epochs of {shards.examples:,} images, "
+        trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
+        named = {"network": network.label, "training": trained_by, "seed": seed}
+        named["tests"] = int((engine.tests[1] >= 0).sum())
+        for row in measure_techniques(run, trained.state.variables, round):
+            yield named | row
+
+
+def frames() -> "dict[str, Frame | None]":
+    """The techniques: how each brings all networks into one frame."""
+    from dimat_jax.algorithms.merging import (
+        by_activations,
+        by_weights,
+        first_frame,
+        universe_frame,
+    )
+
+    return {
+        "averaging": None,
+        "activation matching": first_frame(by_activations),
+        "weight matching": first_frame(by_weights),
+        "cycle-consistent": universe_frame,
+    }
+
+
+CORRECTIONS = {
+    "none": {"recompute": False, "repair": False},
+    "RESET": {"recompute": True, "repair": False},
+    "REPAIR": {"recompute": True, "repair": True},
+}
+"""What is done to a merged network, as arguments of `dimat_jax.algorithms.merging.merge`."""
+
+
+def measure_techniques(
+    run: "SeedRun", variables: "Variables", round: "MergeRound"
+) -> Iterator[dict[str, Any]]:
+    """Merges trained networks by every technique with every correction.
+
+    Yields:
+      A row each: what was done, the mean accuracy and loss of the networks, those of the mean of
+      all, and those at `POINTS` between the first two.
+    """
+    import numpy as np
+
+    merger, agents = run.engine.merger, run.setup.config.agents
+    accuracies, losses = scores(run, variables)
+    ends = {"ends_accuracy": float(accuracies.mean()), "ends_loss": float(losses.mean())}
+    segment = np.zeros((len(POINTS) - 2, agents))
+    segment[:, 0], segment[:, 1] = 1 - np.array(POINTS[1:-1]), POINTS[1:-1]
+    weights = np.concatenate([np.full((1, agents), 1 / agents), segment])
+    for technique, frame in frames().items():
+        aligned = variables
+        for permutations in [] if frame is None else frame(merger, variables, round):
+            aligned = merger.permute(permutations, aligned)
+        for correction, arguments in CORRECTIONS.items():
+            if correction == "RESET" and "batch_stats" not in variables:
+                continue
+            accuracy, loss = mixtures(run, aligned, round, weights, **arguments)
+            yield {
+                "technique": technique,
+                "correction": correction,
+                "accuracy": float(accuracy[0]),
+                "loss": float(loss[0]),
+                "accuracies": [float(x) for x in (accuracies[0], *accuracy[1:], accuracies[1])],
+                "losses": [float(x) for x in (losses[0], *loss[1:], losses[1])],
+                **ends,
+            }
+
+
+def mixtures(
+    run: "SeedRun",
+    aligned: "Variables",
+    round: "MergeRound",
+    weights: "np.ndarray",
+    recompute: bool,
+    repair: bool,
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """Test accuracy and loss of weighted averages of aligned networks, as many at once as agents.
+
+    Args:
+      run: the run.
+      aligned: stacked ``[agents, ...]``.
+      round: has the images.
+      weights: ``[averages, agents]``.
+      recompute: as in `dimat_jax.algorithms.merging`.
+      repair: likewise.
+    """
+    import numpy as np
+
+    from dimat_jax.algorithms.merging import merge, unaligned
+
+    number, agents = weights.shape
+    rows = np.arange(-(-number // agents) * agents).reshape(-1, agents) % number
+    average = functools.partial(merge, unaligned, None, recompute, repair, run.engine.merger)
+    found = []
+    for chunk in rows:
+        shares = np.take_along_axis(weights[chunk], round.sources, 1)
+        merged = average(aligned, round._replace(weights=shares)).variables
+        found.append(np.stack(scores(run, merged)))
+    accuracies, losses = np.concatenate(found, axis=1)[:, :number]
+    return accuracies, losses
+
+
+def scores(run: "SeedRun", variables: "Variables") -> tuple["np.ndarray", "np.ndarray"]:
+    """Test accuracy, 0 to 1, and test loss of every agent."""
+    import numpy as np
+
+    tests = run.engine.tests
+    number = int((tests[1] >= 0).sum())
+    score = run.engine.evaluate(variables, tests)
+    return np.asarray(score.correct) / number, np.asarray(score.loss) / number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Learning rates of every method, on held-out training data: as many trials for each.
+
+    python -m experiments.tune --preset cpu
+
+Four rates for each method, a factor of 3 apart, in the setting of `experiments.paper` (5 agents on
+a ring, pretrained apart); each is judged by the agents' mean accuracy at the end on a part of the
+*training* data that no agent trains on. The test set is not looked at. Leaves a table
+(``tuning.md``) and the chosen rates (``tuned.json``), which `experiments.paper` reads. Methods that
+train as another one does between merges take its rate.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from experiments import cells, common, presets
+from experiments.cells import Cell, Outcome, Rates, Setting
+from experiments.presets import LABELS
+
+if TYPE_CHECKING:
+    from dimat_jax.datasets import Dataset
+
+SMALLEST = {"sgd": 0.02, "momentum": 0.006, "adam": 0.0003}
+"""The smallest rate: with a momentum of 0.9, steps of the same rate are ten times as long in the
+end."""
+TUNED = {
+    **dict.fromkeys(("dimat", "wa", "final_wa"), "local"),
+    **dict.fromkeys(("cdsgd", "sgp", "d2", "gradient_tracking", "relay_sgd", "centralized"), "sgd"),
+    **dict.fromkeys(("cdmsgd", "cga", "dsgd_nesterov", "qg_dsgdm_n"), "momentum"),
+}
+"""How each method steps; ``local``: by the run's optimizer."""
+TRIALS = 4
+LIKE = {
+    "wm": "dimat",
+    "universe": "dimat",
+    "dimat_repair": "dimat",
+    "wa_published": "wa",
+    "wa_repair": "wa",
+    "fedavg": "wa",
+    "local_sgd": "wa",
+    "final_dimat": "final_wa",
+    "dsgd": "sgp",
+}
+"""Methods that are not tuned, with the one whose rate they take."""
+
+Trials = dict[str, list[float | None]]
+"""Method → accuracy at each rate of its grid, 0 to 1; None where it diverged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    preset: Literal["cpu", "full", "smoke"] = "cpu"
+    """As in experiments.paper, whose training it is; cpu: about 20 minutes on two cores."""
+    out: pathlib.Path | None = None
+    """Folder of the finished trials; None: runs/tune-PRESET."""
+    data_dir: pathlib.Path | None = None
+    """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    held_out: int = 2000
+    """Training images that are held out to judge by."""
+    rounds: int = 3
+    """Rounds of a trial."""
+    table: pathlib.Path | None = None
+    """Where the table goes; None: tuning.md in the folder of the trials."""
+    tuned: pathlib.Path | None = None
+    """Where the chosen rates go; None: tuned.json in the folder of the trials."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, description=__doc__, args=given)
+    return common.exit_code(lambda: tune(options))
+
+
+def rates_of(preset: str, method: str) -> list[float]:
+    """A method's grid."""
+    optimizer = presets.STUDIES[preset].base.optimizer
+    smallest = SMALLEST[optimizer if TUNED[method] == "local" else TUNED[method]]
+    return [round(smallest * 3**trial, 6) for trial in range(TRIALS)]
+
+
+def tune(options: Options) -> None:
+    """Runs the trials that are not finished, and writes table and rates.
+
+    Raises:
+      ValueError: for bad input, before anything compiles.
+    """
+    from dimat_jax.population import prepare_devices
+
+    for name in ("held_out", "rounds"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(options, name)}.")
+    study = presets.STUDIES[options.preset]
+    first = study.cells[0].setting
+    prepare_devices(first.agents)
+    dataset = hold_out(cells.load_data(first.dataset, options.data_dir, None), options.held_out)
+    out = options.out or pathlib.Path("runs") / f"tune-{options.preset}"
+    found: dict[str, Trials] = {}
+    ran: list[Outcome] = []
+    for partition in ("iid", "by_class"):
+        setting = first._replace(partition=partition, topology="ring", regime="pretrained")
+        outcomes = [trial(options, setting, number, out, dataset) for number in range(TRIALS)]
+        ran += outcomes
+        found[partition] = {
+            method: [accuracy(outcome, method) for outcome in outcomes] for method in TUNED
+        }
+    write_rates(options.tuned or out / "tuned.json", options.preset, found)
+    table = options.table or out / "tuning.md"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(report(options, found, ran), encoding="utf-8")
+    print(f"Written to {table}")
+
+
+def trial(
+    options: Options, setting: Setting, number: int, out: pathlib.Path, dataset: "Dataset"
+) -> Outcome:
+    """One rate of every method's grid, or what is stored of it."""
+    base = presets.STUDIES[options.preset].base
+    base = dataclasses.replace(base, rounds=options.rounds, test_examples=options.held_out)
+    rates = {
+        setting.partition: {method: rates_of(options.preset, method)[number] for method in TUNED}
+    }
+    config = cells.config_of(base, Cell(setting, 0, tuple(TUNED)), rates)
+    folder = out / f"{setting.partition}-{number}-of-{options.held_out}"
+    outcome = cells.load_outcome(folder, config)
+    if outcome is None:
+        print(f"{setting.partition}, rate {number + 1} of {TRIALS}", flush=True)
+        outcome = cells.run_and_store(folder, config, dataset)
+    return outcome
+
+
+def hold_out(dataset: "Dataset", number: int) -> "Dataset":
+    """The training data in two parts, the second of so many images in place of the test data.
+
+    Raises:
+      ValueError: if nothing is left to train on.
+    """
+    import numpy as np
+
+    total = len(dataset.train_labels)
+    if number >= total:
+        raise ValueError(f"held_out must be below the {total:,} training images, not {number}.")
+    order = np.random.default_rng(0).permutation(total)
+    kept, held = np.sort(order[number:]), np.sort(order[:number])
+    return dataset._replace(
+        train_images=dataset.train_images[kept],
+        train_labels=dataset.train_labels[kept],
+        test_images=dataset.train_images[held],
+        test_labels=dataset.train_labels[held],
+        name=f"{dataset.name} (judged by {number:,} held-out training images)",
+    )
+
+
+def accuracy(outcome: Outcome, method: str) -> float | None:
+    """The agents' mean accuracy at the end; None if the method diverged."""
+    values = outcome.all_tests.get(method)
+    return None if values is None else sum(values) / len(values)
+
+
+def best(values: Sequence[float | None]) -> int | None:
+    """The place of the best trial, the smaller rate of equals; None if all diverged."""
+    finite = [place for place, value in enumerate(values) if value is not None]
+    return max(finite, key=lambda place: values[place] or 0.0, default=None)
+
+
+def chosen_rates(preset: str, found: Mapping[str, Trials]) -> Rates:
+    """Each method's best rate, by partition."""
+    rates: dict[str, dict[str, float]] = {}
+    for partition, trials in found.items():
+        places = {method: best(values) for method, values in trials.items()}
+        own = {m: rates_of(preset, m)[place] for m, place in places.items() if place is not None}
+        rates[partition] = own | {m: own[like] for m, like in LIKE.items() if like in own}
+    return rates
+
+
+def write_rates(path: pathlib.Path, preset: str, found: Mapping[str, Trials]) -> None:
+    """Writes the rates that `experiments.paper` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = f"python -m experiments.tune --preset {preset}"
+    values = {"about": about, "rates": chosen_rates(preset, found)}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def report(options: Options, found: Mapping[str, Trials], ran: Sequence[Outcome]) -> str:
+    """The table: each method's trials, the best in bold."""
+    from dimat_jax.report.tables import Table, to_markdown
+
+    body, edges = [], []
+    for partition, method in itertools.product(found, TUNED):
+        values, rates = found[partition][method], rates_of(options.preset, method)
+        place = best(values)
+        shown = ["diverged" if v is None else f"{100 * v:.1f}" for v in values]
+        shown = [f"**{text}**" if at == place else text for at, text in enumerate(shown)]
+        tried = [f"{rate:g}: {text}" for rate, text in zip(rates, shown, strict=True)]
+        body.append([partition, LABELS[method], *tried])
+        if place in (0, TRIALS - 1):
+            edges.append(f"{LABELS[method]} ({partition}, {rates[place]:g})")
+    columns = ["partition", "method", *(f"rate {trial + 1}" for trial in range(TRIALS))]
+    first = presets.STUDIES[options.preset].cells[0].setting
+    like = ", ".join(f"{LABELS[m]} as {LABELS[other]}" for m, other in LIKE.items())
+    return (
+        f"# Learning rates\n\n`python -m experiments.tune --preset {options.preset}`: "
+        f"{first.agents} agents on a ring, {first.model} × {first.width:g}, pretrained "
+        f"apart, {options.rounds} rounds, seed 0. {cells.provenance(ran)} Each "
+        f"entry is a rate and the agents' mean accuracy in % on "
+        f"{options.held_out:,} training images that no agent trains on; the best "
+        "in bold. Every method has as many trials, a factor of 3 apart. "
+        f"Not tuned: {like}. Graphs other than the ring, and agents from one common "
+        f"initialisation, take the same rates.\n\n{to_markdown(Table('', columns, body))}\n\n"
+        f"Best at the edge of its grid, so that a rate beyond may be better: "
+        f"{', '.join(edges) or 'none'}.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
