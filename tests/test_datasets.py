@@ -1,6 +1,7 @@
 """Loading by name, the check of own arrays, the cache, and the data sets that need no download."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -197,7 +198,7 @@ def test_auto_waits_3_s_at_most_for_a_network_that_hangs(tmp_path, monkeypatch, 
         time.sleep(4)
         raise TimeoutError
 
-    monkeypatch.setattr(download.socket, "create_connection", hang)
+    monkeypatch.setattr(socket, "create_connection", hang)
     start = time.monotonic()
     datasets.load("auto", tmp_path / "data", tmp_path / "cache")
     assert time.monotonic() - start < 3

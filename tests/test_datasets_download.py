@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -31,9 +33,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def server(no_proxy):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.files = {"/good": BODY, "/broken": BODY}
         running.url = f"http://127.0.0.1:{running.server_port}"
@@ -77,10 +84,19 @@ def test_no_server(tmp_path):
         fetch(url, digest(BODY), tmp_path / "file")
 
 
+def test_a_server_that_takes_connections_and_stays_silent(no_proxy, monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(DataNotFoundError, match="127.0.0.1 cannot be reached"):
+            fetch(f"{url}/file", digest(BODY), tmp_path / "file")
+        monkeypatch.setenv("http_proxy", url)
+        assert not download.reachable("http://no-such-host.invalid/file", 0.2)
+        assert time.monotonic() - start < 3
+
+
 def test_the_proxy_counts_as_the_network(server, monkeypatch):
     far = "http://no-such-host.invalid/file"
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("http_proxy", server.url)
     assert download.reachable(far)
     monkeypatch.setenv("no_proxy", "no-such-host.invalid")

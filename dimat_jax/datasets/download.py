@@ -5,11 +5,12 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import threading
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from dimat_jax.datasets.base import DataNotFoundError
@@ -19,29 +20,36 @@ PATIENCE = 2.0  # seconds that looking for a network may take
 _log = logging.getLogger(__name__)
 
 
-def reachable(url: str, seconds: float = PATIENCE) -> bool:
-    """Whether the host of a URL, or the proxy on the way to it, takes a connection.
+def ask(request: str | urllib.request.Request, seconds: float) -> Any:
+    """The answer to a request, by way of the proxies that the environment names now."""
+    return urllib.request.build_opener().open(request, timeout=seconds)
 
-    Looking up a name has no time limit of its own, hence a thread that is left behind if it hangs.
+
+def reachable(url: str, seconds: float = PATIENCE) -> bool:
+    """Whether the host of a URL, or the proxy on the way to it, answers a request, be it by a no.
+
+    A connection alone says nothing: some proxies take any, and stay silent. Looking up a name has
+    no time limit of its own, hence a thread that is left behind if it hangs.
 
     Args:
       url: what is to be downloaded.
       seconds: how long to wait at most.
     """
-    parts = urlsplit(url)
-    if not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(urllib.request.getproxies().get(parts.scheme, url))
-    address = (parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80))
-    connected = threading.Event()
+    answered = threading.Event()
 
     def knock() -> None:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=seconds):
-            connected.set()
+        head = urllib.request.Request(url, method="HEAD")
+        with contextlib.suppress(OSError, HTTPException):
+            try:
+                ask(head, seconds).close()
+            except HTTPError as error:
+                error.close()
+            answered.set()
 
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(seconds)
-    return connected.is_set()
+    return answered.is_set()
 
 
 def download(url: str, sha256: str, path: Path) -> None:
@@ -63,7 +71,7 @@ def download(url: str, sha256: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # one for each process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as response, temporary.open("wb") as file:
+        with ask(url, 30.0) as response, temporary.open("wb") as file:
             shutil.copyfileobj(response, file, 2**20)
         with temporary.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
