@@ -106,8 +106,12 @@ def test_none_changes_nothing():
         ("CIFAR-100", augment.flip_and_crop),
         ("Tiny ImageNet (20 images a class)", augment.flip_and_crop),
         ("shapes (synthetic stand-in for CIFAR-10)", augment.flip_and_crop),
+        ("shapes (synthetic)", augment.flip_and_crop),
         ("digits", augment.none),
         ("my own", augment.none),
+        ("CIFAR-like handwriting", augment.none),  # one's own, whatever its name begins with
+        ("CIFAR-10.1", augment.none),
+        ("shapes of letters", augment.none),
     ],
 )
 def test_augmentation_for(name, expected):

@@ -31,7 +31,7 @@ def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Datase
     except DataNotFoundError as error:
         _log.warning("%s Taking synthetic shapes instead.", error)
         stand_in = shapes.load(data_dir, cache_dir)
-        return stand_in._replace(name="shapes (synthetic stand-in for CIFAR-10)")
+        return stand_in._replace(name=STAND_IN)
 
 
 SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
@@ -44,8 +44,11 @@ SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
 }
 """Name → ``load(data_dir, cache_dir)``."""
 
-MIRRORED = ("CIFAR-", tiny_imagenet.TITLE, "shapes")
-"""How the names of those data sets begin whose images keep their class when flipped and moved."""
+STAND_IN = "shapes (synthetic stand-in for CIFAR-10)"
+MIRRORED = (
+    cifar.CIFAR10.title, cifar.CIFAR100.title, tiny_imagenet.TITLE, shapes.TITLE, STAND_IN,
+)  # fmt: skip
+"""The names of those data sets whose images keep their class when flipped and moved."""
 
 
 def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -78,4 +81,6 @@ def augmentation_for(dataset: Dataset) -> Augmentation:
       `flip_and_crop` for photographs and shapes, the identity for digits (a mirrored digit is no
       digit) and for data sets not known here.
     """
-    return AUGMENTATIONS["flip_and_crop" if dataset.name.startswith(MIRRORED) else "none"]
+    # What a name adds in brackets (JPEG, a part) changes nothing.
+    mirrored = any(dataset.name == t or dataset.name.startswith(f"{t} (") for t in MIRRORED)
+    return AUGMENTATIONS["flip_and_crop" if mirrored else "none"]

@@ -13,7 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from dimat_jax.datasets import prepared
-from dimat_jax.datasets.base import DataNotFoundError, Dataset, check, data_directory
+from dimat_jax.datasets.base import (
+    DataNotFoundError,
+    Dataset,
+    check,
+    data_directory,
+    in_a_line,
+)
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.cifar_files import (
     SIZE,
@@ -202,5 +208,5 @@ def read_original(path: Path, form: Form, cifar: Cifar) -> Dataset:
         return check(Dataset(images, labels, *parts[-1], cifar.num_classes, cifar.title))
     except Exception as error:  # damaged pickles raise almost anything
         raise ValueError(
-            f"{path} is damaged, or not {cifar.title} ({type(error).__name__}: {error})."
+            f"{path} is damaged, or not {cifar.title} ({in_a_line(error)})."
         ) from error

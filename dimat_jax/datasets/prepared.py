@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dimat_jax.datasets.base import Dataset, check
+from dimat_jax.datasets.base import Dataset, check, in_a_line
 from dimat_jax.datasets.decode import decode, is_jpeg
 
 
@@ -59,7 +59,7 @@ def read(directory: Path, title: str, size: tuple[int, int], num_classes: int) -
             Dataset(train_images, train_labels, test_images, test_labels, num_classes, title)
         )
     except Exception as error:  # TFDS, array_record and protobuf raise what they please
-        raise ValueError(f"{directory} is damaged ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{directory} is damaged ({in_a_line(error)}).") from error
 
 
 def _read_split(

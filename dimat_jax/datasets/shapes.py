@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int32, UInt8
 from dimat_jax.datasets.base import Dataset
 from dimat_jax.datasets.cache import cached
 
+TITLE = "shapes (synthetic)"
 SIZE = 32
 TRAIN_EXAMPLES, TEST_EXAMPLES = 20_000, 4_000
 SEED = 0
@@ -250,7 +251,7 @@ def load(
 
     def build() -> Dataset:
         train, test = generate(0, TRAIN_EXAMPLES), generate(1, TEST_EXAMPLES)
-        return Dataset(*train, *test, len(OBJECTS), "shapes (synthetic)")
+        return Dataset(*train, *test, len(OBJECTS), TITLE)
 
     # The drawing's own source is its identity: whoever changes it gets new images.
     return cached("shapes", [Path(__file__).read_text()], build, cache_dir)

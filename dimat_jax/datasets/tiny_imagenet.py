@@ -14,7 +14,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dimat_jax.datasets.base import DataNotFoundError, Dataset, check, data_directory
+from dimat_jax.datasets.base import (
+    DataNotFoundError,
+    Dataset,
+    check,
+    data_directory,
+    in_a_line,
+)
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.decode import decode
 
@@ -85,9 +91,7 @@ def read(path: Path) -> Dataset:
         files = dict(_files(path))
         return _assemble(files)
     except Exception as error:  # zipfile, tarfile and zlib have many; so have missing files
-        raise ValueError(
-            f"{path} is damaged, or not {TITLE} ({type(error).__name__}: {error})."
-        ) from error
+        raise ValueError(f"{path} is damaged, or not {TITLE} ({in_a_line(error)}).") from error
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
