@@ -61,11 +61,14 @@ class Topology:
         For a doubly stochastic Π that is one minus its second largest singular value. For a
         period of T rounds it is ``1 − ‖Π_T ⋯ Π_1 − J‖₂^(1/T)``: the same per round, on the
         geometric mean, so that it compares with static graphs (single rounds of a time-varying
-        graph need not be connected: their own gap is often 0). 1 where a period averages exactly.
+        graph need not be connected: their own gap is often 0). 1 where a period averages exactly;
+        below 0 only for weights that are not doubly stochastic.
         """
         product = reduce(lambda before, matrix: matrix @ before, self.mixing_matrices)
         left = float(np.linalg.norm(product - 1 / self.agents, 2))
-        return 1 - (0.0 if left < 1e-12 else left) ** (1 / self.period)
+        # What differs from 0 or 1 by rounding only is 0 or 1.
+        left = next((exact for exact in (0.0, 1.0) if abs(left - exact) < 1e-12), left)
+        return 1 - left ** (1 / self.period)
 
 
 def check_doubly_stochastic(topology: Topology, tolerance: float = 1e-6) -> None:

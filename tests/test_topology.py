@@ -70,6 +70,13 @@ def test_extremes(n):
     assert T.disconnected(n).spectral_gap == pytest.approx(0)
 
 
+def test_the_gap_of_graphs_in_parts_is_not_negative_by_rounding():
+    parts = [T.disconnected(n) for n in range(2, 65)]
+    parts += [T.from_matrix(np.kron(np.eye(3), np.full((n, n), 1 / n))) for n in (3, 6, 7)]
+    assert {graph.spectral_gap for graph in parts} == {0.0}
+    assert T.from_matrix(2 * np.eye(2)).spectral_gap < 0  # not doubly stochastic: it is so
+
+
 def test_one_agent_alone():
     assert T.fully_connected(1).spectral_gap == 1
     assert T.disconnected(1).neighbors(0) == []
