@@ -1,5 +1,6 @@
 """The folder of a run: what is made, checked and reported there."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -46,8 +47,29 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         folder.check_folder(tmp_path, overwrite=False)
     folder.check_folder(tmp_path, overwrite=True)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="is a file"):
         folder.check_folder(tmp_path / "metrics.jsonl", overwrite=True)
+
+
+@pytest.mark.parametrize("name", folder.FILES)
+def test_not_a_single_file_of_a_run_is_overwritten_unasked(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"already holds a run \({name}\)"):
+        folder.check_folder(tmp_path, overwrite=False)
+    (tmp_path / name).rename(tmp_path / "mine.txt")
+    folder.check_folder(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("place", ["file/out", "n" * 300])
+def test_a_folder_that_cannot_be_made_is_bad_input(setup, tmp_path, place):
+    (tmp_path / "file").touch()
+    out = tmp_path / place
+    with pytest.raises(ValueError, match=f"The results cannot be written to {out}: [A-Z].*[.]$"):
+        folder.check_folder(out, overwrite=False)
+        config = dataclasses.replace(setup.config, out=out)
+        folder.open_folder(setup._replace(config=config))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_folder_gets_summary_tables_and_picture(setup, tmp_path):

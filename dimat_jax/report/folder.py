@@ -1,8 +1,10 @@
 """The folder of a run: what lies in it, and how it comes there."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,32 +22,51 @@ METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 TABLES_FILE = "tables.md"
 FIGURE_FILE = "accuracy.png"
+FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TABLES_FILE, FIGURE_FILE)
+
+
+@contextlib.contextmanager
+def writing_to(folder: pathlib.Path) -> Iterator[None]:
+    """Turns an `OSError` of the block into a `ValueError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"The results cannot be written to {folder}: {reason}.") from error
 
 
 def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
-    """Raises a `ValueError` if the folder already holds a run that must not be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, but {folder} is a file.")
-    if (folder / METRICS_FILE).exists() and not overwrite:
+    """Raises a `ValueError` if the folder cannot be one, or holds what must not be replaced."""
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be a folder, but {folder} is a file.")
+        there = [name for name in FILES if (folder / name).exists()]
+    if there and not overwrite:
         raise ValueError(
-            f"{folder} already holds a run: choose another --out, or replace it by --overwrite."
+            f"{folder} already holds a run ({', '.join(there)}): choose another --out, or replace "
+            "it by --overwrite."
         )
 
 
 def open_folder(setup: Setup) -> None:
-    """Makes the folder of a run: ``config.json``, an empty ``metrics.jsonl``, no older results."""
+    """Makes the folder of a run: ``config.json``, an empty ``metrics.jsonl``, no older results.
+
+    Raises:
+      ValueError: if it cannot be made or written to.
+    """
     folder = out_of(setup)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY_FILE, TABLES_FILE, FIGURE_FILE):
-        (folder / name).unlink(missing_ok=True)
     description = {
         "dataset": setup.dataset.name,
         "config": plain(setup.config),
         "versions": versions(),
         "commit": commit(),
     }
-    write_json(folder / CONFIG_FILE, description)
-    (folder / METRICS_FILE).write_text("", encoding="utf-8")
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / CONFIG_FILE, description)
+        (folder / METRICS_FILE).write_text("", encoding="utf-8")
 
 
 def write_report(result: Result) -> dict[str, Any]:
@@ -61,12 +82,14 @@ def write_report(result: Result) -> dict[str, Any]:
         for method in config.methods
     }
     summary = summarize(rows, dataset, plain(config), all_tests)
-    write_json(folder / SUMMARY_FILE, summary)
     tables = [accuracy_table(rows), cost_table(rows)]
     sections = [f"# {dataset}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
-    (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
-    accuracy_figure(rows, dataset, subtitle).savefig(folder / FIGURE_FILE)
+    figure = accuracy_figure(rows, dataset, subtitle)
+    with writing_to(folder):
+        write_json(folder / SUMMARY_FILE, summary)
+        (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        figure.savefig(folder / FIGURE_FILE)
     return summary
 
 
