@@ -1,7 +1,10 @@
 """What a run works with, made from its configuration: everything wrong in it is said here."""
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+import inspect
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,20 @@ BATCH_SIZE = 50
 STEPS_AN_EPOCH = 10
 """The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
 
+OWN = "own"
+"""What a model is called that was handed over instead of named."""
+TAKEN = {
+    int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real),
+}
+"""Type of an option → how to say it, and what is taken for it."""
+HANDED_OVER = {
+    "model": (Model, "dj.from_linen(module) and dj.from_nnx(make_module) make one of Flax's"),
+    "dataset": (Dataset, "dj.Dataset(...) makes one of arrays"),
+    "topology": (Topology, "dj.topology.from_matrix(array) and from_graph(graph) make one"),
+}
+"""What may be handed over instead of a name → its type, and how to come by it."""
+
 
 class Keys(NamedTuple):
     """Independent keys for all that is random in one seed's run."""
@@ -43,7 +60,8 @@ class Setup(NamedTuple):
     """What a run works with.
 
     Attributes:
-      config: with every default filled in.
+      config: with every default filled in; model, data set and graph that were handed over instead
+        of named are in it as `OWN` and by their own names.
       batch_size: images in an agent's batch.
       learning_rate: of the local optimizer.
       dataset: the data set actually used.
@@ -92,6 +110,12 @@ def prepare(
       ValueError: for anything that cannot be run, in one sentence.
     """
     check_options(config)
+    check_own(model, dataset, graph)
+    named = {
+        "model": config.model if model is None else OWN,
+        "dataset": config.dataset if dataset is None else dataset.name,
+        "topology": config.topology if graph is None else graph.name,
+    }
     graph = graph or topology.make(config.topology, config.agents)
     graphs = choose_graphs(config, graph)
     if model is None:
@@ -104,7 +128,9 @@ def prepare(
     model = model or make_model(config, dataset)
     abstract = abstract_inputs(model, dataset)
     return Setup(
-        config=dataclasses.replace(config, batch_size=batch_size, learning_rate=learning_rate),
+        config=dataclasses.replace(
+            config, batch_size=batch_size, learning_rate=learning_rate, **named
+        ),
         batch_size=batch_size,
         learning_rate=learning_rate,
         dataset=dataset,
@@ -125,8 +151,39 @@ def prepare(
     )
 
 
+def check_types(config: Config) -> None:
+    """Raises a `ValueError` for an option of the wrong type: from Python anything may come."""
+    for name in ("methods", "seeds"):
+        value = getattr(config, name)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(
+                f"{name} must be a tuple, ({value!r},) for a single one, not {value!r}."
+            )
+    for name, hint in get_type_hints(Config).items():
+        kinds, value = (hint, *get_args(hint)), getattr(config, name)
+        if value is None and type(None) in kinds:
+            continue
+        values = value if get_origin(hint) is tuple else (value,)
+        for kind, (form, taken) in TAKEN.items():
+            wrong = [v for v in values if kind in kinds and not isinstance(v, taken)]
+            if wrong:
+                raise ValueError(f"{name} must be {form}, not {wrong[0]!r}.")
+
+
+def check_own(model: Any, dataset: Any, graph: Any) -> None:
+    """Raises a `ValueError` if what was handed over instead of a name is something else."""
+    given = {"model": model, "dataset": dataset, "topology": graph}
+    for name, (kind, hint) in HANDED_OVER.items():
+        if given[name] is not None and not isinstance(given[name], kind):
+            raise ValueError(
+                f"{name} must be a dj.{kind.__name__}, not a {type(given[name]).__name__}: {hint}; "
+                "a name goes into the Config."
+            )
+
+
 def check_options(config: Config) -> None:
     """Raises a `ValueError` for an option that has no meaning by itself."""
+    check_types(config)
     for method in config.methods:
         choose("method", method, METHODS)
     choose("partition", config.partition, partition.PARTITIONS)
@@ -228,7 +285,17 @@ def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:
 
 
 def make_model(config: Config, dataset: Dataset) -> Model:
-    """Makes the model that the configuration names, for the data set's classes."""
+    """Makes the model that the configuration names, for the data set's classes.
+
+    Raises:
+      ValueError: if it does not take the options.
+    """
+    factory = models.FACTORIES[config.model]
+    if config.norm is not None and "norm" not in inspect.signature(factory).parameters:
+        raise ValueError(
+            f"{config.model} takes no norm: its normalisation is always the same, so norm must be "
+            f"left out, not {config.norm!r}."
+        )
     options = {} if config.norm is None else {"norm": config.norm}
     return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
 
@@ -243,10 +310,11 @@ def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.Shap
     image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
     abstract = jax.eval_shape(model.init, jax.random.key(0), image)
     logits, _ = jax.eval_shape(model.apply, abstract, image)
-    if logits.shape[-1] != dataset.num_classes:
+    expected = (1, dataset.num_classes)
+    if logits.shape != expected:
         raise ValueError(
-            f"The model gives {logits.shape[-1]} logits, but {dataset.name} has "
-            f"{dataset.num_classes} classes."
+            f"The model gives logits of shape {logits.shape} for one image: they must be of shape "
+            f"{expected}, as {dataset.name} has {dataset.num_classes} classes."
         )
     return jax.tree.map(lambda x: _floating(x, dtype), abstract), image
 

@@ -3,8 +3,10 @@
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networkx as nx
 import numpy as np
 import pytest
 from small_runs import compilations, noise, small_config
@@ -55,7 +57,21 @@ BAD = {
     "alpha 0": ({"partition": "dirichlet", "alpha": 0.0}, "alpha is 0.0"),
     "devices that do not divide": ({"devices": 3}, "3 devices do not divide 8 agents evenly"),
     "too many devices": ({"devices": 9, "agents": 9}, "devices must be 1 to 8"),
-    "an option that the model lacks": ({"model": "vit", "norm": "batch"}, "norm"),
+    "an option that the model lacks": (
+        {"model": "vit", "norm": "batch"},
+        "vit takes no norm: its normalisation is always the same",
+    ),
+    "one method as a string": (
+        {"methods": "dimat"},
+        "methods must be a tuple, ('dimat',) for a single one, not 'dimat'.",
+    ),
+    "one seed": ({"seeds": 3}, "seeds must be a tuple, (3,) for a single one, not 3."),
+    "agents as a string": ({"agents": "4"}, "agents must be a whole number, not '4'."),
+    "half an agent": ({"agents": 4.0}, "agents must be a whole number, not 4.0."),
+    "no number of agents": ({"agents": None}, "agents must be a whole number, not None."),
+    "devices as a string": ({"devices": "2"}, "devices must be a whole number, not '2'."),
+    "a seed as a string": ({"seeds": (0, "1")}, "seeds must be a whole number, not '1'."),
+    "a rate as a string": ({"learning_rate": "1"}, "learning_rate must be a number, not '1'."),
 }
 
 
@@ -81,10 +97,52 @@ def test_an_unknown_data_set_is_said_too():
 
 
 def test_a_class_count_that_does_not_fit():
-    with pytest.raises(ValueError, match="3 logits, but noise has 4 classes"):
+    message = r"logits of shape \(1, 3\) for one image: they must be of shape \(1, 4\), as noise"
+    with pytest.raises(ValueError, match=message):
         prepare(small_config(), dj.models.mlp(num_classes=3, width=0.03), DATASET)
     with pytest.raises(ValueError, match="num_classes is 3"):
         prepare(small_config(), dataset=DATASET._replace(num_classes=3))
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4, 4), (2, 4), ()])
+def test_logits_of_another_shape(shape):
+    model = dj.Model(lambda key, x: {"params": {}}, lambda v, x, **_: (jnp.zeros(shape), v))
+    with pytest.raises(ValueError, match=re.escape(f"{shape} for one image: they must be of")):
+        setup.abstract_inputs(model, DATASET)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            (nn.Dense(4), None, None),
+            "model must be a dj.Model, not a Dense: .*from_linen.*from_nnx",
+        ),
+        (
+            ("mlp", None, None),
+            "model must be a dj.Model, not a str: .* a name goes into the Config",
+        ),
+        ((None, DATASET[:4], None), "dataset must be a dj.Dataset, not a tuple"),
+        ((None, None, np.eye(8)), "topology must be a dj.Topology, not a ndarray: .*from_matrix"),
+        (
+            (None, None, nx.cycle_graph(8)),
+            "topology must be a dj.Topology, not a Graph: .*from_graph",
+        ),
+    ],
+)
+def test_what_is_handed_over_must_be_what_it_is_taken_for(own, message):
+    setup.check_own(dj.models.mlp(), DATASET, topology.ring(8))
+    setup.check_own(None, None, None)
+    with pytest.raises(ValueError, match=message):
+        setup.check_own(*own)
+
+
+def test_what_is_handed_over_is_recorded_under_its_own_name():
+    named = prepare(small_config(dataset="digits"), dataset=DATASET).config
+    assert (named.model, named.dataset, named.topology) == ("mlp", "noise", "ring")
+    matrix = topology.from_matrix(np.full((8, 8), 1 / 8), "mine")
+    own = prepare(small_config(), dj.models.mlp(num_classes=4, width=0.03), DATASET, matrix).config
+    assert (own.model, own.dataset, own.topology) == ("own", "noise", "mine")
 
 
 def test_a_graph_of_ones_own_is_checked():
