@@ -9,10 +9,11 @@ import dataclasses
 import datetime
 import functools
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
     from dimat_jax.simulation import Result
 
 BAD_INPUT = 2
+NUMBERS = {int: "a whole number", float: "a number"}
+Options = TypeVar("Options")
 
 
-def run(description: str, arguments: Sequence[str]) -> int:
-    """Parses the command line, runs it and reports.
+def run(name: str, description: str, arguments: Sequence[str]) -> int:
+    """Parses the command line of ``python -m experiments.NAME``, runs it and reports.
 
     Returns:
       The exit code: 2, after one sentence, for bad input.
     """
-    return exit_code(lambda: run_and_report(parse(description, arguments)))
+    return exit_code(lambda: run_and_report(parse(name, description, arguments)))
 
 
 def exit_code(action: Callable[[], object]) -> int:
@@ -47,13 +50,62 @@ def exit_code(action: Callable[[], object]) -> int:
     return 0
 
 
-def parse(description: str, arguments: Sequence[str]) -> Config:
+def parse(name: str, description: str, arguments: Sequence[str]) -> Config:
     """The configuration that the arguments ask for, on top of their preset."""
-    presets = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    presets.add_argument("--preset", default=Config.preset)
-    preset = presets.parse_known_args(arguments)[0].preset
-    default = PRESETS[choose("preset", preset, PRESETS)]
-    return tyro.cli(Config, description=description, args=list(arguments), default=default)
+    preset = given_values(Config, arguments)["preset"] or [Config.preset]
+    default = PRESETS[choose("preset", preset[-1], PRESETS)]
+    return command_line(Config, name, description, arguments, default)
+
+
+def command_line(
+    options: type[Options],
+    name: str,
+    description: str | None,
+    arguments: Sequence[str],
+    default: Options | None = None,
+) -> Options:
+    """The options that the arguments of ``python -m experiments.NAME`` ask for.
+
+    Raises:
+      ValueError: for a value that an option cannot have. What else is wrong tyro explains itself.
+    """
+    for option, values in given_values(options, arguments).items():
+        hint = get_type_hints(options)[option]
+        for value in values:
+            check_value(option, hint, value)
+    return tyro.cli(
+        options,
+        prog=f"python -m experiments.{name}",
+        description=(description or "").replace("`", ""),
+        args=list(arguments),
+        default=default,
+    )
+
+
+def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The values of every option as they stand in the arguments, of its last mention."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for field in dataclasses.fields(options):
+        dashed = field.name.replace("_", "-")
+        parser.add_argument(
+            f"--{dashed}", f"--{field.name}", dest=field.name, nargs="*", default=[]
+        )
+    return vars(parser.parse_known_args(arguments)[0])
+
+
+def check_value(option: str, hint: Any, value: str) -> None:
+    """Raises a `ValueError` for none of an option's choices, or not its kind of number."""
+    kinds = (hint, *get_args(hint))
+    if value == "None" and type(None) in kinds:
+        return
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            choose(option, value, get_args(kind))
+        if kind in NUMBERS:
+            try:
+                kind(value)
+            except ValueError as error:
+                raise ValueError(f"{option} must be {NUMBERS[kind]}, not {value!r}.") from error
 
 
 def run_and_report(config: Config) -> "Result":
@@ -85,26 +137,52 @@ def default_folder(config: Config) -> pathlib.Path:
 
 def print_banner(console: "Console", setup: "Setup") -> None:
     """Says what is about to run, on which data, and how it is evaluated."""
+    from dimat_jax.report.tables import counted
+    from dimat_jax.setup import OWN
+
     config, dataset = setup.config, setup.dataset
     if "stand-in" in dataset.name:
         console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
     tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
+    named = config.model if config.model == OWN else f"{config.model}, width {config.width:g}"
     lines = {
         "data": f"{dataset.name}, {config.partition}, {examples:,} of the "
         f"{len(dataset.train_labels):,} training images for each agent",
-        "model": f"{config.model}, width {config.width:g}, "
-        f"{len(setup.symmetries.groups)} permutation groups",
+        "model": f"{named}, {counted(len(setup.symmetries.groups), 'permutation group')}",
         "agents": f"{config.agents}, {setup.topology.name}, spectral gap "
         f"{setup.topology.spectral_gap:.3f}; devices: {setup.execution.mesh.size}",
-        "training": f"{config.pretrain_epochs} epochs apart, then {config.rounds} rounds of a "
-        f"merge and {config.epochs_per_round} epochs; {config.optimizer}, learning rate "
+        "training": f"{counted(config.pretrain_epochs, 'epoch')} apart, then "
+        f"{counted(config.rounds, 'round')} of a merge and "
+        f"{counted(config.epochs_per_round, 'epoch')}; {config.optimizer}, learning rate "
         f"{config.learning_rate:g}, batch {config.batch_size}",
+        "merging": images_for_merging(setup),
         "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
         "results": str(config.out),
     }
     for name, text in lines.items():
         console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
+
+
+def images_for_merging(setup: "Setup") -> str:
+    """On how many images units are compared and statistics recomputed: agents may hold too few."""
+    from dimat_jax.simulation import split_evenly
+
+    config = setup.config
+    held = min(rounds.shape[1] for _, rounds in setup.shards.values())
+
+    def used(number: int, pool: int) -> str:
+        return f"{math.prod(split_evenly(min(number, pool))):,}"
+
+    if config.matching_data == "shared":
+        text = (
+            f"units compared on {used(config.matching_images, held * config.agents)} images of all"
+        )
+    else:
+        text = f"units compared on {used(config.matching_images, held)} images of an agent's own"
+    if config.recompute_statistics:
+        text += f", statistics from {used(config.statistics_images, held)}"
+    return text
 
 
 def show_report(console: "Console", result: "Result") -> None:
@@ -117,6 +195,7 @@ def show_report(console: "Console", result: "Result") -> None:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for table in (accuracy_table(result.history), cost_table(result.history)):
         show(table, console)
-    for line in (headline(summary), final_line(summary)):
+        console.print()
+    for line in filter(None, (headline(summary), final_line(summary))):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Written to {folder}", highlight=False)

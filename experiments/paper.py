@@ -14,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-import tyro
-
 from dimat_jax.config import Config
 from experiments import cells, common, presets
 from experiments.cells import Cell, Outcome
@@ -46,10 +44,12 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, description=__doc__, args=given)
-    if options.list:
-        return common.exit_code(lambda: print_cells(options))
-    return common.exit_code(lambda: compare(options))
+
+    def act() -> None:
+        options = common.command_line(Options, "paper", __doc__, given)
+        print_cells(options) if options.list else compare(options)
+
+    return common.exit_code(act)
 
 
 def plan(options: Options) -> list[tuple[Cell, Config]]:

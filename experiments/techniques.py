@@ -18,8 +18,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import tyro
-
 from dimat_jax.config import Config
 from dimat_jax.registry import choose
 from experiments import common
@@ -114,8 +112,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, description=__doc__, args=given)
-    return common.exit_code(lambda: compare(options, " ".join(given)))
+
+    def act() -> None:
+        compare(common.command_line(Options, "techniques", __doc__, given), " ".join(given))
+
+    return common.exit_code(act)
 
 
 def compare(options: Options, command: str) -> None:

@@ -17,8 +17,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from experiments import cells, common, presets
 from experiments.cells import Cell, Outcome, Rates, Setting
 from experiments.presets import LABELS
@@ -76,8 +74,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, description=__doc__, args=given)
-    return common.exit_code(lambda: tune(options))
+    return common.exit_code(lambda: tune(common.command_line(Options, "tune", __doc__, given)))
 
 
 def rates_of(preset: str, method: str) -> list[float]:

@@ -1,5 +1,6 @@
 """The command: what it leaves behind, and how it answers bad input."""
 
+import importlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 from small_runs import compilations, noise, small_config
 
+import dimat_jax as dj
 from dimat_jax import setup
 from dimat_jax.config import PRESETS, Config
 from experiments import common
@@ -124,16 +126,41 @@ def test_the_terminal_says_what_runs_how_far_it_is_and_who_wins(runs):
     assert "all 360 at the end" in said and "seed 0, dimat, round 1, after merge" in said
     assert re.search(r"dimat against wa: [+-]\d+\.\d points after the first merge", said)
     assert "Written to mine" in said
+    assert "|\n\nWhat it cost" in said  # a blank line between the tables
 
 
-def test_a_stand_in_for_the_data_is_named_loudly():
+@pytest.fixture
+def banner():
+    """What is said of a plan before it runs."""
+
+    def say(plan):
+        said = io.StringIO()
+        common.print_banner(Console(file=said, width=200), plan)
+        return said.getvalue()
+
+    return say
+
+
+def test_the_banner_is_true_of_few_images_and_of_what_was_handed_over(banner):
+    own = dj.models.mlp(num_classes=4, width=0.03)
+    said = banner(setup.prepare(small_config(rounds=1), own, noise(size=8)))
+    assert "model  own, 3 permutation groups" in said and "width" not in said
+    assert "1 epoch apart, then 1 round of a merge and 1 epoch;" in said
+    assert "units compared on 32 images of an agent's own, statistics from 32" in said
+    few = dict(matching_images=100, statistics_images=39, seeds=(0, 1))  # an agent has 40
+    said = banner(setup.prepare(small_config(**few), own, noise(size=8)))
+    assert "units compared on 40 images of an agent's own, statistics from 39" in said
+    shared = dict(matching_images=130, matching_data="shared", recompute_statistics=False)
+    said = banner(setup.prepare(small_config(**shared), own, noise(size=8)))
+    assert "units compared on 129 images of all\n" in said  # in batches of one size
+
+
+def test_a_stand_in_for_the_data_is_named_loudly(banner):
     plan = setup.prepare(small_config(), dataset=noise(size=8))
     for name, loud in (("noise", False), ("shapes (synthetic stand-in for CIFAR-10)", True)):
-        said = io.StringIO()
-        named = plan._replace(dataset=plan.dataset._replace(name=name))
-        common.print_banner(Console(file=said, width=200), named)
-        assert (f"NOT THE REAL DATA: {name}" in said.getvalue()) == loud
-        assert f"data  {name}" in said.getvalue()
+        said = banner(plan._replace(dataset=plan.dataset._replace(name=name)))
+        assert (f"NOT THE REAL DATA: {name}" in said) == loud
+        assert f"data  {name}" in said
 
 
 BAD = {
@@ -152,6 +179,18 @@ BAD = {
     "devices": ("--devices 3", "3 devices do not divide 4 agents"),
     "no width": ("--width 0", "must be positive, not 0"),
     "a seed twice": ("--seeds 1 1", "each once, not (1, 1)"),
+    "optimizer": ("--optimizer adm", "Unknown optimizer 'adm'. Did you mean 'adam'?"),
+    "norm": ("--norm=bach", "Unknown norm 'bach'. Did you mean 'batch'?"),
+    "init": ("--init diferent", "Unknown init 'diferent'. Did you mean 'different'?"),
+    "schedule": ("--schedule cosin", "Unknown schedule 'cosin'. Did you mean 'cosine'?"),
+    "matching": ("--matching_data shard", "Unknown matching_data 'shard'. Did you mean 'shared'?"),
+    "frame": ("--merge-frame frist", "Unknown merge_frame 'frist'. Did you mean 'first'?"),
+    "no number": ("--agents four", "agents must be a whole number, not 'four'."),
+    "half a number": ("--rounds 1.5", "rounds must be a whole number, not '1.5'."),
+    "no seed's number": ("--seeds 0 one", "seeds must be a whole number, not 'one'."),
+    "no rate": ("--learning-rate fast", "learning_rate must be a number, not 'fast'."),
+    "an option it lacks": ("--model vit --norm none", "vit takes no norm: its normalisation"),
+    "a folder in a file": ("--out /dev/null/out", "cannot be written to /dev/null/out: Not a dir"),
     "a negative rate": ("--learning-rate -1", "learning_rate must be positive, not -1.0"),
 }
 
@@ -170,21 +209,36 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())  # no folder of a run that never was
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--optimizer adm", ["--optimizer", "adm", "adam"]),
-        ("--agents four", ["--agents", "four"]),
-        ("--agnts 4", ["--agnts", "--agents"]),
-        ("--norm bach", ["--norm", "bach", "batch"]),
-    ],
-)
-def test_options_of_the_wrong_form_are_explained_with_exit_code_2(arguments, words, capsys):
+def test_an_option_that_there_is_not_is_explained_with_exit_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*TINY, *arguments.split()])
+        main([*TINY, "--agnts", "4"])
     assert stop.value.code == 2
     said = capsys.readouterr()
-    assert all(word in said.out + said.err for word in words)
+    assert all(word in said.out + said.err for word in ("--agnts", "--agents"))
+    assert "python -m experiments.cifar --help" in said.out + said.err
+
+
+@pytest.mark.parametrize("command", ["cifar", "paper", "tune", "techniques"])
+def test_the_help_is_the_commands_and_without_markup(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"experiments.{command}").main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m experiments.{command} [-h]") and "`" not in said
+
+
+def test_none_is_a_value_where_it_is_allowed():
+    found = common.parse("", "", "--batch-size None --norm None --learning-rate -1".split())
+    assert (found.batch_size, found.norm, found.learning_rate) == (None, None, -1.0)
+    with pytest.raises(ValueError, match="rounds must be a whole number, not 'None'"):
+        common.parse("", "", ["--rounds", "None"])
+
+
+def test_a_run_without_rounds_is_reported_without_a_blank_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", said := io.StringIO())
+    assert main([*TINY, "--rounds", "0", "--width", "0.1", "--out", str(tmp_path / "out")]) == 0
+    assert "\n\n\n" not in said.getvalue()
+    assert said.getvalue().count("\n\nOn all test images at the end: dimat") == 1
 
 
 def test_a_run_is_never_overwritten_unless_asked(capsys, tmp_path):
@@ -224,8 +278,8 @@ def test_the_module_is_a_command():
 
 
 def test_arguments_are_on_top_of_their_preset():
-    assert common.parse("", []) == Config()
-    assert common.parse("", ["--preset", "paper"]) == PRESETS["paper"]
-    found = common.parse("", "--agents 3 --preset=paper --seeds 4 2 --methods wa".split())
+    assert common.parse("", "", []) == Config()
+    assert common.parse("", "", ["--preset", "paper"]) == PRESETS["paper"]
+    found = common.parse("", "", "--agents 3 --preset=paper --seeds 4 2 --methods wa".split())
     assert (found.agents, found.seeds, found.methods) == (3, (4, 2), ("wa",))
     assert (found.model, found.width, found.rounds) == ("resnet20", 8.0, 100)
