@@ -55,20 +55,42 @@ def test_rounds_in_the_middle_can_be_left_out(most, kept):
 
 def test_costs_are_sums_over_rows_and_means_over_seeds():
     found = cells(tables.cost_table(run(seeds=(0, 1, 2), rounds=3)))
-    assert found["pretrain", "compile"] == "6.00"
-    assert found["pretrain", "images/s"] == "1,000"
-    assert found["dimat", "MB sent"] == "6.0"
-    assert found["dimat", "train"] == "3.00"
-    assert found["dimat", "match"] == "1.50"
-    assert found["dimat", "assign"] == "0.75"
-    assert found["wa", "mix"] == "0.38"
-    assert found["wa", "match"] == "-"
-    assert found["wa", "images/s"] == "500"
+    assert found["compile, s", "pretrain"] == "6.00"
+    assert found["images/s", "pretrain"] == "1,000"
+    assert found["MB sent", "dimat"] == "6.0"
+    assert found["train, s", "dimat"] == "3.00"
+    assert found["match, s", "dimat"] == "1.50"
+    assert found["assign, s", "dimat"] == "0.75"
+    assert found["mix, s", "wa"] == "0.38"
+    assert found["match, s", "wa"] == "-"
+    assert found["images/s", "wa"] == "500"
 
 
-def test_a_part_of_another_name_gets_a_column():
+def test_a_part_of_another_name_gets_a_line():
     table = tables.cost_table([row("cga", 0, 1, 1, "train", [0.5], seconds={"program": 2.0})])
-    assert cells(table)["cga", "program"] == "2.00"
+    assert cells(table)["program, s", "cga"] == "2.00"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0.0, "0.0"), (40.0, "0.00004"), (12_345.0, "0.0123"), (999_900.0, "1"), (2e9, "2,000.0")],
+)
+def test_few_bytes_have_three_digits(count, text):
+    assert tables.megabytes(count) == text
+
+
+@pytest.mark.parametrize("methods", [2, 9])
+def test_nothing_is_cut_on_a_narrow_terminal(methods):
+    rows = [
+        row(f"method_{i}", 0, 1, 1, "train", [0.5], 12_345_678.0, seconds={"train": 12345.67})
+        for i in range(methods)
+    ]
+    for table in (tables.cost_table(rows), tables.accuracy_table(rows)):
+        file = io.StringIO()
+        tables.show(table, Console(file=file, force_terminal=True, width=80))
+        assert "…" not in file.getvalue()
+        if methods == 2:
+            assert all(cell in file.getvalue() for line in table.rows for cell in line)
 
 
 def test_markdown_is_aligned_and_complete():

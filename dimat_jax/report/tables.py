@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -61,21 +62,29 @@ def leave_out(
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Bytes that an agent sends, and the wall time of each part, by method; means over seeds."""
+    """Bytes that an agent sends, and the wall time of each part; a column for each method.
+
+    Returns:
+      Means over seeds.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     spent_on = {part for row in rows for part in row["seconds"]}
     parts = [*PARTS, *sorted(spent_on - set(PARTS))]
-    lines = []
-    for method in methods:
-        own = [row for row in rows if row["method"] == method]
-        seeds = len({row["seed"] for row in own})
-        sent = sum({row["seed"]: row["bytes_sent"] for row in own}.values()) / seeds
-        spent = [sum(row["seconds"].get(part, 0.0) for row in own) / seeds for part in parts]
-        speeds = [row["images_per_second"] for row in own if row["images_per_second"]]
-        speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else EMPTY
-        lines.append([method, megabytes(sent), *map(seconds, spent), speed])
-    title = "What it cost: MB sent by an agent, seconds by part, images trained a second (a seed)"
-    return Table(title, ["method", "MB sent", *parts, "images/s"], lines)
+    columns = [costs([row for row in rows if row["method"] == method], parts) for method in methods]
+    names = ["MB sent", *(f"{part}, s" for part in parts), "images/s"]
+    lines = [list(line) for line in zip(names, *columns, strict=True)]
+    title = "What it cost (a seed): MB sent by an agent, seconds by part, images trained a second"
+    return Table(title, ["cost", *methods], lines)
+
+
+def costs(rows: Sequence[Row], parts: Sequence[str]) -> list[str]:
+    """One method's column of the `cost_table`."""
+    seeds = len({row["seed"] for row in rows})
+    sent = sum({row["seed"]: row["bytes_sent"] for row in rows}.values()) / seeds
+    spent = [sum(row["seconds"].get(part, 0.0) for row in rows) / seeds for part in parts]
+    speeds = [row["images_per_second"] for row in rows if row["images_per_second"]]
+    speed = f"{sum(speeds) / len(speeds):,.0f}" if speeds else EMPTY
+    return [megabytes(sent), *map(seconds, spent), speed]
 
 
 def percent(by_seed: dict[int, Row] | None) -> str:
@@ -87,7 +96,9 @@ def percent(by_seed: dict[int, Row] | None) -> str:
 
 
 def megabytes(count: float) -> str:
-    """Millions of bytes."""
+    """Millions of bytes; less than one with three significant digits."""
+    if 0 < count < 1e6:
+        return np.format_float_positional(count / 1e6, 3, fractional=False, trim="-")
     return f"{count / 1e6:,.1f}"
 
 
@@ -119,7 +130,8 @@ def to_rich(table: Table) -> RichTable:
     """The same for a terminal."""
     rich = RichTable(title=table.title, title_justify="left", title_style="bold")
     for index, column in enumerate(table.columns):
-        rich.add_column(column, justify="right" if index else "left")
+        # A number that is cut is wrong: what has no room goes on in the next line.
+        rich.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in table.rows:
         rich.add_row(*row)
     return rich
