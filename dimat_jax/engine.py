@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dimat_jax.algorithms import Exchange, Gossip
 from dimat_jax.datasets import Dataset, channel_statistics, normalize
@@ -81,6 +81,7 @@ class Engine(NamedTuple):
       evaluate: ``(variables, tests) -> score`` of every agent.
       fresh: ``(state) -> state`` with new optimizer states.
       consensus_distance: ``(variables) -> []``, see `consensus_distance`.
+      finite: ``(variables) -> [agents]``, see `is_finite`.
       merger: the parts of a merge round.
       tests: the test images of the evaluations along the way, on every device.
       all_tests: all test images.
@@ -93,6 +94,7 @@ class Engine(NamedTuple):
     evaluate: Callable[[Variables, Any], Score]
     fresh: Callable[[AgentState], AgentState]
     consensus_distance: Callable[[Variables], Float[Array, ""]]
+    finite: Callable[[Variables], Bool[Array, "agents"]]
     merger: Merger
     tests: tuple[np.ndarray, np.ndarray]
     all_tests: tuple[np.ndarray, np.ndarray]
@@ -145,6 +147,7 @@ def make_engine(setup: Setup) -> Engine:
         evaluate=evaluate,
         fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
         consensus_distance=jax.jit(consensus_distance),
+        finite=map_agents(execution, is_finite, stopwatch),
         merger=make_merger(
             execution,
             model,
@@ -243,9 +246,18 @@ def some_tests(dataset: Dataset, number: int | None) -> tuple[np.ndarray, np.nda
     )
 
 
-def place_shards(setup: Setup, seed: int, part: int) -> Shards:
-    """Puts the agents' examples on their devices, for pretraining (0) or the rounds (1)."""
+def place_shards(setup: Setup, seed: int, part: int, pooled: bool = False) -> Shards:
+    """Puts the agents' examples on their devices.
+
+    Args:
+      setup: what the run works with.
+      seed: of the run.
+      part: for pretraining (0) or the rounds (1).
+      pooled: whether the examples of all agents are dealt out to them at random.
+    """
     rows = setup.shards[seed][part]
+    if pooled:
+        rows = np.random.default_rng(seed).permutation(rows.ravel()).reshape(rows.shape)
     images = setup.dataset.train_images[rows.reshape(-1)]
     labels = setup.dataset.train_labels[rows.reshape(-1)]
     steps = setup.epoch_examples[part] // setup.batch_size
@@ -264,3 +276,8 @@ def consensus_distance(variables: Variables) -> Float[Array, ""]:
         return jnp.sum((x - x.mean(0)) ** 2) / len(x)
 
     return jnp.sqrt(sum(map(squares, jax.tree.leaves(variables["params"]))))
+
+
+def is_finite(variables: Variables) -> Bool[Array, ""]:
+    """Whether one agent's parameters, and the sum of their squares, are finite numbers."""
+    return jnp.isfinite(sum(jnp.sum(x**2) for x in jax.tree.leaves(variables["params"])))

@@ -30,11 +30,13 @@ def simulate(
       model: used instead of ``config.model``.
       dataset: used instead of ``config.dataset``.
       topology: used instead of ``config.topology``.
-      observer: is told of what happens.
+      observer: is told of what happens. A run that leaves its results in a folder ends where a
+        method diverges, whatever the observer says.
 
     Raises:
       ValueError: for a configuration that cannot be run, before anything compiles, or a folder that
-        already holds a run; if a loss is no longer finite, with the agent and the step.
+        already holds a run or cannot be written to; if a loss is no longer finite, with the agent
+        and the step.
     """
     if config.out is None:
         return simulation.run(config, model, dataset, topology, observer)
@@ -51,7 +53,8 @@ def simulate(
         observer.on_start(setup)
 
     def on_row(row: Row) -> None:
-        append_row(metrics, row)
+        with folder.writing_to(out):
+            append_row(metrics, row)
         observer.on_row(row)
 
     recorder = Observer(on_start, observer.on_phase, on_row)

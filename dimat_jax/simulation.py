@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dimat_jax.algorithms import METHODS, Merge, MergeRound, exchanges
 from dimat_jax.communication import sent
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.engine import Engine, Shards, make_engine, place_shards
+from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merger import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.population import FORWARD_BATCH, prepare_devices, replicate, spread
@@ -42,7 +43,8 @@ class Result(NamedTuple):
 
     Attributes:
       history: the rows of ``metrics.jsonl``, in order of time.
-      variables: stacked ``[agents, ...]``, of the first method and the last seed.
+      variables: stacked ``[agents, ...]``, of the first method that did not diverge and the last
+        seed; None where all did.
       symmetries: the model's permutation groups.
       finals: (method, seed) → where it ended.
       setup: what the run worked with, its data set among it.
@@ -63,11 +65,19 @@ class Observer(NamedTuple):
       on_phase: ``on_phase(label, done)`` when a stretch of work ends: what it was, and the share of
         the whole run that is done, 0 to 1.
       on_row: ``on_row(row)`` for every row of the history.
+      on_diverged: ``on_diverged(method, error)`` when a method diverges, which by default ends the
+        run; where it returns, the run goes on without that method.
     """
 
     on_start: Callable[[Setup], None] = lambda setup: None
     on_phase: Callable[[str, float], None] = lambda label, done: None
     on_row: Callable[[Row], None] = lambda row: None
+    on_diverged: Callable[[str, "Diverged"], None] = lambda method, error: end(error)
+
+
+def end(error: "Diverged") -> None:
+    """Raises the error."""
+    raise error
 
 
 def run(
@@ -98,8 +108,9 @@ def run(
 
     for seed in setup.config.seeds:
         finals |= run_seed(setup, engine, seed, record, observer)
-    last = finals[setup.config.methods[0], setup.config.seeds[-1]]
-    return Result(history, last.variables, setup.symmetries, finals, setup)
+    of_last = [final.variables for (_, seed), final in finals.items() if seed == config.seeds[-1]]
+    variables = of_last[0] if of_last else None
+    return Result(history, variables, setup.symmetries, finals, setup)
 
 
 class SeedRun(NamedTuple):
@@ -147,10 +158,13 @@ def run_seed(
     standing = train(run, apart, Standing(state), PRETRAINING, 0)
     record(measure(run, standing, PRETRAINING, "pretrain", 0))
     shards = place_shards(setup, seed, 1)
-    return {
-        (method, seed): run_method(run, method, standing.state, shards)
-        for method in setup.config.methods
-    }
+    finals = {}
+    for method in setup.config.methods:
+        try:
+            finals[method, seed] = run_method(run, method, standing.state, shards)
+        except Diverged as error:
+            observer.on_diverged(method, error)
+    return finals
 
 
 def alone(run: SeedRun, shards: Shards) -> Epoch:
@@ -165,6 +179,8 @@ def alone(run: SeedRun, shards: Shards) -> Epoch:
 def run_method(run: SeedRun, method: str, state: AgentState, shards: Shards) -> Final:
     """Goes through all rounds by one method; ``state`` is left as it is for the next."""
     setup, config, algorithm = run.setup, run.setup.config, METHODS[method]
+    if algorithm.pooled:
+        shards = place_shards(setup, run.seed, 1, pooled=True)
     rate = dict(config.method_learning_rate).get(method, setup.learning_rate) / setup.learning_rate
     state = jax.tree.map(jnp.copy, state)
     state = state._replace(rate_scale=state.rate_scale * rate)
@@ -202,10 +218,17 @@ def start_method(
 def merge(
     run: SeedRun, method: str, between: Merge, standing: Standing, shards: Shards, round: int
 ) -> Standing:
-    """One merge of all agents, measured."""
+    """One merge of all agents, measured.
+
+    Raises:
+      Diverged: if networks have diverged so far that their units cannot be compared.
+    """
     engine, setup, graph = run.engine, run.setup, run.setup.graphs[method]
     inputs = merge_round(run, graph, shards, round)
-    variables, permutations = between(engine.merger, standing.state.variables, inputs)
+    try:
+        variables, permutations = between(engine.merger, standing.state.variables, inputs)
+    except NotFinite as error:
+        raise Diverged(str(error)) from error
     state = standing.state._replace(variables=variables)
     if setup.config.optimizer_after_merge == "fresh":
         state = engine.fresh(state)
@@ -234,7 +257,7 @@ def train(run: SeedRun, epoch: Epoch, standing: Standing, method: str, round: in
     """Trains every agent for a stretch of epochs.
 
     Raises:
-      ValueError: if an agent's loss is no longer finite.
+      Diverged: if an agent's loss is no longer finite, or its parameters are not.
     """
     engine, config, setup = run.engine, run.setup.config, run.setup
     epochs = config.epochs_per_round if round else config.pretrain_epochs
@@ -245,8 +268,9 @@ def train(run: SeedRun, epoch: Epoch, standing: Standing, method: str, round: in
         state = standing.state._replace(loss=jnp.zeros_like(standing.state.loss))
         with engine.stopwatch.measure("train") as timer:
             state, kept = epoch(state, standing.kept, first + number)
-            losses, diverged = jax.device_get((state.loss, state.diverged))
-        check_finite(diverged)
+            finite = engine.finite(state.variables)
+            losses, diverged, finite = jax.device_get((state.loss, state.diverged, finite))
+        check_finite(diverged, finite)
         loss, speed = float(losses.mean()) / steps, images / timer.seconds
         standing = standing._replace(
             state=state, kept=kept, train_loss=loss, images_per_second=speed
@@ -271,16 +295,24 @@ def share_done(config: Config, seed: int, method: str, round: int, epoch: int) -
 
 
 class Diverged(ValueError):
-    """The training loss is no longer finite."""
+    """The training loss, or a parameter, is no longer finite."""
 
 
-def check_finite(diverged: Int[np.ndarray, "agents"]) -> None:
-    """Raises `Diverged`, which names the first agent, and its step, whose loss went astray."""
+def check_finite(diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "agents"]) -> None:
+    """Raises `Diverged`, which names the first agent, and its step, whose loss went astray.
+
+    The last step of an epoch has no loss after it: it shows in the parameters alone.
+    """
     if (diverged >= 0).any():
         agent = int(np.argmin(np.where(diverged >= 0, diverged, np.iinfo(np.int32).max)))
         raise Diverged(
             f"The training loss of agent {agent} was not finite at step {diverged[agent]}: "
             "a smaller learning_rate is needed."
+        )
+    if not finite.all():
+        raise Diverged(
+            f"The parameters of agent {int(finite.argmin())} are not finite after the last step of "
+            "an epoch: a smaller learning_rate is needed."
         )
 
 

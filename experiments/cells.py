@@ -16,7 +16,7 @@ from dimat_jax.config import Config
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
     from dimat_jax.metrics import Row
-    from dimat_jax.simulation import Observer, Result
+    from dimat_jax.simulation import Observer
 
 RESULT_FILE = "result.json"
 NOT_OF_THE_RUN = ("preset", "data_dir", "out", "overwrite", "devices")
@@ -158,59 +158,18 @@ def run_and_store(folder: pathlib.Path, config: Config, dataset: "Dataset") -> O
 
 
 def run_cell(config: Config, dataset: "Dataset", observer: "Observer") -> Outcome:
-    """Runs a cell; a method that diverges is noted, and the others run without it."""
+    """Runs a cell; a method that diverges is noted, and the others go on."""
     from dimat_jax.report.summary import commit, versions
+    from dimat_jax.runs import simulate
 
-    start = time.monotonic()
-    result, diverged = run_finite(config, dataset, observer)
-    seed = config.seeds[0]
-    all_tests = {
-        method: final.test_accuracy.tolist()
-        for (method, of), final in (result.finals if result else {}).items()
-        if of == seed
-    }
-    rows = result.history if result else []
+    start, diverged = time.monotonic(), []
+    watching = observer._replace(on_diverged=lambda method, error: diverged.append(method))
+    result = simulate(config, dataset=dataset, observer=watching)
+    all_tests = {m: final.test_accuracy.tolist() for (m, _), final in result.finals.items()}
+    rows = [row for row in result.history if row["method"] not in diverged]
     seconds = time.monotonic() - start
     plain = plain_of(config)
     return Outcome(plain, dataset.name, rows, all_tests, diverged, seconds, commit(), versions())
-
-
-def run_finite(
-    config: Config, dataset: "Dataset", observer: "Observer"
-) -> tuple["Result | None", list[str]]:
-    """Runs a configuration of one seed until no method diverges any more.
-
-    Returns:
-      The run of the methods that are left (None if none is), and those that diverged.
-    """
-    from dimat_jax.runs import simulate
-    from dimat_jax.simulation import Diverged
-
-    diverged: list[str] = []
-    methods = config.methods
-    while methods:
-        rows: list[Row] = []
-
-        def on_row(row: "Row", rows: list["Row"] = rows) -> None:
-            rows.append(row)
-            observer.on_row(row)
-
-        try:
-            without = dataclasses.replace(config, methods=methods)
-            watching = observer._replace(on_row=on_row)
-            return simulate(without, dataset=dataset, observer=watching), diverged
-        except Diverged:
-            if not rows:  # in the pretraining, which is all methods'
-                raise
-            diverged.append(unfinished(rows, methods, config.rounds))
-            methods = tuple(method for method in methods if method not in diverged)
-    return None, diverged
-
-
-def unfinished(rows: Sequence["Row"], methods: Sequence[str], rounds: int) -> str:
-    """The first method that did not train through all rounds."""
-    done = {row["method"] for row in rows if row["phase"] == "train" and row["round"] == rounds}
-    return next(method for method in methods if method not in done)
 
 
 def provenance(outcomes: Sequence[Outcome]) -> str:

@@ -316,9 +316,59 @@ def test_a_loss_that_is_not_finite_ends_the_run():
 
 
 def test_the_agent_that_diverged_first_is_named():
-    simulation.check_finite(np.full(3, -1))
+    simulation.check_finite(np.full(3, -1), np.full(3, True))
     with pytest.raises(ValueError, match="agent 2 was not finite at step 0"):
-        simulation.check_finite(np.array([-1, 5, 0, 3]))
+        simulation.check_finite(np.array([-1, 5, 0, 3]), np.full(4, False))
+
+
+@pytest.mark.parametrize("method", ["wm", "cdsgd"])
+def test_a_last_step_that_diverges_ends_the_run(method):
+    # Of one step an epoch, before a merge and at the very end: no loss is taken after it.
+    options = dict(batch_size=40, pretrain_epochs=0, rounds=1, optimizer="sgd")
+    with pytest.raises(simulation.Diverged, match=r"parameters of agent \d are not finite"):
+        quick(methods=(method,), learning_rate=1e38, **options)
+
+
+def test_networks_too_far_gone_to_be_compared_have_diverged():
+    options = dict(batch_size=40, pretrain_epochs=1, rounds=1, optimizer="sgd", devices=2)
+    config = small_config(methods=("dimat",), learning_rate=1e15, **options)
+    model = dj.models.mlp(num_classes=4, width=0.03, depth=2)
+    with pytest.raises(simulation.Diverged, match="scores of group"):
+        dj.simulate(config, model=model, dataset=DATASET)
+
+
+def test_a_run_may_go_on_without_a_method_that_diverged():
+    gone = []
+    config = small_config(
+        methods=("dsgd", "wa"), devices=2, rounds=1, method_learning_rate=(("dsgd", 1e38),)
+    )
+    observer = dj.Observer(on_diverged=lambda method, error: gone.append((method, type(error))))
+    result = dj.simulate(config, model=linear_softmax(), dataset=DATASET, observer=observer)
+    assert gone == [("dsgd", simulation.Diverged)] and set(result.finals) == {("wa", 0)}
+    assert result.variables is result.finals["wa", 0].variables
+    assert [row["method"] for row in result.history].count("pretrain") == 1
+
+
+def test_centralized_training_has_every_agents_examples_in_each_lane():
+    plan = setup.prepare(small_config(partition="by_class"), linear_softmax(), DATASET)
+    apart, pooled, again = (
+        np.asarray(engine.place_shards(plan, 0, 1, pooled=p).labels).reshape(8, -1)
+        for p in (False, True, True)
+    )
+    assert all(len(set(labels)) == 1 for labels in apart)
+    assert all(len(set(labels)) == 4 for labels in pooled)
+    np.testing.assert_array_equal(np.sort(apart.ravel()), np.sort(pooled.ravel()))
+    np.testing.assert_array_equal(pooled, again)
+    dealt = []
+
+    def place(*arguments, pooled=False):
+        dealt.append(pooled)
+        return engine.place_shards(*arguments, pooled=pooled)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(simulation, "place_shards", place)
+        quick(methods=("centralized", "cdsgd"), rounds=0)
+    assert dealt == [False, False, True]
 
 
 def test_the_share_done_grows_evenly_to_one():

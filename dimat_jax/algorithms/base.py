@@ -132,6 +132,7 @@ class Algorithm(NamedTuple):
       merge: what happens between two stretches of training; None: nothing.
       gossip: what happens within a training step; None: each agent takes its optimizer's step.
       at_end: whether it merges once, when all training has ended, rather than before each round.
+      pooled: whether all data are in one place, and each agent trains on a random part of them.
     """
 
     graph: Callable[[Topology], Topology]
@@ -139,6 +140,7 @@ class Algorithm(NamedTuple):
     merge: Merge | None = None
     gossip: Gossip | None = None
     at_end: bool = False
+    pooled: bool = False
 
 
 def doubly_stochastic(topology: Topology) -> Topology:

@@ -60,7 +60,7 @@ def local_sgd() -> Algorithm:
 def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
     """SGD with all data in one place: x ← x − α (1/n) Σ_i g_i(x), from agent 0's parameters.
 
-    In each step its batch is everyone's batches together.
+    In each step its batch is everyone's batches together, drawn from all agents' data.
 
     Args:
       momentum: β, as in `step_then_mix`, which this is on the server's graph from equal starts.
@@ -71,4 +71,5 @@ def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
         first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)
         return start(first, exchange)
 
-    return Algorithm(server, Sends(to_server=True), gossip=stepping(momentum, nesterov, init))
+    gossip = stepping(momentum, nesterov, init)
+    return Algorithm(server, Sends(to_server=True), gossip=gossip, pooled=True)

@@ -18,6 +18,10 @@ Scores = Mapping[Key, Float[Array | np.ndarray, "..."]]
 """For each set of groups `[*lead, *positions, units, units]`; `units` is their sizes' product."""
 
 
+class NotFinite(ValueError):
+    """Units cannot be compared: a network has diverged."""
+
+
 def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
     """Chooses the permutation of each group that maximises the sum of scores.
 
@@ -43,7 +47,7 @@ def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
       identity.
 
     Raises:
-      ValueError: If a score is not finite.
+      NotFinite: If a score is not finite.
     """
     host = partial(_assign_on_host, symmetries)
     if any(isinstance(table, jax.core.Tracer) for table in scores.values()):
@@ -64,7 +68,7 @@ def _assign_on_host(symmetries: Symmetries, scores: Scores) -> Chosen:
     values = {key: np.asarray(table, np.float64) for key, table in scores.items()}
     for key, table in values.items():
         if not np.isfinite(table).all():
-            raise ValueError(
+            raise NotFinite(
                 f"The scores of group {' x '.join(key)} are not finite; scores must be finite "
                 "numbers. Has a network diverged?"
             )
