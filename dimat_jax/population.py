@@ -11,6 +11,7 @@ backend at hand:
 - Everywhere else: the lanes are vmapped and the steps scanned, one call for all of them.
 """
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable
@@ -21,11 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dimat_jax.convolutions import with_fast_convolutions
 from dimat_jax.timing import Stopwatch, compiled
 
 AGENTS = PartitionSpec("agents")
 REPLICATED = PartitionSpec()
 MOST_CPU_DEVICES = 64
+FORCED_DEVICES = "xla_force_host_platform_device_count"
+MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30}
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (``malloc.h``), in bytes."""
 
 FORWARD_BATCH = 64
 """Images in a batch of evaluation, matching and statistics: on CPU few enough that a layer's
@@ -85,11 +90,12 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
     """Has JAX offer as many virtual CPU devices as a population of so many agents can use.
 
     Call it before anything else uses JAX: the number is fixed once JAX's backend has started, and
-    this function then does nothing.
+    stays as it is if you have set it yourself (``jax_num_cpu_devices``, or the flag of XLA). Has
+    the process keep memory that it frees, too; see `keep_memory`.
 
     Args:
       agents: number of agents.
-      devices: how many virtual devices; by default as `virtual_devices` says.
+      devices: at least how many virtual devices; by default as `virtual_devices` says.
 
     Raises:
       ValueError: if there is not at least one of each.
@@ -97,10 +103,30 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
     for name, value in (("agents", agents), ("devices", devices)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
+    keep_memory()
+    if jax.config.read("jax_num_cpu_devices") > 0 or FORCED_DEVICES in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        return
     try:
-        jax.config.update("jax_num_cpu_devices", devices or virtual_devices(agents))
+        jax.config.update("jax_num_cpu_devices", max(devices or 1, virtual_devices(agents)))
     except RuntimeError:
         pass  # The backend has started; `choose_execution` makes the best of what there is.
+
+
+def keep_memory() -> None:
+    """Has the C library keep memory that is freed, where it is glibc.
+
+    XLA's CPU backend takes a step's memory anew in every step and frees it after it. By default
+    glibc gives large pieces back to the system each time, and finding them anew, page by page, was
+    a quarter of a training step.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, value in MALLOC_OPTIONS.items():
+        set_option(option, value)
 
 
 def choose_execution(agents: int, convolutions: bool, devices: int | None = None) -> Execution:
@@ -123,7 +149,7 @@ def choose_execution(agents: int, convolutions: bool, devices: int | None = None
     if agents % devices:
         raise ValueError(f"{devices} devices do not divide {agents} agents evenly.")
     on_cpu = available[0].platform == "cpu"
-    if on_cpu and len(available) == 1 < min(agents, len(os.sched_getaffinity(0))):
+    if on_cpu and len(available) == 1 < virtual_devices(agents):
         warnings.warn(
             "JAX has started with one CPU device, so the agents share one core: call "
             f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
@@ -310,6 +336,7 @@ def lanes_in_turn(
     execution: Execution, update: Update, stopwatch: Stopwatch, resident: PartitionSpec
 ) -> Step:
     """One step of all agents, by one call for each lane: ``step(carry, operands, resident)``."""
+    update = with_fast_convolutions(update)
 
     def one_lane(carry, operands, resident, lane):
         def pick(tree):

@@ -100,7 +100,8 @@ def test_an_epoch_needs_nothing_from_the_device(model, monkeypatch):
     jaxpr = jax.make_jaxpr(lambda state: train(state, shards, key, 0))(state).jaxpr
     names = {eqn.primitive.name for eqn, _ in equations(jaxpr)}
     assert "dot_general" in names and not names & CALLBACKS
-    assert ("conv_general_dilated" in names) == (model == "convnet")
+    convolutions = {"conv_general_dilated", "ffi_call"} & names
+    assert len(convolutions) == (model == "convnet")  # XLA's, or those of dimat_jax_cpu.
 
 
 def test_training_and_evaluation_in_both_forms_are_those_of_one_agent_alone(x64):

@@ -15,6 +15,7 @@ from small_runs import compilations, equations, execution_of, noise, normaliser
 
 import dimat_jax as dj
 from dimat_jax import population, statistics, training
+from dimat_jax.convolutions import SWITCH
 from dimat_jax.population import AGENTS, REPLICATED
 from dimat_jax.timing import Stopwatch
 
@@ -140,6 +141,7 @@ def convolutions(execution, update, *arguments):
 @pytest.mark.parametrize("name", ["train", "evaluate", "statistics"])
 def test_the_looped_form_has_no_grouped_convolution_and_none_in_a_loop(name, monkeypatch):
     monkeypatch.setattr(population, "compiled", lambda function, stopwatch: function)
+    monkeypatch.setenv(SWITCH, "0")
     case = updates_of(dj.models.convnet(num_classes=4, width=0.25), noise(examples=24))[name]
     looped = convolutions(execution_of(AGENT_COUNT, 4, looped=True), *case)
     passes = 3 if name != "train" else 3 + 5  # the first layer's input needs no gradient
@@ -262,13 +264,44 @@ def test_devices_are_prepared_before_jax_starts():
     code = """
 import dimat_jax as dj
 dj.prepare_devices(6, devices=5)
-dj.prepare_devices(12, devices=3)
+dj.prepare_devices(12, devices=3)  # The first word counts.
 import jax
-assert len(jax.devices()) == 3, jax.devices()
+assert len(jax.devices()) == 5, jax.devices()
 dj.prepare_devices(6)
-assert len(jax.devices()) == 3, jax.devices()
+assert len(jax.devices()) == 5, jax.devices()
 """
     assert run_python(code) == ""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_NUM_CPU_DEVICES": "3"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
+    ],
+    ids=str,
+)
+def test_the_number_of_devices_that_a_user_has_set_stays(environment):
+    code = """
+import dimat_jax as dj
+dj.prepare_devices(4, devices=2)
+import jax
+assert len(jax.devices()) == 3, jax.devices()
+"""
+    assert run_python(code, **environment) == ""
+
+
+def test_memory_is_kept_wherever_there_is_a_way(monkeypatch):
+    set_options = {}
+
+    class Library:
+        mallopt = staticmethod(set_options.__setitem__)
+
+    monkeypatch.setattr(population.ctypes, "CDLL", lambda name: Library)
+    population.keep_memory()
+    assert set_options == population.MALLOC_OPTIONS
+    monkeypatch.setattr(population.ctypes, "CDLL", lambda name: object())
+    population.keep_memory()
 
 
 def test_one_cpu_device_gives_the_best_form_left_and_one_warning():

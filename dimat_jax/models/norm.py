@@ -6,6 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from dimat_jax.models import layers
+from dimat_jax.models.batch_norm import BatchNorm
 from dimat_jax.registry import choose
 
 NORMS = ("batch", "layer", "group", "none")
@@ -44,14 +45,7 @@ def normalize(
     dtype = layers.param_dtype(x)
     match choose("norm", kind, NORMS):
         case "batch":
-            # Reductions in float32 would keep float64 models from having float64 statistics.
-            return nn.BatchNorm(
-                use_running_average=not train,
-                momentum=BATCH_NORM_MOMENTUM,
-                epsilon=EPSILON,
-                param_dtype=dtype,
-                force_float32_reductions=False,
-            )(x)
+            return BatchNorm(not train, BATCH_NORM_MOMENTUM, EPSILON, dtype)(x)
         case "layer":
             return nn.LayerNorm(epsilon=EPSILON, param_dtype=dtype)(x)
         case "group":

@@ -1,0 +1,111 @@
+"""Convolutions on CPU, by the kernels of `dimat_jax_cpu` where that is installed.
+
+XLA's CPU backend is far from the machine's limit for few channels, above all in the gradients.
+`dimat_jax_cpu` is a distribution of its own (``cpu_kernels/``), because it has to be compiled. Any
+function's convolutions are found in its jaxpr, gradients among them: models do not know of it.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jaxtyping import Array
+
+from dimat_jax.symmetries.taps import bind
+
+SWITCH = "DIMAT_JAX_CPU"
+"""The environment variable which, set to 0, has XLA's own convolutions used all the same."""
+
+# Where `jax.lax.ConvDimensionNumbers` say that batch (or outputs), channels (or inputs), height and
+# width are.
+IMAGES = (0, 3, 1, 2)
+KERNEL = (3, 2, 0, 1)
+KERNEL_SWAPPED = (2, 3, 0, 1)
+"""``[height, width, outputs, inputs]``, as in the gradient of the images."""
+BATCH_SUMMED = (3, 0, 1, 2)
+"""Images, batch and channels exchanged, so that the batch is summed over: the kernel's gradient."""
+
+
+def installed() -> bool:
+    """Whether there is a `dimat_jax_cpu`, and it is not switched off."""
+    return os.environ.get(SWITCH) != "0" and importlib.util.find_spec("dimat_jax_cpu") is not None
+
+
+def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, for CPU: its convolutions by `dimat_jax_cpu`, if that is installed.
+
+    Those that it does not have stay XLA's: in float64, grouped, of one or three dimensions, with
+    dilated kernels, and those in loops and branches. What is returned can be jitted and sharded,
+    but not differentiated: take gradients inside.
+
+    Args:
+      function: of pytrees of arrays.
+    """
+    if not installed():
+        return function
+
+    def run(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = _evaluate(closed, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return run
+
+
+def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr with fast convolutions."""
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(var) for var in eqn.invars]
+        fast = _fast(eqn)
+        if fast is not None:
+            outputs = [fast(*operands)]
+        elif eqn.primitive.name in ("jit", "pjit"):
+            outputs = _evaluate(eqn.params["jaxpr"], operands)
+        else:
+            outputs = bind(jaxpr, eqn, operands)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _fast(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
+    """What computes an equation, if it is a convolution that `dimat_jax_cpu` has."""
+    if eqn.primitive.name != "conv_general_dilated":
+        return None
+    p, result = eqn.params, eqn.outvars[0].aval
+    corner = [before for before, _ in p["padding"]]
+    steps = [p[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
+    if (
+        {x.aval.dtype for x in (*eqn.invars, *eqn.outvars)} != {jnp.dtype(jnp.float32)}
+        or p["feature_group_count"] * p["batch_group_count"] > 1
+        or len(corner) != 2
+        or min(corner) < 0
+        or any(down != across for down, across in steps)
+        or 0 in eqn.invars[0].aval.shape + result.shape
+    ):
+        return None
+    import dimat_jax_cpu
+
+    top, left = corner
+    stride, dilation, apart = (down for down, _ in steps)
+    images, kernel, out = p["dimension_numbers"]
+    forward = (images, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
+    if forward and apart == 1 and 1 in (stride, dilation):
+        swapped = kernel == KERNEL_SWAPPED
+        options = dict(stride=stride, dilation=dilation, top=top, left=left, swapped=swapped)
+        return lambda x, w: dimat_jax_cpu.convolution(x, w, result.shape, **options)
+    backward = (images, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
+    if backward and stride == dilation == 1:
+        options = dict(stride=apart, top=top, left=left)
+        return lambda x, y: dimat_jax_cpu.kernel_gradient(x, y, result.shape, **options)
+    return None

@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dimat_jax as dj
+from dimat_jax import convolutions
+from dimat_jax.convolutions import with_fast_convolutions
+
+needs_kernels = pytest.mark.skipif(
+    not convolutions.installed(), reason="dimat_jax_cpu is not installed: pip install ./cpu_kernels"
+)
+FORMAT = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(x, kernel, strides=(1, 1), padding="SAME", **options):
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=FORMAT, **options
+    )
+
+
+def pass_and_gradients(x, kernel, given, **options):
+    """The convolution, and the gradients of images and kernel for a given one of the result."""
+    y, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, **options), x, kernel)
+    return y, *pull_back(given)
+
+
+def normal(seed, *shape, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def primitives(function, *args):
+    return str(jax.make_jaxpr(function)(*args))
+
+
+def far(a, b):
+    """The largest difference, relative to the largest value."""
+    return np.abs(np.asarray(a) - np.asarray(b)).max() / (np.abs(np.asarray(a)).max() + 1e-30)
+
+
+channels = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 32, 40, 64])
+
+
+@st.composite
+def shapes(draw):
+    """Batch, height, width, inputs; kernel height, width; outputs; stride; padding."""
+    batch, height, width = (
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 20)),
+    )
+    inputs, outputs = draw(channels), draw(channels)
+    kernel = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    padding = [(draw(st.integers(0, size)), draw(st.integers(0, size))) for size in kernel]
+    padding = [
+        (low, max(high, size - length - low))  # Every image is as large as the kernel, at least.
+        for (low, high), size, length in zip(padding, kernel, (height, width), strict=True)
+    ]
+    return (
+        (batch, height, width, inputs),
+        (*kernel, inputs, outputs),
+        draw(st.integers(1, 4)),
+        padding,
+    )
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(shapes())
+def test_convolution_and_both_gradients_are_those_of_xla(shape):
+    x_shape, kernel_shape, stride, padding = shape
+    x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
+    options = dict(strides=(stride, stride), padding=padding)
+    y = convolve(x, kernel, **options)
+    args = x, kernel, normal(2, *y.shape)
+    expected = pass_and_gradients(*args, **options)
+    fast = with_fast_convolutions(lambda *args: pass_and_gradients(*args, **options))
+    for ours, theirs in zip(fast(*args), expected, strict=True):
+        assert far(theirs, ours) < 1e-5
+
+
+@needs_kernels
+def test_no_convolution_of_the_zoo_is_left_to_xla():
+    images = normal(0, 4, 32, 32, 3)
+    for name in ("convnet", "vgg11", "resnet20", "resnet50"):
+        model = dj.models.make(name, num_classes=10, width=0.25)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        def gradient(params, rest, x, model=model):
+            def loss(params):
+                return model.apply({**rest, "params": params}, x, train=True)[0].sum()
+
+            return jax.grad(loss)(params)
+
+        params = variables.pop("params")
+        before = primitives(gradient, params, variables, images)
+        after = primitives(with_fast_convolutions(gradient), params, variables, images)
+        assert before.count("conv_general_dilated[") == after.count("target_name=dimat") > 0
+        assert "conv_general_dilated" not in after
+
+
+@needs_kernels
+def test_a_network_and_its_gradient_are_the_same():
+    model = dj.models.resnet20(width=0.5)
+    images = jnp.asarray(normal(0, 8, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def gradient(variables, x):
+        def loss(params):
+            logits, updated = model.apply({**variables, "params": params}, x, train=True)
+            return jnp.square(logits).mean(), updated
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    expected = jax.jit(gradient)(variables, images)
+    found = jax.jit(with_fast_convolutions(gradient))(variables, images)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert far(a, b) < 1e-3  # Float32, through twenty layers.
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(strides=(1, 2)),
+        dict(rhs_dilation=(2, 2)),
+        dict(feature_group_count=2),
+        dict(padding=[(-1, 0), (0, 0)]),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_have_stays_with_xla(options):
+    x, kernel = (
+        normal(0, 2, 8, 8, 4),
+        normal(1, 3, 3, 4 // options.get("feature_group_count", 1), 4),
+    )
+    fast = with_fast_convolutions(lambda *args: convolve(*args, **options))
+    assert "dimat" not in primitives(fast, x, kernel)
+    np.testing.assert_array_equal(fast(x, kernel), convolve(x, kernel, **options))
+
+
+@needs_kernels
+def test_float64_stays_with_xla(x64):
+    x, kernel = normal(0, 2, 8, 8, 3, dtype=float), normal(1, 3, 3, 3, 4, dtype=float)
+    assert "dimat" not in primitives(with_fast_convolutions(convolve), x, kernel)
+
+
+@needs_kernels
+def test_functions_that_are_called_are_gone_into():
+    x, kernel = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 4)
+    inner = jax.jit(lambda x, kernel: {"y": jax.nn.relu(convolve(x, kernel)) + 1})
+    fast = with_fast_convolutions(lambda x, kernel: inner(x, 2 * kernel))
+    assert "dimat" in primitives(fast, x, kernel)
+    assert far(inner(x, 2 * kernel)["y"], fast(x, kernel)["y"]) < 1e-5
+
+
+@needs_kernels
+def test_what_is_not_a_number_stays_so():
+    x, kernel = normal(0, 1, 8, 8, 3), normal(1, 3, 3, 3, 16)
+    x[0, 4, 4, 1] = np.nan
+    y = np.asarray(with_fast_convolutions(convolve)(x, kernel))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(convolve(x, kernel)))
+
+
+def test_a_function_is_as_it_was_without_the_kernels(monkeypatch):
+    monkeypatch.setenv(convolutions.SWITCH, "0")
+    assert with_fast_convolutions(convolve) is convolve
+    monkeypatch.delenv(convolutions.SWITCH)
+    monkeypatch.setattr(convolutions.importlib.util, "find_spec", lambda name: None)
+    assert with_fast_convolutions(convolve) is convolve
