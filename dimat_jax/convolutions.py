@@ -82,29 +82,31 @@ def _fast(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     """What computes an equation, if it is a convolution that `dimat_jax_cpu` has."""
     if eqn.primitive.name != "conv_general_dilated":
         return None
-    p, result = eqn.params, eqn.outvars[0].aval
+    p = eqn.params
+    arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+    images, _, result = arrays
     corner = [before for before, _ in p["padding"]]
     steps = [p[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
     if (
-        {x.aval.dtype for x in (*eqn.invars, *eqn.outvars)} != {jnp.dtype(jnp.float32)}
+        {x.dtype for x in arrays} != {jnp.dtype(jnp.float32)}
         or p["feature_group_count"] * p["batch_group_count"] > 1
         or len(corner) != 2
         or min(corner) < 0
         or any(down != across for down, across in steps)
-        or 0 in eqn.invars[0].aval.shape + result.shape
+        or 0 in images.shape + result.shape
     ):
         return None
     import dimat_jax_cpu
 
     top, left = corner
     stride, dilation, apart = (down for down, _ in steps)
-    images, kernel, out = p["dimension_numbers"]
-    forward = (images, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
+    lhs, kernel, out = p["dimension_numbers"]
+    forward = (lhs, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
     if forward and apart == 1 and 1 in (stride, dilation):
         swapped = kernel == KERNEL_SWAPPED
         options = dict(stride=stride, dilation=dilation, top=top, left=left, swapped=swapped)
         return lambda x, w: dimat_jax_cpu.convolution(x, w, result.shape, **options)
-    backward = (images, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
+    backward = (lhs, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
     if backward and stride == dilation == 1:
         options = dict(stride=apart, top=top, left=left)
         return lambda x, y: dimat_jax_cpu.kernel_gradient(x, y, result.shape, **options)

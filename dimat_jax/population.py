@@ -104,12 +104,11 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
     keep_memory()
-    if jax.config.read("jax_num_cpu_devices") > 0 or FORCED_DEVICES in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    config: Any = jax.config
+    if config.jax_num_cpu_devices > 0 or FORCED_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
     try:
-        jax.config.update("jax_num_cpu_devices", max(devices or 1, virtual_devices(agents)))
+        config.update("jax_num_cpu_devices", max(devices or 1, virtual_devices(agents)))
     except RuntimeError:
         pass  # The backend has started; `choose_execution` makes the best of what there is.
 
