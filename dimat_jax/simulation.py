@@ -17,7 +17,7 @@ from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merger import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.population import FORWARD_BATCH, prepare_devices, replicate, spread
-from dimat_jax.setup import Keys, Setup, prepare, seed_keys
+from dimat_jax.setup import Keys, Setup, check_options, prepare, seed_keys
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, neighbor_slots
 from dimat_jax.training import AgentState, epoch_order
@@ -28,7 +28,8 @@ class Final(NamedTuple):
     """Where one method ends for one seed.
 
     Attributes:
-      variables: stacked ``[agents, ...]``.
+      variables: stacked ``[agents, ...]``, on the host: with many methods and seeds they would fill
+        the devices.
       test_accuracy: of each agent, on all test images.
       permutations: those of the last merge round, see `dimat_jax.algorithms.Merged`.
     """
@@ -51,7 +52,7 @@ class Result(NamedTuple):
     """
 
     history: list[Row]
-    variables: Variables
+    variables: Variables | None
     symmetries: Symmetries
     finals: dict[tuple[str, int], Final]
     setup: Setup
@@ -62,8 +63,8 @@ class Observer(NamedTuple):
 
     Attributes:
       on_start: ``on_start(setup)``, before anything compiles.
-      on_phase: ``on_phase(label, done)`` when a stretch of work ends: what it was, and the share of
-        the whole run that is done, 0 to 1.
+      on_phase: ``on_phase(label, done)`` when an epoch has ended, or other work begins that takes a
+        while: what it is, and the share of the whole run that is done, 0 to 1.
       on_row: ``on_row(row)`` for every row of the history.
       on_diverged: ``on_diverged(method, error)`` when a method diverges, which by default ends the
         run; where it returns, the run goes on without that method.
@@ -95,9 +96,11 @@ def run(
       ValueError: for a configuration that cannot be run, before anything compiles; if a loss is
         no longer finite, with the agent and the step.
     """
+    check_options(config)
     prepare_devices(config.agents, config.devices)
     setup = prepare(config, model, dataset, topology)
     observer.on_start(setup)
+    observer.on_phase("compiling the first steps", 0.0)
     engine = make_engine(setup)
     history: list[Row] = []
     finals: dict[tuple[str, int], Final] = {}
@@ -188,16 +191,36 @@ def run_method(run: SeedRun, method: str, state: AgentState, shards: Shards) -> 
     for round in range(1, config.rounds + 1):
         if algorithm.merge and not algorithm.at_end:
             standing = merge(run, method, algorithm.merge, standing, shards, round)
+            run.record(measure(run, standing, method, "merge", round))
         standing = train(run, epoch, standing, method, round)
         if algorithm.gossip:
             standing = after_gossip(run, method, standing, shards, round)
-        run.record(measure(run, standing, method, "train", round))
+        if algorithm.at_end or round < config.rounds:
+            run.record(measure(run, standing, method, "train", round))
+    phase, round = "train", config.rounds
     if algorithm.merge and algorithm.at_end:
-        standing = merge(run, method, algorithm.merge, standing, shards, config.rounds + 1)
+        phase, round = "merge", config.rounds + 1
+        standing = merge(run, method, algorithm.merge, standing, shards, round)
+    final = finish(run, method, standing)
+    if round:
+        # Not before: the last row's seconds hold those of the evaluation on all test images.
+        run.record(measure(run, standing, method, phase, round))
+    else:
+        run.engine.stopwatch.take()  # There is no row that they belong to.
+    return final
+
+
+def finish(run: SeedRun, method: str, standing: Standing) -> Final:
+    """Evaluates on all test images, and brings the agents' variables to the host."""
+    engine, config, tests = run.engine, run.setup.config, len(run.setup.dataset.test_labels)
+    run.observer.on_phase(
+        f"seed {run.seed}, {method}: evaluating on all {tests:,} test images",
+        share_done(config, run.seed, method, config.rounds + 1, 0),
+    )
     variables = standing.state.variables
-    correct = run.engine.evaluate(variables, run.engine.all_tests).correct
-    accuracy = np.asarray(correct) / len(setup.dataset.test_labels)
-    return Final(variables, accuracy, list(standing.permutations))
+    with engine.stopwatch.measure("evaluate"):
+        correct = jax.device_get(engine.evaluate(variables, engine.all_tests).correct)
+    return Final(jax.device_get(variables), correct / tests, list(standing.permutations))
 
 
 def start_method(
@@ -207,6 +230,9 @@ def start_method(
     within = METHODS[method].gossip
     if within is None:
         return alone(run, shards), Standing(state)
+    run.observer.on_phase(
+        f"seed {run.seed}, {method}: starting", share_done(run.setup.config, run.seed, method, 1, 0)
+    )
     gossip, graph = run.engine.gossip(within), exchanges(run.setup.graphs[method])
 
     def epoch(state: AgentState, kept: Any, epoch: int) -> tuple[AgentState, Any]:
@@ -218,12 +244,16 @@ def start_method(
 def merge(
     run: SeedRun, method: str, between: Merge, standing: Standing, shards: Shards, round: int
 ) -> Standing:
-    """One merge of all agents, measured.
+    """One merge of all agents.
 
     Raises:
       Diverged: if networks have diverged so far that their units cannot be compared.
     """
     engine, setup, graph = run.engine, run.setup, run.setup.graphs[method]
+    run.observer.on_phase(
+        f"seed {run.seed}, {method}, round {round}: merging",
+        share_done(setup.config, run.seed, method, round, 0),
+    )
     inputs = merge_round(run, graph, shards, round)
     try:
         variables, permutations = between(engine.merger, standing.state.variables, inputs)
@@ -233,9 +263,7 @@ def merge(
     if setup.config.optimizer_after_merge == "fresh":
         state = engine.fresh(state)
     bytes_sent = sent(METHODS[method], graph, round - 1, 1, setup.abstract[0])
-    merged = Standing(state, standing.kept, permutations, standing.bytes_sent + bytes_sent)
-    run.record(measure(run, merged, method, "merge", round))
-    return merged
+    return Standing(state, standing.kept, permutations, standing.bytes_sent + bytes_sent)
 
 
 def after_gossip(
@@ -291,7 +319,7 @@ def share_done(config: Config, seed: int, method: str, round: int, epoch: int) -
     if round:
         ended += config.pretrain_epochs + config.methods.index(method) * of_method
         ended += (round - 1) * config.epochs_per_round
-    return ended / (of_seed * len(config.seeds))
+    return ended / max(1, of_seed * len(config.seeds))
 
 
 class Diverged(ValueError):
@@ -306,8 +334,8 @@ def check_finite(diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "
     if (diverged >= 0).any():
         agent = int(np.argmin(np.where(diverged >= 0, diverged, np.iinfo(np.int32).max)))
         raise Diverged(
-            f"The training loss of agent {agent} was not finite at step {diverged[agent]}: "
-            "a smaller learning_rate is needed."
+            f"The training loss of agent {agent} was not finite at step "
+            f"{diverged[agent] + 1}: a smaller learning_rate is needed (steps count from 1)."
         )
     if not finite.all():
         raise Diverged(

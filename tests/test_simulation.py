@@ -1,6 +1,7 @@
 """The run as a whole: its rows, and that nothing depends on where and in which form it runs."""
 
 import functools
+import time
 from typing import NamedTuple
 
 import jax
@@ -74,9 +75,9 @@ def test_nothing_is_traced_or_compiled_from_the_second_round_on(main_job):
     traces, compiled = main_job.traces, main_job.compilations
     assert traces[2] > traces[0] > 0 and compiled[2] > compiled[0] > 0
     for counts in (traces, compiled):
-        assert set(counts[2:7]) == {counts[2]}  # DIMAT, from the end of its first round
+        assert set(counts[2:6]) == {counts[2]}  # DIMAT, from the end of its first round
         assert set(counts[7:]) == {counts[7]}  # WA, from its first merge
-    assert traces[7] - traces[2] <= 1  # in between, all test images are another shape
+    assert traces[6] - traces[5] <= 1 and traces[7] == traces[6]  # all test images: another shape
 
 
 def test_rows_come_in_order_of_time_with_the_agreed_fields(main_job):
@@ -145,9 +146,62 @@ def test_what_comes_out_is_what_the_last_rows_say(main_job):
 
 def test_the_observer_hears_of_the_whole_run(main_job):
     assert main_job.started == [main_job.result.setup]
-    assert main_job.shares == [pytest.approx(i / 7) for i in range(1, 8)]
-    assert main_job.labels[0].startswith("seed 0, pretrain, round 0, epoch 1 of 1: loss")
-    assert main_job.labels[-1].startswith("seed 0, wa, round 3, epoch 1 of 1: loss")
+    heard = [*zip(main_job.labels, main_job.shares, strict=True)]
+    epochs = [(label, share) for label, share in heard if "loss" in label]
+    assert [share for _, share in epochs] == [pytest.approx(i / 7) for i in range(1, 8)]
+    assert epochs[0][0].startswith("seed 0, pretrain, round 0, epoch 1 of 1: loss")
+    assert epochs[-1][0].startswith("seed 0, wa, round 3, epoch 1 of 1: loss")
+    # What is silent for a while is announced, where the epochs before it have brought the run.
+    silent = [("compiling the first steps", 0.0)]
+    for method, before in (("dimat", 1), ("wa", 4)):
+        silent += [
+            (f"seed 0, {method}, round {round}: merging", pytest.approx((before + round - 1) / 7))
+            for round in (1, 2, 3)
+        ]
+        end = pytest.approx((before + 3) / 7)
+        silent.append((f"seed 0, {method}: evaluating on all 50 test images", end))
+    assert [(label, share) for label, share in heard if "loss" not in label] == silent
+
+
+@pytest.mark.parametrize("options", [{"rounds": 1}, {"rounds": 0, "seeds": (0, 1)}])
+def test_the_evaluation_on_all_images_is_measured_with_the_method_it_ends(monkeypatch, options):
+    def make_engine(plan):
+        parts = engine.make_engine(plan)
+
+        def evaluate(variables, tests):
+            time.sleep(0.5 * (tests is parts.all_tests))
+            return parts.evaluate(variables, tests)
+
+        return parts._replace(evaluate=evaluate)
+
+    monkeypatch.setattr(simulation, "make_engine", make_engine)
+    rows = quick(methods=("wa", "final_wa", "dsgd"), test_examples=30, **options).history
+    last = [row["method"] != "pretrain" and row is rows[-1] for row in rows]
+    for i, (row, after) in enumerate(zip(rows, rows[1:], strict=False)):
+        last[i] = row["method"] not in ("pretrain", after["method"])
+    if options["rounds"] == 0:  # Only the final merge has rows; wa and dsgd have none.
+        assert [row["method"] for row in rows] == ["pretrain", "final_wa"] * 2
+    assert [row["seconds"]["evaluate"] > 0.5 for row in rows] == last
+
+
+def test_what_a_run_leaves_lies_on_the_host(main_job):
+    for final in main_job.result.finals.values():
+        assert {type(x) for x in jax.tree.leaves(final.variables)} == {np.ndarray}
+
+
+def test_gossip_methods_say_that_they_start():
+    labels = []
+    observer = dj.Observer(on_phase=lambda label, share: labels.append((label, share)))
+    config = small_config(methods=("dsgd",), pretrain_epochs=0, epochs_per_round=0, devices=2)
+    dj.simulate(config, model=linear_softmax(), dataset=DATASET, observer=observer)
+    assert ("seed 0, dsgd: starting", 0.0) in labels
+
+
+def test_options_of_a_wrong_type_are_said_before_devices_are_prepared():
+    config = small_config()
+    object.__setattr__(config, "agents", "4")
+    with pytest.raises(ValueError, match="agents must be a whole number, not '4'"):
+        dj.simulate(config, dataset=DATASET)
 
 
 FORMS = {
@@ -311,13 +365,13 @@ def test_momentum_goes_on_after_a_merge_only_if_asked():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 1: a smaller"):
+    with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 2: a smaller"):
         quick(learning_rate=1e38)
 
 
 def test_the_agent_that_diverged_first_is_named():
     simulation.check_finite(np.full(3, -1), np.full(3, True))
-    with pytest.raises(ValueError, match="agent 2 was not finite at step 0"):
+    with pytest.raises(ValueError, match="agent 2 was not finite at step 1"):
         simulation.check_finite(np.array([-1, 5, 0, 3]), np.full(4, False))
 
 
