@@ -14,8 +14,15 @@ import numpy as np
 
 @functools.cache
 def load() -> None:
-    """Tells JAX of the compiled functions; done by the others when they are first called."""
-    (path,) = pathlib.Path(__file__).parent.glob("libdimat_jax_cpu.*")
+    """Tells JAX of the compiled functions; done by the others when they are first called.
+
+    Raises:
+      ImportError: if they have not been compiled.
+    """
+    folder = pathlib.Path(__file__).parent
+    path = next(folder.glob("libdimat_jax_cpu.*"), None)
+    if path is None:
+        raise ImportError(f"There is no compiled library in {folder}: pip install ./cpu_kernels")
     library = ctypes.cdll.LoadLibrary(str(path))
     for name in ("dimat_convolution", "dimat_kernel_gradient"):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")

@@ -87,11 +87,13 @@ struct Job {
   int64_t channels;   // of the result that are wanted, at most 2 * LANES
 };
 
-template <int ROWS, int COLUMNS, int VECTORS>
+// STEP is job.in.column where it is known in advance, so that addresses need no register each; 0
+// where it is not.
+template <int ROWS, int COLUMNS, int VECTORS, int STEP>
 void tile(const Job& job, int64_t row, int64_t column) {
   Vector sums[ROWS][COLUMNS][VECTORS] = {};
-  const int64_t x_offset = row * job.in.row + column * job.in.column;
-  const int64_t x_row = job.in.row, x_column = job.in.column;
+  const int64_t x_row = job.in.row, x_column = STEP > 0 ? STEP : job.in.column;
+  const int64_t x_offset = row * x_row + column * x_column;
   for (int64_t r = 0; r < job.number_of_runs; ++r) {
     const float *x = job.runs[r].x + x_offset, *w = job.runs[r].w;
     for (int64_t k = 0; k < job.runs[r].length; ++k, w += job.weights) {
@@ -120,20 +122,20 @@ void tile(const Job& job, int64_t row, int64_t column) {
     }
 }
 
-template <int ROWS, int COLUMNS, int VECTORS>
+template <int ROWS, int COLUMNS, int VECTORS, int STEP>
 void band(const Job& job, int64_t row, int64_t column = 0) {
   for (; column + COLUMNS <= job.columns; column += COLUMNS)
-    tile<ROWS, COLUMNS, VECTORS>(job, row, column);
-  if constexpr (COLUMNS > 1) band<ROWS, COLUMNS / 2, VECTORS>(job, row, column);
+    tile<ROWS, COLUMNS, VECTORS, STEP>(job, row, column);
+  if constexpr (COLUMNS > 1) band<ROWS, COLUMNS / 2, VECTORS, STEP>(job, row, column);
 }
 
-template <int VECTORS>
+template <int VECTORS, int STEP = 0>
 void plane(const Job& job) {
   constexpr int COLUMNS = 2 * PIXELS / VECTORS;
   int64_t row = 0;
   if (job.columns < COLUMNS)  // Two narrow rows fill a tile.
-    for (; row + 2 <= job.rows; row += 2) band<2, COLUMNS / 2, VECTORS>(job, row);
-  for (; row < job.rows; ++row) band<1, COLUMNS, VECTORS>(job, row);
+    for (; row + 2 <= job.rows; row += 2) band<2, COLUMNS / 2, VECTORS, STEP>(job, row);
+  for (; row < job.rows; ++row) band<1, COLUMNS, VECTORS, STEP>(job, row);
 }
 
 // The convolution ---------------------------------------------------------------------------------
@@ -259,6 +261,8 @@ void convolve(const float* x, int64_t batch, const Image& in, const Kernel& kern
                           std::min<int64_t>(out.channels - channel, 2 * LANES)};
             if (outputs - channel > LANES)
               plane<2>(job);
+            else if (job.in.column == 16)
+              plane<1, 16>(job);
             else
               plane<1>(job);
           }
