@@ -57,8 +57,8 @@ def message_bytes(sends: Sends, variables: Variables) -> int:
 def messages(algorithm: Algorithm, topology: Topology, exchange: int) -> Int[np.ndarray, " agents"]:
     """How many messages each agent sends in one exchange.
 
-    One to each other agent that hears from it; one to the server, by those whose model is in its
-    mean.
+    As many as `Sends` says to each other agent that hears from it, or to all others; one to the
+    server, by those whose model is in its mean.
 
     Args:
       algorithm: the method.
@@ -68,7 +68,9 @@ def messages(algorithm: Algorithm, topology: Topology, exchange: int) -> Int[np.
     hears = topology.mixing_matrix(exchange % topology.period) != 0
     if algorithm.sends.to_server:
         return hears.any(0).astype(np.int64)
-    return (hears & ~np.eye(topology.agents, dtype=bool)).sum(0, dtype=np.int64)
+    to = np.ones_like(hears) if algorithm.sends.to_everyone else hears
+    receivers = (to & ~np.eye(topology.agents, dtype=bool)).sum(0, dtype=np.int64)
+    return algorithm.sends.messages * receivers
 
 
 def traffic(

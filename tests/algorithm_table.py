@@ -109,7 +109,7 @@ GOSSIP = {
         rate_factor=1,
         centralized=references.step_then_mix,
     ),
-    "cga": Row(references.cross_gradient, graphs=UNDIRECTED, sends=Sends(parameters=2)),
+    "cga": Row(references.cross_gradient, graphs=UNDIRECTED, sends=Sends(messages=2)),
     "d2": Row(
         references.d2,
         graphs=(*UNDIRECTED, "even ring", "bipartite"),
@@ -168,7 +168,9 @@ MERGING = {
     "dimat_repair": MergeRow("activations", repairs=True),
     "final_dimat": MergeRow("activations", frame="first", matrix=everyone, at_end=True),
     "wm": MergeRow("weights"),
-    "universe": MergeRow("universe", frame="universe"),
+    "universe": MergeRow(
+        "universe", frame="universe", sends=Sends(parameters=1, statistics=1, to_everyone=True)
+    ),
     "wa": MergeRow(),
     "wa_published": MergeRow(recomputes=False),
     "wa_repair": MergeRow(repairs=True),

@@ -26,7 +26,11 @@ MESSAGE = {
     "dsgd": PARAMS,
     "dsgd_nesterov": PARAMS,
     "sgp": PARAMS + NUMBER,
-    "cga": 2 * PARAMS,
+    "cga": PARAMS,
+    "wm": EVERYTHING,
+    "wa_published": EVERYTHING,
+    "wa_repair": EVERYTHING,
+    "dimat_repair": EVERYTHING,
     "d2": PARAMS,
     "gradient_tracking": 2 * PARAMS,
     "qg_dsgdm_n": PARAMS,
@@ -59,11 +63,12 @@ def test_a_message_goes_to_each_that_hears_from_its_sender(method, graph, neighb
     for first in range(graph.period):
         for number in (0, 1, 2 * graph.period + 1):
             found = traffic(METHODS[method], graph, first, number, VARIABLES)
+            sent_each = number * neighbors * (2 if method == "cga" else 1)  # a model, a gradient
             assert found.exchanges == number
-            assert found.messages.sum() == pytest.approx(number * neighbors * graph.agents)
+            assert found.messages.sum() == pytest.approx(sent_each * graph.agents)
             assert found.total == found.bytes.sum() == MESSAGE[method] * found.messages.sum()
             mean = sent(METHODS[method], graph, first, number, VARIABLES)
-            assert mean == pytest.approx(number * neighbors * MESSAGE[method])
+            assert mean == pytest.approx(sent_each * MESSAGE[method])
 
 
 @hypothesis.given(
@@ -113,10 +118,12 @@ def test_relay_sends_along_a_tree(graph):
     assert found.total == found.messages.sum() * (PARAMS + NUMBER)
 
 
-def test_local_sgd_sends_to_everyone_whatever_the_graph():
-    algorithm = METHODS["local_sgd"]
+@pytest.mark.parametrize("method", ["local_sgd", "universe", "final_wa", "final_dimat"])
+def test_what_takes_everyones_networks_is_sent_to_everyone_whatever_the_graph(method):
+    algorithm = METHODS[method]
     found = traffic(algorithm, algorithm.graph(topology.ring(8)), 0, 1, VARIABLES)
     np.testing.assert_array_equal(found.messages, [7] * 8)
+    assert found.total == 8 * 7 * EVERYTHING
 
 
 def test_many_exchanges_are_counted_at_once():

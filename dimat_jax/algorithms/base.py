@@ -107,19 +107,23 @@ class Gossip(NamedTuple):
 
 
 class Sends(NamedTuple):
-    """What one message holds; it goes to each agent that hears from its sender.
+    """What one message holds, and to whom it goes: each agent that hears from its sender.
 
     Attributes:
       parameters: copies of the trainable parameters, or of something of their size.
       statistics: copies of the running statistics.
       scalars: single numbers.
+      messages: how many such messages go to each of them, one after the other.
       to_server: whether it goes to a server, once, and comes back once.
+      to_everyone: whether it goes to all other agents, whatever the graph.
     """
 
     parameters: int = 1
     statistics: int = 0
     scalars: int = 0
+    messages: int = 1
     to_server: bool = False
+    to_everyone: bool = False
 
 
 class Algorithm(NamedTuple):

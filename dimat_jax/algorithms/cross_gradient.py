@@ -48,7 +48,8 @@ def cross_gradient_aggregation(momentum: float = 0.9) -> Algorithm:
     """v_i ← β v_i + g̃_i; x_i ← Σ_j π_ij x_j − α v_i.
 
     g̃_i is the point nearest to g_i with ⟨g̃_i, g_ij⟩ ≥ 0 for the gradients g_ij = ∇f_j(x_i) of all
-    neighbours j. CGA (Esfandiari et al. 2021, arXiv 2103.02051, algorithm 1).
+    neighbours j; each gets two messages: a model, and a gradient back. CGA (Esfandiari et al. 2021,
+    arXiv 2103.02051, algorithm 1).
 
     Args:
       momentum: β.
@@ -64,7 +65,7 @@ def cross_gradient_aggregation(momentum: float = 0.9) -> Algorithm:
         params = descend(mix(exchange.matrix, state.params), rate, velocity)
         return MomentumState(params, velocity)
 
-    return Algorithm(mutual, Sends(parameters=2), gossip=Gossip(start, points, update))
+    return Algorithm(mutual, Sends(messages=2), gossip=Gossip(start, points, update))
 
 
 def returned(gradients: tuple[Params, ...], exchange: Exchange) -> Params:

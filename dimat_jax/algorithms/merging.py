@@ -67,7 +67,8 @@ def first_frame(align: Align) -> Frame:
 def universe_frame(merger: Merger, variables: Variables, round: MergeRound) -> list[Permutations]:
     """Brings all into one universe, found for all together (`match_universe`).
 
-    P_ij = Q_i⁻¹ Q_j: cycle-consistent, as pairs aligned one by one are not.
+    P_ij = Q_i⁻¹ Q_j: cycle-consistent, as pairs aligned one by one are not. It takes everyone's
+    networks, and so each agent sends its own to all others, and not to its neighbours alone.
     """
     return merger.align_universe(variables, round.key)
 
@@ -152,7 +153,9 @@ MERGING: dict[str, Algorithm] = {
     "wa": wa,
     "wa_published": merging(unaligned, recompute=False),
     "wm": merging(by_weights),
-    "universe": merging(unaligned, universe_frame),
+    "universe": merging(unaligned, universe_frame)._replace(
+        sends=Sends(parameters=1, statistics=1, to_everyone=True)
+    ),
     "final_wa": merging(unaligned, at_end=True),
     "final_dimat": merging(by_activations, first_frame(by_activations), at_end=True),
     "dimat_repair": merging(by_activations, repair=True),
