@@ -18,7 +18,8 @@ class Config:
     """Number of agents, each with its own network and its own data."""
     topology: str = "ring"
     """Who merges with whom: ring, fully_connected, bipartite, disconnected, star, torus,
-    exponential, one_peer_exponential, base_k, hypercube, erdos_renyi or random_regular."""
+    exponential, one_peer_exponential, base_k, hypercube, erdos_renyi, random_regular or (for sgp)
+    digraph."""
     dataset: str = "auto"
     """auto (CIFAR-10 if it can be had, else shapes), cifar10, cifar100, tiny_imagenet, digits or
     shapes."""
@@ -55,8 +56,9 @@ class Config:
     method_learning_rate: tuple[tuple[str, float], ...] = ()
     """Learning rates of methods in the rounds, by name, in place of the run's: cdsgd 0.1 sgp
     0.05."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate over the whole run, pretraining included."""
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    """The learning rate over the whole run, pretraining included; exponential: that of methods that
+    exchange something in every step, times 0.981 an epoch of the rounds."""
     optimizer_after_merge: Literal["fresh", "kept"] = "fresh"
     """Whether the optimizer's state starts anew after a merge."""
     batch_size: int | None = None
@@ -64,14 +66,15 @@ class Config:
     methods: tuple[str, ...] = ("dimat", "wa")
     """The methods to compare, all from the same pretrained agents."""
     matching_data: Literal["own", "shared"] = "own"
-    """What neighbours' units are compared on: each agent's own images, or one batch for all."""
+    """On what neighbours' units are compared and BatchNorm statistics recomputed: each agent's own
+    images, or images of all agents, the same for all."""
     matching_images: int = 512
     """Number of images for matching."""
     recompute_statistics: bool = True
     """Whether BatchNorm statistics are recomputed: after a merge, and for methods that exchange
     something in every step after each round of training. Else a merge averages them."""
     statistics_images: int = 1024
-    """Number of an agent's images for recomputing BatchNorm statistics."""
+    """Number of images for recomputing BatchNorm statistics."""
     merge_frame: Literal["own", "first"] = "own"
     """Whether each agent merges in its own frame, or all in agent 0's (fully connected only)."""
     test_examples: int | None = 2000

@@ -39,6 +39,9 @@ from dimat_jax.training import (
 )
 from dimat_jax.types import Key, Variables
 
+DECAY = 0.981
+"""Of the learning rate in an epoch, in the published baselines (arXiv 2404.08079)."""
+
 
 class Shards(NamedTuple):
     """The agents' training examples, where they lie on the devices.
@@ -129,7 +132,7 @@ def make_engine(setup: Setup) -> Engine:
 
     @functools.cache
     def gossip(method: Gossip) -> Gossiping:
-        running = alternating(gossip_exchange(method, schedule))
+        running = alternating(gossip_exchange(method, make_schedule(setup, gossip=True)))
         return make_gossiping(setup, method, running, order, stopwatch)
 
     evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
@@ -156,6 +159,7 @@ def make_engine(setup: Setup) -> Engine:
             setup.abstract,
             stopwatch,
             own_images=config.matching_data == "own" and config.merge_frame == "own",
+            own_statistics=config.matching_data == "own",
         ),
         tests=some_tests(setup.dataset, config.test_examples),
         all_tests=some_tests(setup.dataset, None),
@@ -225,12 +229,22 @@ def make_gossiping(
     return Gossiping(start, train)
 
 
-def make_schedule(setup: Setup) -> optax.Schedule:
-    """Step → learning rate, over the whole run, pretraining included."""
+def make_schedule(setup: Setup, gossip: bool = False) -> optax.Schedule:
+    """Step → learning rate, over the whole run, pretraining included.
+
+    Args:
+      setup: what the run works with.
+      gossip: whether of a method that exchanges something in every step.
+    """
     config = setup.config
-    if config.schedule == "constant":
-        return optax.constant_schedule(setup.learning_rate)
     before, after = (examples // setup.batch_size for examples in setup.epoch_examples)
+    if config.schedule == "exponential" and gossip:
+        first = config.pretrain_epochs * before
+        return optax.exponential_decay(
+            setup.learning_rate, max(1, after), DECAY, transition_begin=first, staircase=True
+        )
+    if config.schedule != "cosine":
+        return optax.constant_schedule(setup.learning_rate)
     epochs = config.rounds * config.epochs_per_round
     steps = config.pretrain_epochs * before + epochs * after
     return optax.cosine_decay_schedule(setup.learning_rate, max(1, steps))

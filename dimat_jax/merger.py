@@ -138,6 +138,7 @@ def make_merger(
     abstract: tuple[Variables, jax.ShapeDtypeStruct],
     stopwatch: Stopwatch,
     own_images: bool = True,
+    own_statistics: bool = True,
 ) -> Merger:
     """Builds the parts of a merge round; each is compiled when it is first used.
 
@@ -150,10 +151,12 @@ def make_merger(
       stopwatch: gets the seconds of ``match``, ``assign``, ``mix``, ``statistics``, ``compile``.
       own_images: whether each agent matches on its own images (which lie on its device) or all on
         the same ones (which lie on every device).
+      own_statistics: likewise of the images from which statistics are recomputed.
     """
     resident = AGENTS if own_images else REPLICATED
     matching = repeat(execution, match_update(symmetries, model, normalise), stopwatch, resident)
-    summing = repeat(execution, statistics_update(model, normalise), stopwatch, AGENTS)
+    counted = AGENTS if own_statistics else REPLICATED
+    summing = repeat(execution, statistics_update(model, normalise), stopwatch, counted)
     reading = repeat(
         execution, preactivation_update(symmetries, model, normalise), stopwatch, resident
     )

@@ -362,9 +362,10 @@ def merge_round(run: SeedRun, graph: Topology, shards: Shards, round: int) -> Me
 
 
 def statistics_batches(run: SeedRun, shards: Shards, round: int) -> Batches:
-    """Each agent's own images from which a round's statistics are recomputed."""
-    number = run.setup.config.statistics_images
-    return own_batches(run.setup, shards, round_key(run, round), number)
+    """The images from which a round's statistics are recomputed: own ones, or shared by all."""
+    config = run.setup.config
+    batches = common_batches if config.matching_data == "shared" else own_batches
+    return batches(run.setup, shards, round_key(run, round), config.statistics_images)
 
 
 def round_key(run: SeedRun, round: int) -> Key:

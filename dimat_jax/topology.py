@@ -341,6 +341,20 @@ def draw_connected(
     raise ValueError(f"No graph of {DRAWS} draws of {name!r} is connected. {hint}")
 
 
+def digraph(n: int) -> Topology:
+    """A directed ring in which each even agent also sends two places ahead.
+
+    Each agent shares out what it holds in equal parts, as it can without knowing who else sends:
+    columns sum to 1 and rows do not. Only push-sum averages evenly on it.
+    """
+    need("digraph", n, 3)
+    senders = np.arange(n)
+    sends = np.eye(n)
+    sends[(senders + 1) % n, senders] = 1
+    sends[(senders[::2] + 2) % n, senders[::2]] = 1
+    return Topology("digraph", (sends / sends.sum(0))[None])
+
+
 def base_k(n: int, k: int = 1) -> Topology:
     """The Base-(k+1) graph: at most ``k`` neighbours a round, and a period averages exactly.
 
@@ -370,6 +384,7 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
     "hypercube": hypercube,
     "erdos_renyi": erdos_renyi,
     "random_regular": random_regular,
+    "digraph": digraph,
 }
 """Name → factory of the number of agents."""
 

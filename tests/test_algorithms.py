@@ -117,6 +117,15 @@ def test_mixing_then_stepping_is_centralized_training_in_the_mean_of_one_hessian
     assert np.ptp(taken, axis=1).max() > 0.01, "each agent has one step of its own ahead"
 
 
+def test_cross_gradients_that_agree_are_centralized_training_in_the_mean(x64):
+    run = run_of(GRAPHS["fully connected"], [0.1] * 5, same_start=True, same_hessian=True)
+    # Far from all minima, which are near to each other, every agent's gradient helps the others.
+    run = run._replace(problem=run.problem._replace(minima=0.01 * run.problem.minima))
+    taken, expected = models(METHODS["cga"], run), centralized_models("cdmsgd", run)
+    np.testing.assert_allclose(taken.mean(1), expected, atol=1e-10)
+    assert np.ptp(taken, axis=1).max() > 1e-4, "each agent has one step of its own ahead"
+
+
 @pytest.mark.parametrize("name", GOSSIP)
 def test_at_learning_rate_0_agents_that_agree_stay(name, x64):
     run = run_of(GRAPHS["star"], np.zeros(len(RATES)), same_start=True)

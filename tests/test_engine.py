@@ -86,6 +86,17 @@ def test_the_schedule_spans_the_whole_run():
     assert cosine(steps // 2) == pytest.approx(0.025)
 
 
+def test_the_exponential_schedule_is_that_of_the_published_baselines():
+    plan = prepared(schedule="exponential", pretrain_epochs=2)
+    local, gossip = engine.make_schedule(plan), engine.make_schedule(plan, gossip=True)
+    assert local(0) == local(1000) == 0.05
+    for epoch in (0, 1, 2):  # of the rounds, five steps each
+        for step in (0, 4):
+            rate = gossip(10 + 5 * epoch + step)
+            assert rate == pytest.approx(0.05 * 0.981**epoch)
+    assert gossip(3) == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
 def test_an_epoch_needs_nothing_from_the_device(model, monkeypatch):
     """JAX's transfer guard sees nothing on CPU, where host and device share their memory. So trace

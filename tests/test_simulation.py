@@ -364,6 +364,72 @@ def test_momentum_goes_on_after_a_merge_only_if_asked():
     assert fresh[2]["test_loss"] != kept[2]["test_loss"]
 
 
+def softmax_training(weights, images, labels, optimizer, steps, rate):
+    """One agent's full-batch training of `linear_softmax` in NumPy, its optimizer fresh."""
+    x, moments, squares = np.c_[images, np.ones(len(images))], 0.0, 0.0
+    for step in range(1, steps + 1):
+        logits = x @ weights
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        gradient = x.T @ (shares - np.eye(4)[labels]) / len(x)
+        moments = 0.9 * moments + 0.1 * gradient
+        squares = 0.999 * squares + 0.001 * gradient**2
+        direction = moments / (1 - 0.9**step) / (np.sqrt(squares / (1 - 0.999**step)) + 1e-8)
+        weights = weights - rate * (direction if optimizer == "adam" else gradient)
+    return weights
+
+
+def weights_of(variables):
+    """The agents' weights, the bias as a last row."""
+    params = jax.device_get(variables["params"])
+    return np.concatenate([params["kernel"], params["bias"][:, None]], 1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_methods_that_train_apart_in_between_are_what_their_papers_say(optimizer):
+    options = dict(batch_size=40, pretrain_epochs=0, optimizer=optimizer, learning_rate=0.01)
+    with jax.enable_x64(True):
+        start = weights_of(quick(rounds=0, **options).variables)
+        methods = ("local_sgd", "fedavg", "final_wa", "final_dimat")
+        result = quick(methods=methods, epochs_per_round=3, **options)
+        mean, std = dj.datasets.channel_statistics(DATASET.train_images)
+        images = np.asarray(dj.datasets.normalize(DATASET.train_images, mean, std), np.float64)
+        images = images.reshape(len(images), -1)
+        found = {m: weights_of(result.finals[m, 0].variables) for m in methods}
+    shards = result.setup.shards[0][1]
+
+    def trained(weights, steps):
+        return np.stack(
+            [
+                softmax_training(w, images[s], DATASET.train_labels[s], optimizer, steps, 0.01)
+                for w, s in zip(weights, shards, strict=True)
+            ]
+        )
+
+    def averaged(weights):
+        return np.broadcast_to(weights.mean(0), weights.shape)
+
+    merged_each_round = trained(averaged(trained(averaged(start), 3)), 3)
+    for method in ("local_sgd", "fedavg"):  # two rounds of a merge and three steps
+        np.testing.assert_allclose(found[method], merged_each_round, atol=1e-5)
+    for method in ("final_wa", "final_dimat"):  # a linear model has no units to align
+        np.testing.assert_allclose(found[method], averaged(trained(start, 6)), atol=1e-5)
+    assert np.abs(merged_each_round - averaged(trained(start, 6))).max() > 1e-3
+
+
+def test_without_recomputation_a_merge_averages_statistics_with_the_rest():
+    def run(rounds):
+        options = dict(optimizer="adam", learning_rate=1e-3, epochs_per_round=0, devices=2)
+        config = small_config(methods=("wa",), rounds=rounds, recompute_statistics=False, **options)
+        return jax.device_get(dj.simulate(config, model=MODELS["mlp"], dataset=DATASET).variables)
+
+    matrix = topology.ring(8).mixing_matrix()
+    before, after = run(0), run(1)
+    expected = jax.tree.map(lambda x: np.tensordot(matrix, x, 1), before)
+    assert_trees_close(after, expected, 1e-5)
+    assert np.ptp(before["batch_stats"]["BatchNorm_0"]["mean"], axis=0).max() > 1e-3
+
+
 def test_a_loss_that_is_not_finite_ends_the_run():
     with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 2: a smaller"):
         quick(learning_rate=1e38)
@@ -496,8 +562,20 @@ def test_common_images_are_the_same_for_all(options, pool):
     assert all(images == seen[0] for images in seen)
     assert len(set(seen[0])) == 24 and set(seen[0]) <= allowed
     assert round.first_frame == ("merge_frame" in options)
-    # Statistics come from each agent's own images all the same.
-    assert set(images_on_device(round.statistics, 3, 2)) <= {x.tobytes() for x in own[3]}
+    # Statistics come from each agent's own images, but where data are shared.
+    agents = range(8) if "matching_data" in options else [3]
+    found = set(images_on_device(round.statistics, 3, 2))
+    assert found <= {x.tobytes() for agent in agents for x in own[agent]}
+    assert (found <= {x.tobytes() for x in own[3]}) == ("matching_data" not in options)
+
+
+def test_shared_statistics_are_the_same_wherever_agents_are():
+    options = dict(matching_data="shared", methods=("wa",), topology="fully_connected", rounds=1)
+    result = dj.simulate(
+        small_config(devices=4, epochs_per_round=0, **options), model=MODELS["mlp"], dataset=DATASET
+    )
+    for leaf in jax.tree.leaves(result.variables["batch_stats"]):
+        np.testing.assert_allclose(leaf, np.tile(leaf[:1], (8, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [1, 2, 127, 128, 129, 300, 1024, 1250])

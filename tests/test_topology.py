@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dimat_jax import topology as T
+from dimat_jax.algorithms import METHODS
 
 FEW = hypothesis.settings(deadline=None, max_examples=30)
 
@@ -214,6 +215,19 @@ def test_from_matrix_keeps_the_weights():
     assert graph.mixing_matrices.dtype == np.float64
     np.testing.assert_allclose(graph.mixing_matrices[0], matrix, rtol=1e-6)
     assert T.from_matrix(np.stack([matrix] * 3)).period == 3
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_the_digraph_is_one_that_only_push_sum_can_use(n):
+    graph = T.digraph(n)
+    matrix = graph.mixing_matrix()
+    np.testing.assert_allclose(matrix.sum(0), 1)
+    assert np.abs(matrix.sum(1) - 1).max() > 0.1 and (matrix != matrix.T).any()
+    T.check_connected(graph)
+    assert graph.neighbors(2) == [0, 1]  # of which 0 sends two places ahead
+    with pytest.raises(ValueError, match="not doubly stochastic"):
+        T.check_doubly_stochastic(graph)
+    METHODS["sgp"].graph(graph)
 
 
 @pytest.mark.parametrize("name", T.TOPOLOGIES)
