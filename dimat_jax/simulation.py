@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from dimat_jax.algorithms import METHODS, Merge, MergeRound, exchanges
 from dimat_jax.communication import sent
+from dimat_jax.compilation import keep_compilations
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.engine import Engine, Shards, make_engine, place_shards
@@ -98,6 +99,7 @@ def run(
     """
     check_options(config)
     prepare_devices(config.agents, config.devices)
+    keep_compilations()
     setup = prepare(config, model, dataset, topology)
     observer.on_start(setup)
     observer.on_phase("compiling the first steps", 0.0)

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_compilation_cache", False)  # No test leans on an earlier one.
 jax.devices()  # The number is fixed from here on, whatever a run prepares.
 
 
