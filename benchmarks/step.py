@@ -5,11 +5,12 @@
 Each row changes one thing about the centre: resnet20 of width 1, 16 agents, batches of 32. Ours
 and each opponent, every one in a process of its own, train the same number of images in turn.
 Opponents: torch, one agent after the other in PyTorch, channels-last, fused optimizer;
-torch_compiled, the same through torch.compile; independent, a jitted JAX step of one agent, called
+torch_compiled, the same through torch.compile; xla, ours without dimat_jax_cpu; independent, a jitted JAX step of one agent, called
 for each; vmap, scan, unrolled and matmul, all agents in one plain JAX program.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -46,7 +47,9 @@ QUICK = ("centre", "mlp_batch_50", "convnet_batch_50", "agents_8", "agents_64")
 MORE_IMAGES = {"mlp": 32, "convnet": 4}
 """Models so fast that they train so many times as many images for a block of about equal length."""
 
-Opponent = Literal["torch", "torch_compiled", "independent", "vmap", "scan", "unrolled", "matmul"]
+Opponent = Literal[
+    "torch", "torch_compiled", "xla", "independent", "vmap", "scan", "unrolled", "matmul"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Options:
     rows: tuple[str, ...] = ()
     """Rows of the table, by name; none: all of them (centre, mlp, convnet, vgg16, width_2, width_4,
     agents_1 to agents_64, batch_100, mlp_batch_50, convnet_batch_50)."""
-    opponents: tuple[Opponent, ...] = ("torch", "independent", "vmap")
+    opponents: tuple[Opponent, ...] = ("torch", "xla", "independent", "vmap")
     """Whom ours is measured against."""
     repetitions: int = 5
     """How often each is measured, after one time to warm up."""
@@ -125,6 +128,11 @@ def opponent_block(work: Work, name: str) -> Callable[[], float]:
         from benchmarks.opponents import torch_loop
 
         return timed(torch_loop.epochs(work, compiled=name == "torch_compiled"))
+    if name == "xla":
+        from dimat_jax.convolutions import SWITCH
+
+        os.environ[SWITCH] = "0"
+        return ours_block(work)
     select_backend(work.backend)
     from benchmarks.opponents import jax_plain
 
