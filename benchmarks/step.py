@@ -5,8 +5,9 @@
 Each row changes one thing about the centre: resnet20 of width 1, 16 agents, batches of 32. Ours
 and each opponent, every one in a process of its own, train the same number of images in turn.
 Opponents: torch, one agent after the other in PyTorch, channels-last, fused optimizer;
-torch_compiled, the same through torch.compile; xla, ours without dimat_jax_cpu; independent, a jitted JAX step of one agent, called
-for each; vmap, scan, unrolled and matmul, all agents in one plain JAX program.
+torch_compiled, the same through torch.compile; xla, ours without dimat_jax_cpu; independent, a
+jitted JAX step of one agent, called for each; vmap, scan, unrolled and matmul, all agents in one
+plain JAX program.
 """
 
 import dataclasses
