@@ -9,7 +9,7 @@ import numpy as np
 SIZES = (2, 3, 4, 6, 12)
 
 
-def random_program(rng, steps=8):
+def random_program(rng, steps=5):
     """Leaves' shapes, and a function ``program(xp, leaves, inputs)`` in NumPy or jax.numpy."""
     shapes = {f"leaf{i}": _shape(rng) for i in range(3)}
     recipe = [(str(rng.choice(list(STEPS))), int(rng.integers(2**31))) for _ in range(steps)]
@@ -201,5 +201,125 @@ STEPS = {
     for step in (
         elementwise, broadcast, contract, batched, reshape, transpose, reduction, concatenate,
         index, unstacked, part, roll, copies, pad, ordered, stack, diagonal,
+    )
+}  # fmt: skip
+
+
+def stacked_program(rng, steps=4):
+    """As `random_program`, of layers whose square kernels `[layers, kinds, n, n]` are one leaf.
+
+    Layers are taken from it one by one, as kernels in a chain, or as query, key and value.
+    """
+    n, layers, kinds = (int(rng.choice(sizes)) for sizes in ((4, 6), (2, 3, 4), (1, 2, 3)))
+    wide = int(rng.choice([n, 6, 8]))
+    order = tuple(int(i) for i in rng.permutation(4))
+    square = (layers, kinds, n, n)
+    layouts = {
+        (layers, kinds * n, n): lambda xp, w: w.reshape(square),
+        (layers, n, kinds * n): lambda xp, w: xp.swapaxes(w.reshape(layers, n, kinds, n), 1, 2),
+        tuple(square[i] for i in order): lambda xp, w: xp.transpose(w, np.argsort(order)),
+    }
+    shape = list(layouts)[rng.integers(len(layouts))]
+    names = rng.choice(list(STACKED_STEPS), size=steps)
+    recipe = [(str(name), int(rng.integers(2**31))) for name in names]
+    shapes = {
+        "stem": (3, n), "head": (n, 2), "bias": (layers, n), "gain": (n,), "kernels": shape,
+        "up": (layers, n, wide), "down": (layers, wide, n),
+    }  # fmt: skip
+
+    def program(xp, leaves, x):
+        kernels = layouts[shape](xp, leaves["kernels"])
+        h, others = x @ leaves["stem"], 0.0
+        for name, seed in recipe:
+            new = STACKED_STEPS[name](xp, np.random.default_rng(seed), h, kernels, leaves)
+            h, others = (h, others + new) if new.ndim == 0 else (new, others)
+        return h @ leaves["head"], others
+
+    program.recipe = recipe
+    return shapes, program
+
+
+def _kernel(rng, kernels):
+    return kernels[rng.integers(len(kernels)), rng.integers(kernels.shape[1])] / 2
+
+
+def _heads(rng, x):
+    heads = int(rng.choice([2, x.shape[1] // 2]))
+    return x.reshape(len(x), heads, -1)
+
+
+def chain(xp, rng, h, kernels, leaves):
+    return xp.tanh(h @ _kernel(rng, kernels))
+
+
+def residual(xp, rng, h, kernels, leaves):
+    return h + xp.tanh(h @ _kernel(rng, kernels))
+
+
+def perceptron(xp, rng, h, kernels, leaves):
+    i = rng.integers(len(kernels))
+    return h + xp.tanh(h @ leaves["up"][i] / 2) @ leaves["down"][i] / 2
+
+
+def less_maximum(xp, rng, h, kernels, leaves):
+    z = _heads(rng, h)
+    return (z - z.max(2, keepdims=True)).reshape(h.shape)
+
+
+def gated_by_heads(xp, rng, h, kernels, leaves):
+    z = _heads(rng, h)
+    return (z * xp.tanh(z.sum(1, keepdims=True))).reshape(h.shape)
+
+
+def attention(xp, rng, h, kernels, leaves):
+    layer, seed = kernels[rng.integers(len(kernels))], int(rng.integers(2**31))
+    q, k, v = (
+        _heads(np.random.default_rng(seed), h @ layer[kind % len(layer)] / 2) for kind in range(3)
+    )
+    scores = xp.exp(xp.tanh(xp.einsum("thd,shd->hts", q, k)))
+    return h + xp.einsum("hts,she->the", scores / scores.sum(2, keepdims=True), v).reshape(h.shape)
+
+
+def every_layer(xp, rng, h, kernels, leaves):
+    kind, biased = rng.integers(kernels.shape[1]), rng.random() < 0.5
+    for layer, bias in zip(kernels, leaves["bias"], strict=True):
+        h = xp.tanh(h @ layer[kind] / 2) + (bias if biased else 0)
+    return h
+
+
+def decay(xp, rng, h, kernels, leaves):
+    axes = [(0, 1, 2, 3), (2, 3), (0, 1, 2)][rng.integers(3)]
+    return xp.tanh((kernels**2).sum(axes)).max()
+
+
+def gain(xp, rng, h, kernels, leaves):
+    return h * leaves["gain"]
+
+
+def symmetric(xp, rng, h, kernels, leaves):
+    kernel = _kernel(rng, kernels)
+    return h @ (kernel + xp.swapaxes(kernel, 0, 1))
+
+
+def kinds_at_once(xp, rng, h, kernels, leaves):
+    z = xp.einsum("td,cde->cte", h, kernels[rng.integers(len(kernels))]) / 2
+    return h + sum(xp.tanh(y) * (i + 1) for i, y in enumerate(z))
+
+
+def one_bias(xp, rng, h, kernels, leaves):
+    return h + leaves["bias"][rng.integers(len(kernels))]
+
+
+def layers_at_once(xp, rng, h, kernels, leaves):
+    kernels = kernels[:, rng.integers(kernels.shape[1])]
+    y = xp.einsum("td,lde->lte", h, kernels[::-1] if rng.random() < 0.3 else kernels) / 2
+    return h + (xp.tanh(y).sum(0) if rng.random() < 0.5 else sum(xp.sin(z) for z in y))
+
+
+STACKED_STEPS = {
+    step.__name__: step
+    for step in (
+        chain, residual, perceptron, less_maximum, gated_by_heads, attention, every_layer, decay,
+        gain, symmetric, kinds_at_once, one_bias, layers_at_once,
     )
 }  # fmt: skip

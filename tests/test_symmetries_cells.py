@@ -83,6 +83,53 @@ def test_overlapping_slices_are_tied():
     assert sizes(assert_symmetric(function, normal(0, **STACK), X)) == [5, 7]
 
 
+def test_attention_from_one_stack_of_square_kernels():
+    """What varies along heads does so along those of its own slice.
+
+    Query, key, value and output kernel share an axis, so that the stream splits as the heads do.
+    """
+
+    def function(v, x):
+        h = x @ v["in"]
+        q, k, value = ((h @ v["w"][i]).reshape(2, 5, 2, 3) for i in range(3))
+        return (h + attention(q, k, value).reshape(2, 5, 6) @ v["w"][3]) @ v["out"]
+
+    v = normal(0, **{"in": (3, 6)}, w=(4, 6, 6), out=(6, 2))
+    assert sizes(assert_symmetric(function, v, X)) == [(2, 3), (2, 3), (2, 3), 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        (lambda w: (w**2).sum(), [5, 7, 7, 7]),
+        (lambda w: jnp.abs(w).max((1, 2)), [5, 7, 7, 7]),
+        (lambda w: w.mean(0).max(), [5, 7]),
+    ],
+    ids=["weight decay", "norm of each layer", "mean layer"],
+)
+def test_the_whole_stack_used_besides_its_slices(penalty, expected):
+    """Only what mixes the layers unit by unit ties their units."""
+
+    def function(v, x):
+        h = x @ v["in"]
+        for a, b in zip(v["a"], v["b"], strict=True):
+            h = h + jnp.tanh(h @ a) @ b
+        return h @ v["out"], penalty(v["a"])
+
+    assert sizes(assert_symmetric(function, normal(0, **STACK), X)) == expected
+
+
+def test_a_slice_that_nothing_reads():
+    """Its positions may be permuted along the cut axis, too, each row's and column's own."""
+
+    def function(v, x):
+        used, _ = jnp.split(v["a"], 2, 2)
+        return jnp.tanh(used @ v["b"]).max(1)
+
+    found = assert_symmetric(function, normal(0, a=(2, 4, 6), b=(3,)), X)
+    assert sizes(found) == [(2, 4), (2, 4), (2, 4, 3), 2, 3]
+
+
 def test_slices_of_a_reversed_axis_are_tied():
     def function(v, x):
         h = x @ v["in"]

@@ -37,8 +37,8 @@ def by_platform(x):
 @pytest.mark.parametrize(
     "call",
     [jax.jit, jax.checkpoint, jax.jit(jax.checkpoint(jax.nn.silu)), jax.nn.relu, twice, thrice]
-    + [by_platform],
-    ids="jit remat nested custom_jvp custom_vjp custom_vmap platform_dependent".split(),
+    + [by_platform, lax.composite(jnp.tanh, "my.tanh")],
+    ids="jit remat nested custom_jvp custom_vjp custom_vmap platform_dependent composite".split(),
 )
 def test_calls_are_walked_through(call):
     inner = call(jnp.tanh) if call in (jax.jit, jax.checkpoint) else call

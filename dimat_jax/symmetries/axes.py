@@ -287,7 +287,7 @@ def _join_products(x: Segment, y: Segment) -> Segment:
     if segment_size(x) == 1:
         for one, other in zip(x, y, strict=False):
             _join_heads((one,), (other,))
-        return x
+        return x if any(isinstance(f, Atom) for f in x) else y
     out: list[Factor] = [factor for factor in x if factor.size == 1 and factor in y]
     while True:
         x, y = _without_ones(_factors(x)), _without_ones(_factors(y))

@@ -206,7 +206,7 @@ def _undetermined(axes: Axes, cells: Cells) -> set[Atom]:
             for atom in atoms((segment,)):
                 hits = [other for other in inside if other in cells.get(atom, ())]
                 alone = len(hits) == 1 and hits[0] in _beside(axes, i, segment)
-                family = len(hits) == len(set(hits)) and set(hits) in families
+                family = bool(hits) and len(hits) == len(set(hits)) and set(hits) in families
                 nested = atom not in segment
                 if atom in cells and (nested or not (alone or family)):
                     refused.add(atom)
@@ -225,7 +225,7 @@ def blocks(axes: Axes, cells: Cells) -> list[tuple[Axes, tuple[Cell, ...]]]:
     if not cells:
         return [(axes, ())]
     on = {atom for axis in axes for atom in atoms(axis)}
-    wanted = {cell for atom in on & cells.keys() for cell in cells[atom]}
+    wanted = _cells_of(on, cells)
     taken_apart = [
         [(i, start, segment) for start, segment in _starts(axis)]
         for i, axis in enumerate(axes)
@@ -240,6 +240,15 @@ def blocks(axes: Axes, cells: Cells) -> list[tuple[Axes, tuple[Cell, ...]]]:
         where = tuple((i, start, segment_size(segment)) for i, start, segment in choice)
         found.append((replaced, where))
     return found
+
+
+def _cells_of(on: set[Atom], cells: Cells) -> set[Atom]:
+    """The cells of these atoms, and of the atoms that stand for them in their cells."""
+    todo, seen = on & cells.keys(), set[Atom]()
+    while todo:
+        seen |= todo
+        todo = ({copy for atom in todo for copy in cells[atom].values()} & cells.keys()) - seen
+    return {cell for atom in seen for cell in cells[atom]}
 
 
 def _starts(axis: Axis) -> list[tuple[int, Segment]]:

@@ -14,6 +14,7 @@ from dimat_jax.symmetries.axes import (
     Atom,
     Axis,
     Sum,
+    atoms,
     axis_size,
     free_axis,
     frozen_axis,
@@ -69,7 +70,9 @@ def find_symmetries(
       The groups.
 
     Raises:
-      TypeError: what tracing the function raises if it does not accept these arguments.
+      TypeError: for variables that hold functions, and what tracing the function raises if it does
+        not accept these arguments.
+      ValueError: for two leaves of the same path, as of ``{"a": {"b": x}, "a/b": y}``.
     """
     return symmetries_of(analyse(model_or_function, variables, *inputs))
 
@@ -86,11 +89,12 @@ def analyse(
     model_or_function: Model | Callable[..., Any], variables: Any, *inputs: Any
 ) -> Analysis:
     """Traces the function, removes dead code and walks what is left."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(variables)
+    paths = [path_name(path) for path, _ in flat]
+    _check_leaves(paths, [leaf for _, leaf in flat])
     closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     closed = ClosedJaxpr(jaxpr, closed.consts)
-    flat, _ = jax.tree_util.tree_flatten_with_path(variables)
-    paths = [path_name(path) for path, _ in flat]
     arguments: list[Tensor] = []
     leaves: dict[int, str] = {}
     for index, var in zip(np.flatnonzero(used), jaxpr.invars, strict=True):
@@ -104,9 +108,28 @@ def analyse(
     outputs = walk(record, closed, arguments, ())
     for output in outputs:
         freeze_all(output.axes, "an output")
-    in_order = {leaves[i]: arguments[i] for i in _reading_order(jaxpr) if i in leaves}
+    read = {atom for touched in record.read for atom in atoms(((touched,),))}
+    in_order = {
+        leaves[i]: arguments[i]
+        for i in _reading_order(jaxpr)
+        if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
+    }
     cells = settle(record.slices, record.carried)
     return Analysis(closed, used, in_order, record, cells)
+
+
+def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
+    """Two leaves of one name could not be told apart; what is no array cannot be traced."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"Two leaves of the variables have the path {twice!r}; rename one.")
+    for path, leaf in zip(paths, leaves, strict=True):
+        if callable(leaf):
+            raise TypeError(
+                f"The leaf {path!r} of the variables is a function. Of an Equinox module, pass the "
+                f"arrays: `arrays, static = eqx.partition(module, eqx.is_array)`, and a function "
+                f"that calls `eqx.combine(arrays, static)`."
+            )
 
 
 def _reading_order(jaxpr: Jaxpr) -> list[int]:
@@ -134,7 +157,7 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     sites: dict[Atom, list[Site]] = {atom: [] for atom in names}
     for path, atom, place, within in standing:
         if atom in names:
-            around = tuple(_beside(o, path, place, standing) for o in outer[atom])
+            around = tuple(_beside(o, path, place, within, standing) for o in outer[atom])
             sites[atom].append(Site(path, *place, around, within))
     every_name = {**names, **positions}
     groups = {
@@ -180,15 +203,21 @@ def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> 
     return names
 
 
-def _beside(atom: Atom, path: str, site: Place, standing: list[Standing]) -> Place:
-    """Where an atom along which the one at this site varies stands on the same leaf."""
-    start, stop = site.segment[0], sum(site.segment)
+def _beside(
+    atom: Atom, path: str, site: Place, within: tuple[Place, ...], standing: list[Standing]
+) -> Place:
+    """Where an atom along which the one at this site varies stands in the same part of the leaf."""
+
+    def reaches(place: Place) -> bool:
+        return place.segment[0] <= site.segment[0] and sum(site.segment) <= sum(place.segment)
+
     return next(
         place
-        for other_path, other, place, _ in standing
+        for other_path, other, place, limits in standing
         if other is atom
         and other_path == path
-        and (place.axis != site.axis or place.segment[0] <= start < stop <= sum(place.segment))
+        and all(limit in within or limit.axis == site.axis for limit in limits)
+        and all(reaches(p) for p in (place, *limits) if p.axis == site.axis)
     )
 
 

@@ -11,7 +11,17 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from dimat_jax.symmetries.axes import Axes, Axis, freeze, frozen_axis, join, resolve, wild_axis
+from dimat_jax.symmetries.axes import (
+    Atom,
+    Axes,
+    Axis,
+    atoms,
+    freeze,
+    frozen_axis,
+    join,
+    resolve,
+    wild_axis,
+)
 from dimat_jax.symmetries.cells import Slice
 from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
 
@@ -67,13 +77,17 @@ class Read(NamedTuple):
 
 @dataclass
 class Record:
-    """What the walk leaves behind, besides what it did to the atoms."""
+    """What the walk leaves behind, besides what it did to the atoms.
+
+    `read` are the atoms that reached an equation other than a call or a loop.
+    """
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     slices: list[Slice] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
+    read: set[Atom] = field(default_factory=set)
 
     def mark(self) -> tuple[int, int, int]:
         """How much there is now, for `forget`."""
@@ -128,17 +142,22 @@ def _constant(value: Any) -> Tensor:
     concrete = not isinstance(value, jax.core.Tracer) and not jax.dtypes.issubdtype(
         value.dtype, jax.dtypes.extended
     )
-    array = np.asarray(value) if concrete else None
+    uniform = _uniform(np.asarray(value)) if concrete else (False,) * len(shape)
     why = f"a captured constant {value.dtype}[{','.join(map(str, shape))}]"
     return Tensor(
         tuple(
-            wild_axis(size)
-            if array is not None and bool(np.all(array == array.take([0], axis)))
-            else frozen_axis(size, why)
-            for axis, size in enumerate(shape)
-            if size or True
+            wild_axis(size) if same else frozen_axis(size, why)
+            for size, same in zip(shape, uniform, strict=True)
         )
     )
+
+
+def _uniform(array: np.ndarray) -> tuple[bool, ...]:
+    """Whether the array is constant along each axis, bit by bit: 0 and −0 are not the same."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    bits = flat.reshape(*array.shape, array.itemsize)
+    sides = (np.moveaxis(bits, axis, 0) for axis in range(array.ndim))
+    return tuple(bool((side == side[:1]).all()) for side in sides)
 
 
 def _equation(
@@ -151,6 +170,7 @@ def _equation(
         return CONTROL_FLOW[name](record, eqn, inputs, where)
     if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
+    record.read.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
     equation = Equation(
         name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
     )
@@ -188,7 +208,7 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 CALLS = """
 jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
-custom_vjp_call_jaxpr custom_vmap_call
+custom_vjp_call_jaxpr custom_vmap_call composite
 """.split()
 
 
