@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from symmetry_checks import MLP, assert_symmetric, hidden, normal, sizes
 
 from dimat_jax.symmetries import find_symmetries
@@ -72,6 +73,13 @@ def test_a_uniform_constant_is_free_and_another_freezes_and_is_reported():
     assert {(part.path, part.axis) for part in found.frozen} >= {("a", 1), ("b", 0)}
 
 
+def test_zero_and_minus_zero_are_not_uniform_and_not_a_number_is():
+    signed = np.array([0.0, 0, 0, -0.0, 0, 0, 0])
+    assert sizes(hidden(lambda v, h: jnp.arctan2(jnp.abs(h) * 0, signed) + h)) == []
+    assert sizes(hidden(lambda v, h: jnp.where(np.full(7, np.nan) > 0, 0.0, h))) == [7]
+    assert sizes(hidden(lambda v, h: h + np.full((0, 7), np.nan).sum(0))) == [7]
+
+
 def test_captured_weights_are_reported():
     weights = normal(5, b=(7, 2))["b"]
 
@@ -129,6 +137,21 @@ def test_padding_is_a_free_segment_and_negative_padding_freezes():
         return lax.pad(h, 0.0, ((0, 0, 0), (-1, 0, 0)))
 
     assert sizes(hidden(shorter, {"a": (3, 7), "b": (6, 2)})) == []
+
+
+def test_padding_between_units_freezes():
+    def apart(v, h):
+        return lax.pad(h, 0.0, ((0, 0, 0), (0, 0, 1)))
+
+    assert sizes(hidden(apart, {"a": (3, 7), "b": (13, 2)})) == []
+
+
+def test_barriers_and_names_pass():
+    def barrier(v, h):
+        return lax.optimization_barrier((h, v["b"]))[0]
+
+    assert sizes(hidden(barrier)) == [7]
+    assert sizes(hidden(lambda v, h: checkpoint_name(h, "hidden"))) == [7]
 
 
 def test_roll_and_stride():

@@ -65,6 +65,18 @@ def test_embedding_passes_whole_axes_only():
     assert [site.axis for site in found.groups["e"].sites] == [1, 0, 1]
 
 
+def test_an_axis_that_a_gather_drops_without_an_index_freezes():
+    """It takes the first position of it."""
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(), collapsed_slice_dims=(0, 1), start_index_map=(0,)
+    )
+
+    def function(v, x):
+        return lax.gather(x @ v["a"], jnp.array([[0], [2]]), numbers, (1, 1))
+
+    assert sizes(assert_symmetric(function, normal(0, a=(3, 7)), normal(1, x=(4, 3))["x"])) == []
+
+
 def test_axes_whose_values_are_indices_freeze():
     def function(v, x):
         return v["table"][jnp.argmax(x @ v["a"], axis=1)]

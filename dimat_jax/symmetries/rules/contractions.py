@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from jax.lax import GatherDimensionNumbers
+
 from dimat_jax.symmetries.axes import (
     Axes,
     Axis,
@@ -51,9 +53,13 @@ def contractions(equation: Equation) -> list[Contraction]:
     if name.startswith("reduce_") and "axes" in params:
         return [Contraction(0, tuple(params["axes"]), kind="reduction")]
     if name == "gather":
-        dims = params["dimension_numbers"].start_index_map
-        return [Contraction(0, tuple(map(int, dims)), kind="lookup")]
+        return [Contraction(0, picked_dims(params["dimension_numbers"]), kind="lookup")]
     return []
+
+
+def picked_dims(numbers: GatherDimensionNumbers) -> tuple[int, ...]:
+    """The axes of a gather's operand of which it picks positions, the first one where no index."""
+    return tuple(sorted({*numbers.start_index_map, *numbers.collapsed_slice_dims}))
 
 
 @rule("dot_general")

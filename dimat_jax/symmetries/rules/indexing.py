@@ -1,6 +1,7 @@
 """Primitives that read or write at computed positions."""
 
 from dimat_jax.symmetries.axes import Axes, Axis, axis_size, freeze, join, mixed_axis
+from dimat_jax.symmetries.rules.contractions import picked_dims
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
 
@@ -29,7 +30,7 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     """Whole axes pass; axes that are indexed, and the axis of index vectors, freeze."""
     numbers, (shape,) = equation.params["dimension_numbers"], equation.shapes
     freeze(indices[-1], "gather")
-    for dim in numbers.start_index_map:
+    for dim in picked_dims(numbers):
         freeze(x[dim], "gather")
     batch = list(indices[:-1])
     for i, j in zip(
