@@ -109,6 +109,33 @@ def test_plain_dicts_do_where_nothing_varies_along_another_group():
     np.testing.assert_array_equal(permute(symmetries, p, {"w": w})["w"], w[p["g"]])
 
 
+def test_plain_dicts_of_groups_that_vary_need_the_symmetries():
+    p, q = draw(0), draw(1)
+    plain, other = dict(p), dict(q)
+    with pytest.raises(ValueError, match=r"'q\[2\]' has shape \(2, 3\).*symmetries="):
+        invert(plain)
+    with pytest.raises(ValueError, match="symmetries="):
+        compose(plain, other)
+    assert_equal(invert(plain, SYMMETRIES), invert(p))
+    assert_equal(compose(plain, other, SYMMETRIES), compose(p, q))
+
+
+def test_copies_and_unions_know_along_what_groups_vary():
+    p = draw(0)
+    one, rest = {"in": p["in"]}, Permutations({k: p[k] for k in p if k != "in"}, p.outer)
+    for same in (p.copy(), rest | one, one | rest):
+        assert isinstance(same, Permutations)
+        assert_equal(invert(same), invert(p))
+
+
+def test_lists_and_wide_integers_are_taken(x64):
+    kernel = permute(SYMMETRIES, {"in": [4, 3, 2, 1, 0]}, V)["in"]
+    np.testing.assert_array_equal(kernel, V["in"][:, ::-1])
+    wide = {"in": np.arange(5, dtype=np.int64)}
+    for composed in (compose(wide, {}), compose({}, wide), compose(wide, wide), invert(wide)):
+        assert composed["in"].dtype == jnp.int32
+
+
 def test_absent_groups_stay_as_they_are():
     p = draw(0)
     some = {name: p[name] for name in list(p)[:1]}

@@ -156,7 +156,7 @@ class Permutations(dict[str, Any]):
     """Group name → int32 permutation ``[size]`` or ``[*outer, size]``, a dict.
 
     It also knows which groups vary along which others, so that `compose` and `invert` need no
-    `Symmetries`. A plain dict does as well where no group varies along another *group*.
+    `Symmetries`. A plain dict does as well where no group varies.
 
     Attributes:
       outer: for each group that varies, its `Group.outer`.
@@ -165,6 +165,15 @@ class Permutations(dict[str, Any]):
     def __init__(self, permutations: Mapping[str, Any], outer: Mapping[str, tuple[str, ...]] = {}):
         super().__init__(permutations)
         self.outer = {name: tuple(outer[name]) for name in sorted(outer) if name in permutations}
+
+    def copy(self) -> Permutations:  # noqa: D102
+        return Permutations(self, self.outer)
+
+    def __or__(self, other: Any, /) -> Permutations:
+        return Permutations({**self, **other}, {**self.outer, **_outer(other)})
+
+    def __ror__(self, other: Any, /) -> Permutations:
+        return Permutations({**other, **self}, {**_outer(other), **self.outer})
 
     def tree_flatten_with_keys(self):  # noqa: D102
         names = tuple(sorted(self))
@@ -179,6 +188,10 @@ class Permutations(dict[str, Any]):
     def tree_unflatten(cls, aux, children):  # noqa: D102
         names, outer = aux
         return cls(dict(zip(names, children, strict=True)), dict(outer))
+
+
+def _outer(permutations: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return getattr(permutations, "outer", {})
 
 
 def shape_of(symmetries: Symmetries, name: str) -> tuple[int, ...]:
@@ -203,7 +216,7 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
                 f"The permutation of group {name!r} has shape {np.shape(permutation)} "
                 f"but must have shape {shape}."
             )
-        if not jnp.issubdtype(dtype := jnp.result_type(permutation), jnp.integer):
+        if not jnp.issubdtype(dtype := jnp.asarray(permutation).dtype, jnp.integer):
             raise ValueError(
                 f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
             )
@@ -309,40 +322,54 @@ def _displacement(permutation: Array, site: Site, shape: tuple[int, ...]) -> Arr
     return jnp.where(inside, shift, 0).astype(jnp.int32)
 
 
-def compose(first: Mapping[str, Any], then: Mapping[str, Any]) -> Permutations:
+def compose(
+    first: Mapping[str, Any], then: Mapping[str, Any], symmetries: Symmetries | None = None
+) -> Permutations:
     """The permutations that do `first`, and `then` after it: ``first[then]`` for each group.
 
     Args:
       first: group name → integer ``[*outer, size]``.
       then: the same; a group that only one of the two has is taken from it.
+      symmetries: the groups; needed only where groups vary and both are plain dicts.
 
     Returns:
       Permutations with ``permute(s, compose(first, then), v) ==
       permute(s, then, permute(s, first, v))``.
+
+    Raises:
+      ValueError: for a group that varies, nobody knows along what.
     """
-    outer = {**getattr(first, "outer", {}), **getattr(then, "outer", {})}
+    if symmetries is not None:
+        first, then = with_outer(symmetries, first), with_outer(symmetries, then)
+    outer = {**_outer(first), **_outer(then)}
     composed = {}
     for name in {**first, **then}:
         if name not in first:
-            composed[name] = jnp.asarray(then[name])
+            composed[name] = jnp.asarray(then[name], jnp.int32)
             continue
-        rows = _in_new_frame(jnp.asarray(first[name]), name, outer, then)
+        rows = _in_new_frame(jnp.asarray(first[name], jnp.int32), name, outer, then)
         composed[name] = rows
         if name in then:
             composed[name] = jnp.take_along_axis(rows, jnp.asarray(then[name]), axis=-1)
     return Permutations(composed, outer)
 
 
-def invert(permutations: Mapping[str, Any]) -> Permutations:
+def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None) -> Permutations:
     """The permutations that undo these.
 
     Args:
       permutations: group name → integer ``[*outer, size]``.
+      symmetries: the groups; needed only where groups vary and `permutations` is a plain dict.
 
     Returns:
       Permutations with ``permute(s, invert(p), permute(s, p, v)) == v``.
+
+    Raises:
+      ValueError: for a group that varies, nobody knows along what.
     """
-    outer = getattr(permutations, "outer", {})
+    if symmetries is not None:
+        permutations = with_outer(symmetries, permutations)
+    outer = _outer(permutations)
     inverse: dict[str, Array] = {}
     for name in sorted(permutations, key=lambda name: len(outer.get(name, ()))):
         rows = jnp.argsort(jnp.asarray(permutations[name]), axis=-1).astype(jnp.int32)
@@ -361,6 +388,11 @@ def _in_new_frame(
     An outer group may itself vary along axes that are outer axes here as well.
     """
     names = outer.get(name, ())
+    if rows.ndim != len(names) + 1:
+        raise ValueError(
+            f"The permutation of group {name!r} has shape {rows.shape}, but along what it varies "
+            f"stands in no plain dict: pass `symmetries=` as well."
+        )
     new = dict(zip(names, np.ogrid[tuple(slice(size) for size in rows.shape[:-1])], strict=True))
     old = [
         jnp.asarray(frame[o])[tuple(new[i] for i in (*outer.get(o, ()), o))]
