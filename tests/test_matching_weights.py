@@ -111,6 +111,25 @@ def test_running_statistics_are_no_weights():
     assert all((p == np.arange(len(p))).all() for p in found.values())
 
 
+def test_groups_without_a_leaf_below_params_count_all_their_leaves():
+    generator = np.random.default_rng(0)
+    shapes = {"params": dict(a=(3, 5), b=(5, 2)), "fast": dict(a=(3, 7), b=(7, 2))}
+    target = {
+        part: {name: generator.normal(size=shape) for name, shape in kernels.items()}
+        for part, kernels in shapes.items()
+    }
+
+    def function(v, x):
+        return sum(jnp.tanh(x @ part["a"]) @ part["b"] for part in v.values())
+
+    symmetries = find_symmetries(function, target, np.ones((2, 3)))
+    permutations = drawn(symmetries, 1)
+    source = permuted(symmetries, permutations, target)
+    found = match_weights(symmetries, target, source, jax.random.key(0))
+    for group, truth in invert(permutations).items():
+        np.testing.assert_array_equal(found[group], truth)
+
+
 def test_weight_matching_comes_near_the_best_of_all_permutations():
     """5! x 4! permutations of a toy of two hidden layers, over 10 pairs of unrelated networks.
 

@@ -94,9 +94,10 @@ def matching_objective(
 
     The sum, over all leaves that carry a group, of the inner product of the target's leaf with the
     permuted source's. Where variables are a dict with `params`, only leaves below it count: running
-    statistics are no weights. With `covariance` each leaf has its mean subtracted and the product
-    is divided by its size; with `correlation` it is divided by both leaves' norms, so that every
-    leaf counts alike whatever its scale.
+    statistics are no weights. Of a group that has no leaf there, all leaves count. With
+    `covariance` each leaf has its mean subtracted and the product is divided by its size; with
+    `correlation` it is divided by both leaves' norms, so that every leaf counts alike whatever its
+    scale.
 
     Pure; it can be jitted and vmapped.
 
@@ -126,12 +127,15 @@ def matching_objective(
 
 
 def _weights(symmetries: Symmetries, variables: Any) -> dict[str, Any]:
-    """Path to leaf, of the leaves below `params` (if there is such a part) that carry a group."""
-    carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
+    """Path to leaf, of the leaves below `params` that carry a group; all of it if none is there."""
+    below = "params/" if isinstance(variables, Mapping) and "params" in variables else ""
+    counted: set[str] = set()
+    for group in symmetries.groups.values():
+        paths = {site.path for site in group.sites}
+        counted |= {path for path in paths if path.startswith(below)} or paths
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     found = {path_name(path): leaf for path, leaf in leaves}
-    below = "params/" if isinstance(variables, Mapping) and "params" in variables else ""
-    return {path: x for path, x in found.items() if path in carrying and path.startswith(below)}
+    return {path: x for path, x in found.items() if path in counted}
 
 
 def _prepared(leaf: Any, cost: str) -> Any:
