@@ -169,10 +169,10 @@ class Permutations(dict[str, Any]):
     def copy(self) -> Permutations:  # noqa: D102
         return Permutations(self, self.outer)
 
-    def __or__(self, other: Any, /) -> Permutations:
+    def __or__(self, other: Any, /) -> Permutations:  # pyrefly: ignore[bad-override]
         return Permutations({**self, **other}, {**self.outer, **_outer(other)})
 
-    def __ror__(self, other: Any, /) -> Permutations:
+    def __ror__(self, other: Any, /) -> Permutations:  # pyrefly: ignore[bad-override]
         return Permutations({**other, **self}, {**_outer(other), **self.outer})
 
     def tree_flatten_with_keys(self):  # noqa: D102
