@@ -1,9 +1,9 @@
 """Small architectures with the permutation groups that they must have, by reasoning.
 
 Each function returns `(function, variables, inputs)`. Its docstring says why its groups are those
-in the table at the end, which gives how many groups there are of each size. Sizes are distinct, so
-that nothing agrees by accident. Axes of inputs and outputs are never free. This file was written
-without looking at the rules (a held-out set).
+in the table at the end, which gives how many groups there are of each size, `(*outer, size)` where
+a group varies along others. Sizes are distinct, so that nothing agrees by accident. Axes of inputs
+and outputs are never free. This file was written without looking at the rules (a held-out set).
 """
 
 from collections.abc import Callable
@@ -268,10 +268,10 @@ def group_norm():
 
 
 class Architecture(NamedTuple):
-    """How to make one, and how many groups of each size it has."""
+    """How to make one, and how many groups of each size, ``(*outer, size)`` if varying, it has."""
 
     make: Callable[[], tuple[Callable, Any, tuple]]
-    groups: dict[int, int]
+    groups: dict[int | tuple[int, ...], int]
 
 
 ARCHITECTURES = {
@@ -279,20 +279,22 @@ ARCHITECTURES = {
     "lora": Architecture(lora, {7: 1, 3: 1}),
     "tied_autoencoder": Architecture(tied_autoencoder, {7: 1, 5: 1}),
     "siamese": Architecture(siamese, {6: 1, 5: 1}),
-    "ensemble": Architecture(ensemble, {3: 1, 8: 1}),
-    "mixture_of_experts": Architecture(mixture_of_experts, {6: 1, 4: 1, 9: 1}),
+    "ensemble": Architecture(ensemble, {3: 1, (3, 8): 1}),
+    "mixture_of_experts": Architecture(mixture_of_experts, {6: 1, 4: 1, (4, 9): 1}),
     "spectral_norm": Architecture(spectral_norm, {6: 1}),
     "weight_standardisation": Architecture(weight_standardisation, {6: 1, 7: 1}),
     "densenet": Architecture(densenet, {4: 1, 3: 1, 5: 1}),
     "inception": Architecture(inception, {3: 1, 2: 1, 5: 1, 4: 1, 7: 1}),
     "unet": Architecture(unet, {4: 1, 6: 1, 5: 1}),
     "squeeze_and_excitation": Architecture(squeeze_and_excitation, {6: 1, 10: 1, 4: 1}),
-    "grouped_convolution": Architecture(grouped_convolution, {3: 1, 4: 1, 5: 1}),
-    "channel_shuffle": Architecture(channel_shuffle, {2: 2, 6: 1, 3: 1, 5: 1}),
-    "channel_shuffle_across": Architecture(channel_shuffle_across, {4: 1, 5: 1}),
+    "grouped_convolution": Architecture(grouped_convolution, {3: 1, (3, 4): 1, (3, 5): 1}),
+    "channel_shuffle": Architecture(
+        channel_shuffle, {2: 2, (2, 6): 1, (2, 2, 3): 1, (2, 5): 1}
+    ),
+    "channel_shuffle_across": Architecture(channel_shuffle_across, {(3, 4): 1, (3, 5): 1}),
     "pixel_shuffle": Architecture(pixel_shuffle, {5: 1, 7: 1}),
     "max_pool_flatten": Architecture(max_pool_flatten, {6: 1, 7: 1}),
     "global_max": Architecture(global_max, {6: 1, 5: 1}),
-    "group_norm": Architecture(group_norm, {3: 1, 4: 1}),
+    "group_norm": Architecture(group_norm, {3: 1, (3, 4): 1}),
     **{name: Architecture(*row) for name, row in (ATTENTION | LIBRARIES | LOOPS | MORE).items()},
 }

@@ -236,13 +236,13 @@ def tied_embedding():
 
 
 ATTENTION = {
-    "fused_qkv_split": (fused_qkv_split, {10: 1, 4: 1, 5: 2}),
-    "fused_qkv_reshaped": (fused_qkv_reshaped, {10: 1, 4: 1, 5: 2}),
-    "shared_bias": (shared_bias, {6: 1, 4: 1, 3: 1, 9: 1, 5: 1, 7: 1}),
-    "shared_mask": (shared_mask, {6: 1, 4: 2, 3: 1, 9: 1, 5: 1, 7: 1}),
+    "fused_qkv_split": (fused_qkv_split, {10: 1, 4: 1, (4, 5): 2}),
+    "fused_qkv_reshaped": (fused_qkv_reshaped, {10: 1, 4: 1, (4, 5): 2}),
+    "shared_bias": (shared_bias, {6: 1, 4: 1, (4, 3): 1, (4, 9): 1, (4, 5): 1, (4, 7): 1}),
+    "shared_mask": (shared_mask, {6: 1, 4: 2, (4, 3): 1, (4, 9): 1, (4, 5): 1, (4, 7): 1}),
     "multi_query": (multi_query, {6: 1, 4: 1, 3: 1, 5: 1}),
-    "grouped_query": (grouped_query, {8: 1, 2: 1, 3: 1, 5: 1, 9: 1}),
-    "rotary": (rotary, {6: 1, 4: 1, 3: 1}),
+    "grouped_query": (grouped_query, {8: 1, 2: 1, (2, 3): 1, (2, 5): 1, (2, 9): 1}),
+    "rotary": (rotary, {6: 1, 4: 1, (4, 3): 1}),
     "learned_queries": (learned_queries, {4: 1, 6: 1, 3: 1, 9: 1}),
     "mixer": (mixer, {6: 1, 9: 1, 11: 1}),
     "swiglu": (swiglu, {6: 1, 9: 1}),

@@ -203,5 +203,5 @@ LIBRARIES = {
     "stochastic_depth": (stochastic_depth, {6: 1, 9: 1}),
     "batch_norm": (batch_norm, {6: 1}),
     "linen_lstm": (linen_lstm, {7: 1}),
-    "linen_attention": (linen_attention, {6: 1, 4: 1, 5: 2}),
+    "linen_attention": (linen_attention, {6: 1, 4: 1, (4, 5): 2}),
 }

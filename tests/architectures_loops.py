@@ -139,7 +139,7 @@ LOOPS = {
     "lstm": (lstm, {7: 1}),
     "gru": (gru, {7: 1}),
     "bidirectional": (bidirectional, {7: 1, 5: 1}),
-    "scanned_layers": (scanned_layers, {6: 1, 8: 1}),
+    "scanned_layers": (scanned_layers, {6: 1, (3, 8): 1}),
     "while_loop": (while_loop, {6: 1}),
     "symmetric_kernel": (symmetric_kernel, {6: 1}),
     "cond": (cond, {6: 1, 7: 1}),

@@ -161,5 +161,5 @@ MORE = {
     "gradient_step": (gradient_step, {6: 1, 5: 1}),
     "flat_parameters": (flat_parameters, {6: 1, 5: 1}),
     "equilibrium": (equilibrium, {6: 1}),
-    "routed_experts": (routed_experts, {6: 1, 7: 1}),
+    "routed_experts": (routed_experts, {6: 1, (4, 7): 1}),
 }
