@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dimat_jax.config import Config
+from dimat_jax.registry import choose
 
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
@@ -22,7 +23,7 @@ RESULT_FILE = "result.json"
 NOT_OF_THE_RUN = ("preset", "data_dir", "out", "overwrite", "devices")
 
 Rates = Mapping[str, Mapping[str, float]]
-"""Partition → method → learning rate."""
+"""`rates_key` → method → learning rate."""
 
 
 class Setting(NamedTuple):
@@ -80,21 +81,30 @@ class Outcome(NamedTuple):
     versions: Mapping[str, str | None] = {}
 
 
+def rates_key(partition: str, regime: str) -> str:
+    """Under which learning rates are stored: agents from scratch take others than pretrained."""
+    return partition if regime == "pretrained" else f"{partition}, {regime}"
+
+
 def config_of(base: Config, cell: Cell, rates: Rates) -> Config:
     """The run of a cell.
 
     Args:
       base: what all cells share.
       cell: the cell.
-      rates: learning rates in the rounds; methods that are not in it take the run's.
+      rates: learning rates in the rounds, those of pretrained agents where a regime has none of
+        its own; methods that are not in it take the run's.
     """
     fields = cell.setting._asdict()
     regime = fields.pop("regime")
-    tuned = rates.get(cell.setting.partition, {})
+    partition = cell.setting.partition
+    tuned = rates.get(rates_key(partition, regime), rates.get(partition, {}))
     chosen = tuple((method, tuned[method]) for method in cell.methods if method in tuned)
     config = dataclasses.replace(
         base, **fields, seeds=(cell.seed,), methods=cell.methods, method_learning_rate=chosen
     )
+    if cell.setting.topology != "fully_connected":
+        config = dataclasses.replace(config, merge_frame="own")
     if regime == "pretrained":
         return config
     more = config.pretrain_epochs // max(1, config.epochs_per_round)
@@ -105,16 +115,53 @@ def read_rates(path: pathlib.Path) -> Rates:
     """The learning rates that `experiments.tune` has left.
 
     Raises:
-      ValueError: if the file is not there or not such a table.
+      ValueError: if the file is not there or not such a table, or names what there is not.
     """
+    from dimat_jax.algorithms import METHODS
+    from dimat_jax.partition import PARTITIONS
+
+    keys = [rates_key(part, regime) for part in PARTITIONS for regime in ("pretrained", "common")]
     try:
         rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
-        return {part: {m: float(r) for m, r in table.items()} for part, table in rates.items()}
+        return {
+            choose("partition", key, keys): {
+                choose("method", method, METHODS): positive(float(rate))
+                for method, rate in table.items()
+            }
+            for key, table in rates.items()
+        }
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{path} is no table of learning rates ({type(error).__name__}: {error}): "
             "python -m experiments.tune makes one."
         ) from error
+
+
+def positive(rate: float) -> float:
+    """The rate, if it is one."""
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"a learning rate must be positive, not {rate}")
+    return rate
+
+
+def read_edges(path: pathlib.Path) -> list[str]:
+    """Which rates of a table that `read_rates` can read lie at the edge of their grid."""
+    return json.loads(path.read_text(encoding="utf-8")).get("at_edge", [])
+
+
+def make_folders(*folders: pathlib.Path) -> None:
+    """Makes the folders of results.
+
+    Raises:
+      ValueError: if one cannot be made.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be a folder of results ({error.strerror}): choose another."
+            ) from error
 
 
 def plain_of(config: Config) -> dict[str, Any]:
@@ -129,7 +176,7 @@ def load_outcome(folder: pathlib.Path, config: Config) -> Outcome | None:
     """What a finished cell gave; None if it is not finished, or was another configuration's."""
     try:
         stored = Outcome(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / RESULT_FILE} is no result of a cell: {error}.") from error

@@ -58,11 +58,16 @@ def plan(options: Options) -> list[tuple[Cell, Config]]:
     Raises:
       ValueError: if the learning rates cannot be read.
     """
-    study = presets.STUDIES[options.preset]
-    rates = study.rates if options.tuned is None else cells.read_rates(options.tuned)
-    rates = cells.read_rates(TUNED) if rates is None else rates
+    study, tuned = presets.STUDIES[options.preset], tuned_of(options)
+    rates = cells.read_rates(tuned) if tuned else study.rates or {}
     base = dataclasses.replace(study.base, data_dir=options.data_dir)
     return [(cell, cells.config_of(base, cell, rates)) for cell in study.cells]
+
+
+def tuned_of(options: Options) -> pathlib.Path | None:
+    """The file of the learning rates; None: those that are published."""
+    published = presets.STUDIES[options.preset].rates is not None
+    return options.tuned or (None if published else TUNED)
 
 
 def folder_of(options: Options, cell: Cell) -> pathlib.Path:
@@ -92,7 +97,7 @@ def print_cells(options: Options) -> None:
         took = f"about {clock(expected)}" if outcome is None else f"took {clock(outcome.seconds)}"
         labels = ", ".join(presets.LABELS[method] for method in cell.methods)
         print(f"{cell.name}: {took}; {labels}")
-    print(f"Left: about {clock(left)} on two quiet CPU cores.")
+    print(f"Left: about {clock(left)} on two quiet CPU cores. An accelerator is much faster.")
 
 
 def clock(seconds: float) -> str:
@@ -108,18 +113,22 @@ def compare(options: Options) -> None:
     Raises:
       ValueError: for bad input, before anything compiles.
     """
-    from dimat_jax.population import prepare_devices
+    from dimat_jax.population import prepare_devices, virtual_devices
     from experiments.paper_report import write_report
 
-    study, todo = presets.STUDIES[options.preset], finished(options)
-    # All cells share one process, and so the devices of the largest.
-    prepare_devices(max(cell.setting.agents for cell, _, _ in todo))
-    load = functools.cache(lambda name: cells.load_data(name, options.data_dir, study.most_tests))
     folder = options.report or out_of(options)
+    cells.make_folders(out_of(options), folder)
+    study, todo = presets.STUDIES[options.preset], finished(options)
+    # All cells share one process, and so its devices: enough for each of them to use all cores.
+    agents = {cell.setting.agents for cell, _, _ in todo}
+    prepare_devices(max(agents), max(map(virtual_devices, agents)))
+    load = functools.cache(lambda name: cells.load_data(name, options.data_dir, study.most_tests))
+    tuned = tuned_of(options)
+    edges = [] if tuned is None else cells.read_edges(tuned)
 
     def report() -> None:
         done = [(cell, outcome) for cell, _, outcome in todo if outcome is not None]
-        write_report(folder, options.preset, study.reduced, done, len(todo))
+        write_report(folder, options.preset, study.reduced, done, len(todo), edges)
 
     for number, (cell, config, outcome) in enumerate(todo):
         if outcome is None:

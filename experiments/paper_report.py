@@ -13,7 +13,9 @@ from dimat_jax.metrics import Row, Stage, accuracies, last_rows
 from dimat_jax.report.figures import COLORS, STYLES, curve
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.cells import Cell, Outcome, Setting, provenance
-from experiments.presets import LABELS
+from experiments.presets import LABELS, REFERENCES
+
+END = "end, all tests"
 
 Runs = Mapping[int, Outcome]
 """Seed → what the cell gave."""
@@ -38,8 +40,11 @@ class Line(NamedTuple):
     Attributes:
       merged: right after the first merge, if it merges before the first round.
       first: after the first round's training.
+      last_merge: right after its last merge; of a method that does not merge after as many epochs
+        as a method that merges before each round has trained for by then.
       end: at the end, on all test images (after the last merge, where one ends the run).
       lead_first: of DIMAT over it after the first round, by seed.
+      lead_merge: likewise after the last merge.
       lead_end: likewise at the end.
       bytes_sent: by an agent, in the mean.
     """
@@ -47,8 +52,10 @@ class Line(NamedTuple):
     method: str
     merged: Float[np.ndarray, " agents"]
     first: Float[np.ndarray, " agents"]
+    last_merge: Float[np.ndarray, " agents"]
     end: Float[np.ndarray, " agents"]
     lead_first: Float[np.ndarray, " seeds"]
+    lead_merge: Float[np.ndarray, " seeds"]
     lead_end: Float[np.ndarray, " seeds"]
     bytes_sent: float
 
@@ -79,6 +86,21 @@ def mean_first(outcome: Outcome, method: str) -> float:
     return next((row["test_accuracy"] for row in rows.values() if finished), float("nan"))
 
 
+def at_last_merge(rows: Sequence[Row], method: str) -> dict[int, Row]:
+    """Seed → the row of `Line.last_merge`."""
+    stages = last_rows(rows, method)
+    merges = [stage for stage in stages if stage.phase == "merge"]
+    before = max((stage.round for stage in stages), default=1) - 1
+    same_epoch = Stage(before, "train" if before else "pretrain")
+    return stages.get(merges[-1] if merges else same_epoch, {})
+
+
+def mean_last_merge(outcome: Outcome, method: str) -> float:
+    """A seed's mean of `Line.last_merge`; NaN if the method did not finish."""
+    rows = at_last_merge(outcome.rows, method) if method in outcome.all_tests else {}
+    return next((row["test_accuracy"] for row in rows.values()), float("nan"))
+
+
 def mean_end(outcome: Outcome, method: str) -> float:
     """A seed's mean accuracy at the end; NaN if the method did not finish."""
     return float(np.mean(outcome.all_tests.get(method, [np.nan])))
@@ -90,36 +112,40 @@ def line(runs: Runs, method: str) -> Line:
     rows = [row for outcome in done for row in outcome.rows]
     stages = last_rows(rows, method)
     merged, first = (stages.get(Stage(1, phase), {}) for phase in ("merge", "train"))
+    last_merge = at_last_merge(rows, method)
     last = {row["seed"]: row["bytes_sent"] for row in rows if row["method"] == method}
     return Line(
         method,
         accuracies(merged) if merged else np.array([]),
         accuracies(first) if first else np.array([]),
+        accuracies(last_merge) if last_merge else np.array([]),
         np.concatenate([outcome.all_tests[method] for outcome in done]),
         np.array([mean_first(o, "dimat") - mean_first(o, method) for o in done]),
+        np.array([mean_last_merge(o, "dimat") - mean_last_merge(o, method) for o in done]),
         np.array([mean_end(o, "dimat") - mean_end(o, method) for o in done]),
         float(np.mean(list(last.values()))) if last else 0.0,
     )
 
 
 def percent(values: Float[np.ndarray, " values"], sign: str = "") -> str:
-    """Mean ± standard deviation of shares in per cent; a dash where there is none."""
+    """Mean ± standard deviation of shares in per cent; no deviation of one; a dash for none."""
     values = 100 * values[~np.isnan(values)]
-    return f"{values.mean():{sign}.1f} ± {values.std():.1f}" if len(values) else EMPTY
+    deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
+    return f"{values.mean():{sign}.1f}{deviation}" if len(values) else EMPTY
 
 
 def table_of(setting: Setting, runs: Runs) -> Table:
     """One setting's methods, best first at the end."""
-    published = PUBLISHED.get(setting[:-1], {}) if setting.regime == "pretrained" else {}
+    published = published_in(setting)
     lines = sorted((line(runs, m) for m in methods_in(runs)), key=lambda x: -x.end.mean())
     body = [
         [
-            LABELS[found.method],
-            percent(found.merged),
-            percent(found.first),
-            percent(found.end),
-            percent(found.lead_first, "+") if found.method != "dimat" else EMPTY,
-            percent(found.lead_end, "+") if found.method != "dimat" else EMPTY,
+            LABELS[found.method] + some_seeds(runs, found.method),
+            *map(percent, (found.merged, found.first, found.last_merge, found.end)),
+            *(
+                percent(values, "+") if found.method != "dimat" else EMPTY
+                for values in (found.lead_first, found.lead_merge, found.lead_end)
+            ),
             megabytes(found.bytes_sent),
             published.get(found.method, EMPTY),
         ]
@@ -127,9 +153,21 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     ]
     diverged = {method for outcome in runs.values() for method in outcome.diverged}
     for method in sorted(diverged - set(methods_in(runs))):
-        body.append([LABELS[method], EMPTY, "diverged", "diverged", EMPTY, EMPTY, EMPTY, EMPTY])
-    columns = ["method", "after merge 1", "after round 1", "at the end", "DIMAT's lead, round 1"]
-    return Table(title(setting), [*columns, "at the end", "MB sent", "published"], body)
+        body.append([LABELS[method], EMPTY, *["diverged"] * 3, *[EMPTY] * 5])
+    columns = ["method", "after merge 1", "after round 1", "after the last merge", "at the end"]
+    columns += ["DIMAT's lead, round 1", "last merge", "at the end", "MB sent", "published"]
+    return Table(title(setting), columns, body)
+
+
+def published_in(setting: Setting) -> Mapping[str, str]:
+    """Method → published figure of a setting, where there is one."""
+    return PUBLISHED.get(setting[:-1], {}) if setting.regime == "pretrained" else {}
+
+
+def some_seeds(runs: Runs, method: str) -> str:
+    """Says that a method did not finish for all seeds."""
+    done = sum(method in outcome.all_tests for outcome in runs.values())
+    return "" if done == len(runs) else f" ({done} of {len(runs)} seeds)"
 
 
 def title(setting: Setting) -> str:
@@ -147,13 +185,14 @@ def lead(values: Float[np.ndarray, " seeds"]) -> float:
 
 
 def verdict(runs: Runs) -> str:
-    """Where DIMAT stands: before whom and behind whom, after the first round and at the end."""
+    """Where DIMAT stands: before whom and behind whom, at three points."""
     lines = [line(runs, method) for method in methods_in(runs) if method != "dimat"]
     if "dimat" not in methods_in(runs) or not lines:
         return ""
     said = []
     for point, leads in (
         ("After the first round", {x.method: x.lead_first for x in lines}),
+        ("After the last merge", {x.method: x.lead_merge for x in lines}),
         ("At the end", {x.method: x.lead_end for x in lines}),
     ):
         means = {m: lead(v) for m, v in leads.items() if not np.isnan(v).all()}
@@ -168,6 +207,27 @@ def verdict(runs: Runs) -> str:
             + "."
         )
     return " ".join(said)
+
+
+def strongest(settings: Mapping[Setting, Runs]) -> Table:
+    """The strongest decentralized method of each setting, and what DIMAT lacks against it.
+
+    Methods with a server, or all data, are left out, and those that did not finish for all seeds.
+    """
+    body = []
+    for setting, runs in settings.items():
+        finished = [m for m in methods_in(runs) if not some_seeds(runs, m)]
+        lines = [line(runs, m) for m in finished if m not in REFERENCES]
+        row = [title(setting)]
+        for values, lead_of in (("last_merge", "lead_merge"), ("end", "lead_end")):
+            measured = [x for x in lines if len(getattr(x, values))]
+            best = max(measured, key=lambda x: getattr(x, values).mean(), default=None)
+            row.append(EMPTY if best is None else LABELS[best.method])
+            lacks = best is not None and best.method != "dimat" and "dimat" in finished
+            row.append(percent(-getattr(best, lead_of)) if lacks else EMPTY)
+        body.append(row)
+    columns = ["setting", "after the last merge", "DIMAT lacks", "at the end", "DIMAT lacks"]
+    return Table("Which method is strongest", columns, body)
 
 
 def picture(setting: Setting, runs: Runs) -> Figure:
@@ -198,6 +258,7 @@ def write_report(
     reduced: str,
     outcomes: Sequence[tuple[Cell, Outcome]],
     number: int,
+    at_edge: Sequence[str] = (),
 ) -> None:
     """Writes ``paper.md``, ``paper.csv`` and a picture for every setting.
 
@@ -207,10 +268,12 @@ def write_report(
       reduced: what is smaller than in the paper.
       outcomes: of the finished cells, at least one.
       number: of all cells.
+      at_edge: which tuned learning rates lie at the edge of their grid.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = by_setting(outcomes)
-    parts = [introduction(preset, reduced, outcomes, number)]
+    parts = [introduction(preset, reduced, outcomes, number, at_edge)]
+    parts.append(f"## Which method is strongest\n\n{to_markdown(strongest(settings))}")
     for setting, runs in settings.items():
         name = "paper-" + "-".join(str(part) for part in setting).replace("_", "") + ".png"
         picture(setting, runs).savefig(folder / name)
@@ -222,25 +285,34 @@ def write_report(
 
 
 def introduction(
-    preset: str, reduced: str, outcomes: Sequence[tuple[Cell, Outcome]], number: int
+    preset: str,
+    reduced: str,
+    outcomes: Sequence[tuple[Cell, Outcome]],
+    number: int,
+    at_edge: Sequence[str],
 ) -> str:
     """What the tables show, of which run they are, and what was reduced."""
     outcome = outcomes[0][1]
     minutes = sum(found.seconds for _, found in outcomes) / 60
     rounds, epochs = outcome.config["rounds"], outcome.config["epochs_per_round"]
-    less = f" Reduced against the paper: {reduced}." if reduced else ""
+    less = f" Other than in the paper: {reduced}." if reduced else ""
+    edges = f" At the edge of their grid, so that others may be better: {', '.join(at_edge)}."
     return (
         f"# The paper's comparison\n\n`python -m experiments.paper --preset {preset}`: "
         f"{len(outcomes)} of {number} cells, {minutes:.0f} minutes in all. "
         f"{provenance([found for _, found in outcomes])}{less}\n\n"
         "Test accuracy in %, mean ± standard deviation over all agents of all seeds, right after "
-        "the first merge (for methods that merge), after the first round's training, and at the "
-        f"end: {rounds} rounds of {epochs} epoch(s), more from a common initialisation, "
-        "where the epochs of pretraining are spent in rounds. DIMAT's lead over a "
+        "the first merge (for methods that merge), after the first round's training, after the "
+        "last merge, and at the end. At the end, merging methods have just trained apart for a "
+        "round, the others have just exchanged something. After the last merge: of methods that "
+        "exchange in every step, at that epoch, a round before the end; Final DIMAT and Final WA merge last "
+        f"at the end itself. The end: {rounds} rounds of {epochs} epoch(s), more from a common "
+        "initialisation, where the epochs of pretraining are spent in rounds. DIMAT's lead over a "
         "method in points, mean ± standard deviation over seeds, of runs with the same data, "
         "initial weights and order of batches; a negative one is the other's. MB sent: by an "
         "agent. BatchNorm statistics are recomputed for every method but WA (published). Learning "
-        "rates: tuning.md. Published: arXiv 2404.08079, where it has the same setting. "
+        f"rates: tuning.md.{edges * bool(at_edge)} Published: arXiv 2404.08079, where it has the "
+        "same setting. "
         "Settings of one seed are single runs: differences of a point or two there say nothing."
     )
 
@@ -248,24 +320,30 @@ def introduction(
 def write_csv(path: pathlib.Path, settings: Mapping[Setting, Runs]) -> None:
     """A line for every setting, method and point of time; shares, not per cent."""
     head = [*Setting._fields, "method", "label", "after", "mean", "std", "seeds", "bytes_sent"]
+    head.append("published")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for setting, runs in settings.items():
             for method in methods_in(runs):
                 seeds = sum(method in outcome.all_tests for outcome in runs.values())
+                figure = published_in(setting).get(method, "")
                 for after, values, sent in points(runs, method):
                     cells = [f"{values.mean():.4f}", f"{values.std():.4f}", seeds, f"{sent:.0f}"]
+                    cells.append(figure if after == END else "")
                     writer.writerow([*setting, method, LABELS[method], after, *cells])
 
 
 def points(runs: Runs, method: str) -> list[tuple[str, Float[np.ndarray, " agents"], float]]:
-    """A method's accuracies and bytes at each stage, and on all test images at the end."""
+    """A method's accuracies and bytes at each stage, at the last merge, and at the end."""
     done = {seed: outcome for seed, outcome in runs.items() if method in outcome.all_tests}
     stages = last_rows(rows_of(done), method).items()
     found = [
         (str(stage), accuracies(rows), float(np.mean([r["bytes_sent"] for r in rows.values()])))
         for stage, rows in stages
     ]
-    final = line(runs, method)
-    return [*found, ("end, all tests", final.end, final.bytes_sent)]
+    merged, final = at_last_merge(rows_of(done), method), line(runs, method)
+    if merged:
+        bytes_sent = float(np.mean([row["bytes_sent"] for row in merged.values()]))
+        found.append(("last merge", final.last_merge, bytes_sent))
+    return [*found, (END, final.end, final.bytes_sent)]

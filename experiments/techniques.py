@@ -5,9 +5,8 @@
 Networks are trained apart on the same images from different initial weights, and then merged:
 plain averaging, activation matching, weight matching (Git Re-Basin, arXiv 2209.04836) and
 cycle-consistent alignment; each as it is, with the BatchNorm statistics recomputed, and with REPAIR
-(arXiv 2211.08403). Its figures on CIFAR-10, the midpoint before → after, of end points in brackets:
-VGG11 67.3 → 84.9 (89.6), ResNet-20 of width 1 12.5 → 67.0, of width 4 11.7 → 90.3. ``--preset cpu``
-is a reduction for two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4.
+(arXiv 2211.08403), whose figures the report puts beside ours. ``--preset cpu`` is a reduction for
+two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dimat_jax.config import Config
 from dimat_jax.registry import choose
-from experiments import common
+from experiments import cells, common
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,8 +90,8 @@ class Options:
     """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     models: tuple[str, ...] = ()
     """Of the preset's networks those of these models; none: all."""
-    agents: int = 2
-    """Number of networks that are merged."""
+    agents: int = 3
+    """Number of networks that are merged; of two, cycle-consistent is weight matching."""
     seeds: tuple[int, ...] = (0,)
     """Each trains and merges networks of its own."""
     epochs: int | None = None
@@ -107,6 +106,8 @@ class Options:
     """Folder for the rows; None: runs/techniques-PRESET."""
     report: pathlib.Path | None = None
     """Folder for techniques.md and techniques.csv; None: that of the rows."""
+    list: bool = False
+    """Only say the networks, and how each is trained."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,9 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def act() -> None:
-        compare(common.command_line(Options, "techniques", __doc__, given), " ".join(given))
+        options = common.command_line(Options, "techniques", __doc__, given)
+        print_networks(options) if options.list else compare(options, " ".join(given))
 
     return common.exit_code(act)
+
+
+def print_networks(options: Options) -> None:
+    """Says which networks are trained, and how long."""
+    for network in chosen_networks(options):
+        print(
+            f"{network.label}: {options.agents} networks, {len(options.seeds)} seeds, "
+            f"{network.epochs} epochs of {network.examples:,} images"
+        )
 
 
 def compare(options: Options, command: str) -> None:
@@ -134,7 +145,7 @@ def compare(options: Options, command: str) -> None:
 
     prepare_devices(options.agents)
     folder = options.out or pathlib.Path("runs") / f"techniques-{options.preset}"
-    folder.mkdir(parents=True, exist_ok=True)
+    cells.make_folders(folder, options.report or folder)
     setups = {network: make_setup(options, network) for network in networks}
     rows: list[dict[str, Any]] = []
     with (

@@ -2,11 +2,11 @@
 
     python -m experiments.tune --preset cpu
 
-Four rates for each method, a factor of 3 apart, in the setting of `experiments.paper` (5 agents on
-a ring, pretrained apart); each is judged by the agents' mean accuracy at the end on a part of the
-*training* data that no agent trains on. The test set is not looked at. Leaves a table
-(``tuning.md``) and the chosen rates (``tuned.json``), which `experiments.paper` reads. Methods that
-train as another one does between merges take its rate.
+Five rates for each method, a factor of 3 apart, in the settings of `experiments.paper` (5 agents on
+a ring; pretrained apart, and from one common initialisation); each is judged by the agents' mean
+accuracy at the end on a part of the *training* data that no agent trains on. The test set is not
+looked at. Leaves a table (``tuning.md``) and the chosen rates (``tuned.json``), which
+`experiments.paper` reads. Methods that train as another one does between merges take its rate.
 """
 
 import dataclasses
@@ -24,16 +24,21 @@ from experiments.presets import LABELS
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
 
-SMALLEST = {"sgd": 0.02, "momentum": 0.006, "adam": 0.0003}
-"""The smallest rate: with a momentum of 0.9, steps of the same rate are ten times as long in the
-end."""
+SMALLEST = {"sgd": 0.006, "momentum": 0.002}
+"""The smallest rate of methods that exchange in every step: with a momentum of 0.9, steps of the
+same rate are ten times as long in the end."""
+SMALLEST_LOCAL = {"sgd": 0.002, "momentum": 0.0006, "adam": 0.00003}
+"""The smallest rate of methods that train apart in between: merging takes smaller ones."""
 TUNED = {
-    **dict.fromkeys(("dimat", "wa", "final_wa"), "local"),
+    **dict.fromkeys(("dimat", "wa", "final_wa", "final_dimat"), "local"),
     **dict.fromkeys(("cdsgd", "sgp", "d2", "gradient_tracking", "relay_sgd", "centralized"), "sgd"),
     **dict.fromkeys(("cdmsgd", "cga", "dsgd_nesterov", "qg_dsgdm_n"), "momentum"),
 }
 """How each method steps; ``local``: by the run's optimizer."""
-TRIALS = 4
+TRIALS = 5
+COMMON_ROUNDS = 4
+"""Rounds of a trial from one common initialisation, where nothing is pretrained."""
+HELD_OUT = {"cpu": 2000, "full": 5000, "smoke": 300}
 LIKE = {
     "wm": "dimat",
     "universe": "dimat",
@@ -42,12 +47,11 @@ LIKE = {
     "wa_repair": "wa",
     "fedavg": "wa",
     "local_sgd": "wa",
-    "final_dimat": "final_wa",
     "dsgd": "sgp",
 }
 """Methods that are not tuned, with the one whose rate they take."""
 
-Trials = dict[str, list[float | None]]
+Trials = Mapping[str, list[float | None]]
 """Method → accuracy at each rate of its grid, 0 to 1; None where it diverged."""
 
 
@@ -61,10 +65,10 @@ class Options:
     """Folder of the finished trials; None: runs/tune-PRESET."""
     data_dir: pathlib.Path | None = None
     """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    held_out: int = 2000
-    """Training images that are held out to judge by."""
+    held_out: int | None = None
+    """Training images that are held out to judge by; None: the preset's."""
     rounds: int = 3
-    """Rounds of a trial."""
+    """Rounds of a trial from pretrained agents."""
     table: pathlib.Path | None = None
     """Where the table goes; None: tuning.md in the folder of the trials."""
     tuned: pathlib.Path | None = None
@@ -77,10 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return common.exit_code(lambda: tune(common.command_line(Options, "tune", __doc__, given)))
 
 
+def held_out_of(options: Options) -> int:
+    """The number of training images that are held out."""
+    return HELD_OUT[options.preset] if options.held_out is None else options.held_out
+
+
 def rates_of(preset: str, method: str) -> list[float]:
     """A method's grid."""
-    optimizer = presets.STUDIES[preset].base.optimizer
-    smallest = SMALLEST[optimizer if TUNED[method] == "local" else TUNED[method]]
+    local = SMALLEST_LOCAL[presets.STUDIES[preset].base.optimizer]
+    smallest = {"local": local, **SMALLEST}[TUNED[method]]
     return [round(smallest * 3**trial, 6) for trial in range(TRIALS)]
 
 
@@ -92,28 +101,38 @@ def tune(options: Options) -> None:
     """
     from dimat_jax.population import prepare_devices
 
-    for name in ("held_out", "rounds"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(options, name)}.")
+    for name, value in (("held_out", held_out_of(options)), ("rounds", options.rounds)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+    out = options.out or pathlib.Path("runs") / f"tune-{options.preset}"
+    table, tuned = options.table or out / "tuning.md", options.tuned or out / "tuned.json"
+    cells.make_folders(out, table.parent, tuned.parent)
+    for file in (table, tuned):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder, and cannot be a file of results.")
     study = presets.STUDIES[options.preset]
     first = study.cells[0].setting
     prepare_devices(first.agents)
-    dataset = hold_out(cells.load_data(first.dataset, options.data_dir, None), options.held_out)
-    out = options.out or pathlib.Path("runs") / f"tune-{options.preset}"
+    whole = cells.load_data(first.dataset, options.data_dir, None)
+    dataset = hold_out(whole, held_out_of(options))
     found: dict[str, Trials] = {}
     ran: list[Outcome] = []
-    for partition in ("iid", "by_class"):
-        setting = first._replace(partition=partition, topology="ring", regime="pretrained")
+    for regime, partition in itertools.product(("pretrained", "common"), ("iid", "by_class")):
+        setting = first._replace(partition=partition, topology="ring", regime=regime)
         outcomes = [trial(options, setting, number, out, dataset) for number in range(TRIALS)]
         ran += outcomes
-        found[partition] = {
-            method: [accuracy(outcome, method) for outcome in outcomes] for method in TUNED
+        found[cells.rates_key(partition, regime)] = {
+            method: [accuracy(outcome, method) for outcome in outcomes]
+            for method in methods_of(regime)
         }
-    write_rates(options.tuned or out / "tuned.json", options.preset, found)
-    table = options.table or out / "tuning.md"
-    table.parent.mkdir(parents=True, exist_ok=True)
+    write_rates(tuned, options.preset, found)
     table.write_text(report(options, found, ran), encoding="utf-8")
     print(f"Written to {table}")
+
+
+def methods_of(regime: str) -> tuple[str, ...]:
+    """The methods that are tuned in a regime: those of `experiments.paper` there."""
+    return tuple(m for m in TUNED if regime == "pretrained" or m in presets.FROM_COMMON)
 
 
 def trial(
@@ -121,15 +140,16 @@ def trial(
 ) -> Outcome:
     """One rate of every method's grid, or what is stored of it."""
     base = presets.STUDIES[options.preset].base
-    base = dataclasses.replace(base, rounds=options.rounds, test_examples=options.held_out)
-    rates = {
-        setting.partition: {method: rates_of(options.preset, method)[number] for method in TUNED}
-    }
-    config = cells.config_of(base, Cell(setting, 0, tuple(TUNED)), rates)
-    folder = out / f"{setting.partition}-{number}-of-{options.held_out}"
+    base = dataclasses.replace(base, rounds=options.rounds, test_examples=held_out_of(options))
+    methods, key = methods_of(setting.regime), cells.rates_key(setting.partition, setting.regime)
+    rates = {key: {method: rates_of(options.preset, method)[number] for method in methods}}
+    config = cells.config_of(base, Cell(setting, 0, methods), rates)
+    if setting.regime == "common":
+        config = dataclasses.replace(config, rounds=COMMON_ROUNDS)
+    folder = out / f"{setting.partition}-{setting.regime}-{number}-of-{held_out_of(options)}"
     outcome = cells.load_outcome(folder, config)
     if outcome is None:
-        print(f"{setting.partition}, rate {number + 1} of {TRIALS}", flush=True)
+        print(f"{key}, rate {number + 1} of {TRIALS}", flush=True)
         outcome = cells.run_and_store(folder, config, dataset)
     return outcome
 
@@ -169,7 +189,7 @@ def best(values: Sequence[float | None]) -> int | None:
 
 
 def chosen_rates(preset: str, found: Mapping[str, Trials]) -> Rates:
-    """Each method's best rate, by partition."""
+    """Each method's best rate, by partition and regime."""
     rates: dict[str, dict[str, float]] = {}
     for partition, trials in found.items():
         places = {method: best(values) for method, values in trials.items()}
@@ -178,11 +198,21 @@ def chosen_rates(preset: str, found: Mapping[str, Trials]) -> Rates:
     return rates
 
 
+def edges(preset: str, found: Mapping[str, Trials]) -> list[str]:
+    """The best rates at the edge of their grid."""
+    return [
+        f"{LABELS[method]} ({key}, {rates_of(preset, method)[place]:g})"
+        for key, trials in found.items()
+        for method, values in trials.items()
+        if (place := best(values)) in (0, TRIALS - 1)
+    ]
+
+
 def write_rates(path: pathlib.Path, preset: str, found: Mapping[str, Trials]) -> None:
     """Writes the rates that `experiments.paper` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     about = f"python -m experiments.tune --preset {preset}"
-    values = {"about": about, "rates": chosen_rates(preset, found)}
+    values = {"about": about, "rates": chosen_rates(preset, found), "at_edge": edges(preset, found)}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -190,30 +220,29 @@ def report(options: Options, found: Mapping[str, Trials], ran: Sequence[Outcome]
     """The table: each method's trials, the best in bold."""
     from dimat_jax.report.tables import Table, to_markdown
 
-    body, edges = [], []
-    for partition, method in itertools.product(found, TUNED):
+    body = []
+    for partition, method in [(key, method) for key, trials in found.items() for method in trials]:
         values, rates = found[partition][method], rates_of(options.preset, method)
         place = best(values)
         shown = ["diverged" if v is None else f"{100 * v:.1f}" for v in values]
         shown = [f"**{text}**" if at == place else text for at, text in enumerate(shown)]
         tried = [f"{rate:g}: {text}" for rate, text in zip(rates, shown, strict=True)]
         body.append([partition, LABELS[method], *tried])
-        if place in (0, TRIALS - 1):
-            edges.append(f"{LABELS[method]} ({partition}, {rates[place]:g})")
     columns = ["partition", "method", *(f"rate {trial + 1}" for trial in range(TRIALS))]
     first = presets.STUDIES[options.preset].cells[0].setting
     like = ", ".join(f"{LABELS[m]} as {LABELS[other]}" for m, other in LIKE.items())
     return (
         f"# Learning rates\n\n`python -m experiments.tune --preset {options.preset}`: "
-        f"{first.agents} agents on a ring, {first.model} × {first.width:g}, pretrained "
-        f"apart, {options.rounds} rounds, seed 0. {cells.provenance(ran)} Each "
+        f"{first.agents} agents on a ring, {first.model} × {first.width:g}, seed 0; pretrained "
+        f"apart, {options.rounds} rounds, or, from one common initialisation, {COMMON_ROUNDS}. "
+        f"{cells.provenance(ran)} Each "
         f"entry is a rate and the agents' mean accuracy in % on "
-        f"{options.held_out:,} training images that no agent trains on; the best "
+        f"{held_out_of(options):,} training images that no agent trains on; the best "
         "in bold. Every method has as many trials, a factor of 3 apart. "
-        f"Not tuned: {like}. Graphs other than the ring, and agents from one common "
-        f"initialisation, take the same rates.\n\n{to_markdown(Table('', columns, body))}\n\n"
+        f"Not tuned: {like}. Graphs other than the ring take the same rates.\n\n"
+        f"{to_markdown(Table('', columns, body))}\n\n"
         f"Best at the edge of its grid, so that a rate beyond may be better: "
-        f"{', '.join(edges) or 'none'}.\n"
+        f"{', '.join(edges(options.preset, found)) or 'none'}.\n"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_runs import noise
 
-from dimat_jax import runs, setup
+from dimat_jax import population, runs, setup, topology
 from dimat_jax.algorithms import METHODS
 from dimat_jax.config import Config
 from experiments import cells, paper, paper_report, presets, tune
@@ -82,7 +82,8 @@ def test_the_report_says_what_the_cells_gave(finished):
             if line.startswith("| Final WA")
         )
         assert f" {mean:.1f} ± " in row
-    assert text.count("diverged | ") == 2 and "Reduced against the paper: all of it." in text
+    assert text.count("diverged | ") == 3 and "Other than in the paper: all of it." in text
+    assert "## Which method is strongest" in text
     for name in ("digits-iid-ring-2-mlp-0.03-pretrained", "digits-iid-ring-2-mlp-0.03-common"):
         assert f"paper-{name}.png" in text
         assert (out / f"paper-{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -99,7 +100,7 @@ def test_the_report_says_what_the_cells_gave(finished):
         assert float(ends[cell.setting.regime, "Final WA"]["mean"]) == pytest.approx(mean, abs=1e-4)
     # The epoch of pretraining is spent in a round of its own.
     stages = {r["after"] for r in rows if r["regime"] == "common" and r["label"] == "WA"}
-    assert {"merge 2", "train 2"} < stages
+    assert {"merge 2", "train 2", "last merge"} < stages
 
 
 def test_finished_cells_are_not_run_again(finished, monkeypatch, capsys):
@@ -149,11 +150,23 @@ def test_the_presets_are_what_they_say():
         ("ring", "iid", 1)
     ]
     full = presets.STUDIES["full"].cells
-    assert len(full) == len({cell.name for cell in full}) == 5 * 2 * 3 * 2 * 2 * 2 * 2
+    assert len(full) == len({cell.name for cell in full})
+    settings = {cell.setting for cell in full}
+    assert {s.agents for s in settings} == {2, 5, 10, 20}
+    assert {s.model for s in settings} == {"resnet20", "vgg16", "resnet50"}
+    assert {s.topology for s in settings} >= {"bipartite", "disconnected"}
+    assert {s.partition for s in settings} >= {"pretrain_iid_finetune_by_class"}
     assert set(presets.LABELS) >= set(METHODS)
     for study in presets.STUDIES.values():
         for cell in {cell.setting: cell for cell in study.cells}.values():
-            setup.check_options(cells.config_of(study.base, cell, study.rates or {}))
+            config = cells.config_of(study.base, cell, study.rates or {})
+            setup.check_options(config)
+            setup.choose_graphs(config, topology.make(config.topology, config.agents))
+    frames = {
+        c.topology: c.merge_frame
+        for c in (cells.config_of(presets.STUDIES["full"].base, cell, {}) for cell in full)
+    }
+    assert frames.pop("fully_connected") == "first" and set(frames.values()) == {"own"}
 
 
 def test_the_cpu_presets_fit_into_their_time():
@@ -170,19 +183,17 @@ def test_the_cpu_presets_fit_into_their_time():
 
 def outcome(seed, ends, diverged=()):
     """Results with made-up accuracies: method → at the end; half of it after the first round."""
-    rows = [
-        dict(
-            method=m,
-            seed=seed,
-            round=1,
-            epoch=2,
-            phase="train",
-            test_accuracy=a / 2,
-            test_accuracy_agents=[a / 2, a / 2],
-            bytes_sent=2e6,
-        )
-        for m, a in ends.items()
-    ]
+
+    def row(method, round, phase, accuracy):
+        agents = [accuracy, accuracy]
+        return dict(method=method, seed=seed, round=round, epoch=2, phase=phase, bytes_sent=2e6) | {
+            "test_accuracy": accuracy,
+            "test_accuracy_agents": agents,
+        }
+
+    rows = [row("pretrain", 0, "pretrain", 0.3)]
+    for m, a in ends.items():
+        rows += [row(m, 1, "merge", 0.9 * a)] * (m in ("dimat", "wa")) + [row(m, 1, "train", a / 2)]
     tests = {m: [a, a] for m, a in ends.items()}
     return Outcome({}, "made up", rows, tests, list(diverged), 1.0)
 
@@ -194,6 +205,7 @@ def test_leads_are_paired_by_seed():
     }
     found = paper_report.line(of_seeds, "wa")
     np.testing.assert_allclose(found.lead_end, [0.1, 0.2])
+    np.testing.assert_allclose(found.lead_merge, [0.09, 0.18])
     np.testing.assert_allclose(found.lead_first, [0.05, 0.1])
     np.testing.assert_allclose(found.end, [0.5, 0.5, 0.6, 0.6])
     assert found.bytes_sent == 2e6
@@ -201,17 +213,37 @@ def test_leads_are_paired_by_seed():
     said = paper_report.verdict(of_seeds)
     assert "At the end DIMAT is ahead of 1 of 2 methods; ahead of it: CGA (+10.0)." in said
     table = paper_report.table_of(SETTING, of_seeds)
-    assert [row[0] for row in table.rows] == ["DIMAT", "CGA", "WA"]
-    assert table.rows[2][1:6] == ["-", "27.5 ± 2.5", "55.0 ± 5.0", "+7.5 ± 2.5", "+15.0 ± 5.0"]
+    assert [row[0] for row in table.rows] == ["DIMAT", "CGA (1 of 2 seeds)", "WA"]
+    values = ["49.5 ± 4.5", "27.5 ± 2.5", "49.5 ± 4.5", "55.0 ± 5.0"]
+    assert table.rows[2][1:8] == [*values, "+7.5 ± 2.5", "+13.5 ± 4.5", "+15.0 ± 5.0"]
+    # A method that does not merge is looked at as many epochs on: here, after the pretraining.
+    assert table.rows[1][3] == "30.0 ± 0.0"
+    assert table.rows[1][5:8] == ["-5.0", "+24.0", "-10.0"]
 
 
-def test_published_figures_stand_beside_the_same_setting_alone():
+def test_the_report_says_which_method_is_strongest_and_what_dimat_lacks():
+    ends = {"dimat": 0.6, "cga": 0.8, "centralized": 0.9}
+    settings = {
+        SETTING: {0: outcome(0, ends), 1: outcome(1, ends | {"cga": 0.7})},
+        SETTING._replace(agents=3): {0: outcome(0, ends), 1: outcome(1, {"dimat": 0.4}, ["cga"])},
+    }
+    first, second = paper_report.strongest(settings).rows
+    assert first[1:] == ["DIMAT", "-", "CGA", "15.0 ± 5.0"]
+    assert second[1:] == ["DIMAT", "-", "DIMAT", "-"]
+
+
+def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):
     same = Setting("cifar100", "iid", "fully_connected", 5, "resnet20", 8.0, "pretrained")
     column = [
         [row[-1] for row in paper_report.table_of(s, {0: outcome(0, {"dimat": 0.7})}).rows]
         for s in (same, same._replace(width=1.0), same._replace(regime="common"))
     ]
     assert column == [["73.99"], ["-"], ["-"]]
+    paper_report.write_csv(tmp_path / "paper.csv", {same: {0: outcome(0, {"dimat": 0.7})}})
+    rows = list(csv.DictReader((tmp_path / "paper.csv").open(encoding="utf-8")))
+    assert {row["after"]: row["published"] for row in rows if row["published"]} == {
+        "end, all tests": "73.99"
+    }
 
 
 def test_held_out_images_are_training_images_that_no_agent_sees():
@@ -233,19 +265,33 @@ def test_every_method_gets_as_many_trials_and_the_best_rate():
     assert set(tune.TUNED).isdisjoint(tune.LIKE)
     grids = {method: tune.rates_of("cpu", method) for method in tune.TUNED}
     assert all(len(grid) == tune.TRIALS for grid in grids.values())
-    assert grids["wa"] == [0.006, 0.018, 0.054, 0.162] and grids["cdsgd"][0] == 0.02
-    assert tune.rates_of("full", "wa")[0] == 0.0003 and tune.rates_of("full", "cga")[0] == 0.006
-    trials = dict.fromkeys(tune.TUNED, [0.1, 0.4, None, 0.2]) | {
-        "d2": [None] * 4,
-        "wa": [0.3, 0.3, 0.2, 0.1],
-        "cga": [None, 0.0, None, None],
+    assert grids["wa"] == grids["final_dimat"] == [0.0006, 0.0018, 0.0054, 0.0162, 0.0486]
+    assert grids["cdsgd"][0] == 0.006 and grids["cga"][-1] == 0.162
+    assert tune.rates_of("full", "wa")[0] == 0.00003 and tune.rates_of("full", "cga")[0] == 0.002
+    assert set(tune.methods_of("common")) == set(presets.FROM_COMMON)
+    trials = dict.fromkeys(tune.TUNED, [0.1, 0.4, None, 0.2, 0.2]) | {
+        "d2": [None] * 5,
+        "wa": [0.3, 0.3, 0.2, 0.1, 0.1],
+        "cga": [None, 0.0, None, None, None],
     }
     rates = tune.chosen_rates("cpu", {"iid": trials})["iid"]
-    assert rates["cdsgd"] == 0.06 and rates["wa"] == rates["fedavg"] == 0.006
-    assert rates["dimat"] == rates["wm"] == rates["cga"] == 0.018 and "d2" not in rates
+    assert rates["cdsgd"] == 0.018 and rates["wa"] == rates["fedavg"] == 0.0006
+    assert rates["dimat"] == rates["wm"] == 0.0018 and rates["cga"] == 0.006 and "d2" not in rates
     text = tune.report(tune.Options(), {"iid": trials}, [outcome(0, {"wa": 0.3})])
-    assert "0.06: **40.0**" in text and "0.18: diverged" in text
-    assert "a rate beyond may be better: WA (iid, 0.006)." in text
+    assert "0.018: **40.0**" in text and "0.054: diverged" in text
+    assert "a rate beyond may be better: WA (iid, 0.0006)." in text
+
+
+def test_agents_from_scratch_take_rates_of_their_own_where_there_are_any():
+    common = CELLS[1]
+    for rates, expected in (
+        ({"iid": {"wa": 0.1}}, 0.1),
+        ({"iid": {"wa": 0.1}, "iid, common": {"wa": 0.2}}, 0.2),
+    ):
+        config = cells.config_of(BASE, common, rates)
+        assert config.method_learning_rate == (("wa", expected),)
+        apart = cells.config_of(BASE, common._replace(setting=SETTING), rates)
+        assert apart.method_learning_rate == (("wa", 0.1),)
 
 
 def test_trials_are_stored_and_their_rates_read_back(tmp_path, monkeypatch):
@@ -265,19 +311,27 @@ def test_trials_are_stored_and_their_rates_read_back(tmp_path, monkeypatch):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(runs, "simulate", fake)
-    options = ["--preset", "smoke", "--held-out", "300", "--out", str(tmp_path / "tune")]
+    options = ["--preset", "smoke", "--out", str(tmp_path / "tune")]
     for _ in range(2):
         assert tune.main(options) == 0
-    assert len(seen) == 2 * tune.TRIALS  # the second time nothing ran
-    assert {config.partition for config in seen} == {"iid", "by_class"}
+    assert len(seen) == 4 * tune.TRIALS  # the second time nothing ran
+    assert {(config.partition, config.pretrain_epochs > 0) for config in seen} == {
+        (partition, apart) for partition in ("iid", "by_class") for apart in (True, False)
+    }
     rates = cells.read_rates(tmp_path / "tune" / "tuned.json")
     assert rates["iid"] == rates["by_class"] and set(rates["iid"]) == set(METHODS)
-    assert (rates["iid"]["cdsgd"], rates["iid"]["dimat"]) == (0.06, 0.054)
+    assert rates["iid, common"]["cdsgd"] == 0.054
+    assert (rates["iid"]["cdsgd"], rates["iid"]["dimat"]) == (0.054, 0.0486)
+    assert "DIMAT (iid, 0.0486)" in cells.read_edges(tmp_path / "tune" / "tuned.json")
 
 
 BAD = {
     "no rates": ("--tuned nowhere.json", "nowhere.json is no table of learning rates"),
     "bad rates": ("--tuned bad.json", "bad.json is no table of learning rates"),
+    "a misspelt method": ("--tuned dimta.json", "Did you mean 'dimat'"),
+    "a rate that is none": ("--tuned nan.json", "a learning rate must be positive, not nan"),
+    "a file for a folder": ("--out bad.json", "bad.json cannot be a folder of results"),
+    "a file for the report": ("--report bad.json", "bad.json cannot be a folder of results"),
     "no data": ("--data-dir nowhere", "CIFAR-10 is not in nowhere"),
 }
 
@@ -289,12 +343,34 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "bad.json").write_text('{"rates": 3}', encoding="utf-8")
+    for name, method, rate in (("dimta", "dimta", 0.1), ("nan", "dimat", float("nan"))):
+        text = json.dumps({"rates": {"iid": {method: rate}}})
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
     monkeypatch.setattr(paper, "TUNED", rates_file(tmp_path))
     assert paper.main(arguments.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
-    assert tune.main(["--rounds", "0"]) == 2
-    assert "rounds must be at least 1, not 0" in capsys.readouterr().err
+    for wrong, why in (
+        ("--rounds 0", "rounds must be at least 1, not 0"),
+        ("--out bad.json", "bad.json cannot be a folder of results"),
+        ("--table bad.json/table.md", "bad.json cannot be a folder of results"),
+        ("--table .", "is a folder, and cannot be a file of results"),
+    ):
+        assert tune.main(wrong.split()) == 2
+        said = capsys.readouterr().err
+        assert why in said and said.count("\n") == 1
+
+
+def test_every_cell_of_one_process_finds_devices_for_all_cores(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(population, "prepare_devices", lambda *given: asked.append(given))
+    monkeypatch.setattr(population, "virtual_devices", {5: 5, 10: 2}.get)
+    monkeypatch.setattr(paper_report, "write_report", lambda *_: None)
+    made = [Cell(SETTING._replace(agents=n), 0, ("wa",)) for n in (5, 10)]
+    todo = [(cell, BASE, outcome(0, {"wa": 0.5})) for cell in made]
+    monkeypatch.setattr(paper, "finished", lambda options: todo)
+    paper.compare(paper.Options(out=tmp_path))
+    assert asked == [(10, 5)]
 
 
 @pytest.mark.parametrize("command", ["paper", "tune"])

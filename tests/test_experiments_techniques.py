@@ -66,6 +66,29 @@ def test_the_report_names_what_it_is_of(folder, rows):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
+def test_published_figures_stand_beside_ours_and_the_networks_are_listed(folder, rows, capsys):
+    text = (folder / "techniques.md").read_text(encoding="utf-8")
+    figures = "MNIST: 71.7 → 83.0"
+    assert text.count(figures) == len(PRESETS["smoke"]) and "arXiv 2211.08403" in text
+    label = PRESETS["smoke"][0].label
+    before, after = (
+        mean_std(
+            [
+                100 * r["accuracies"][2]
+                for r in rows
+                if (r["network"], r["technique"], r["correction"])
+                == (label, "activation matching", correction)
+            ]
+        )
+        for correction in ("none", "REPAIR")
+    )
+    assert f"before → after REPAIR: {before} → {after} (end points" in text
+    assert main(["--list"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(PRESETS["cpu"])
+    assert said[0] == "mlp × 1, no normalisation: 3 networks, 1 seeds, 10 epochs of 10,000 images"
+
+
 def test_barriers_are_measured_from_the_straight_line_between_the_ends():
     row = {"accuracies": [0.8, 0.3, 0.6], "losses": [1.0, 2.5, 2.0]}
     found = barriers(row)
@@ -85,6 +108,7 @@ def test_a_mean_of_one_value_has_no_deviation():
         (["--agents", "1"], "at least 2"),
         (["--examples", "3"], "at least 50, not 3"),
         (["--models", "lenet"], "Unknown model of the preset 'lenet'"),
+        (["--report", __file__], "cannot be a folder of results"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(wrong, said, tmp_path, monkeypatch):
