@@ -59,7 +59,8 @@ def planted(name):
 def test_weights_and_activations_recover_every_group(name):
     """By weights all units; by activations all but those that are equal on the images.
 
-    Equal units, dead ones among them, have equal scores (within float32's rounding).
+    Those are in ResNet-50 alone, whose last stages see one pixel of each image: units that are dead
+    on all images, and two that are active on the same single one. Correlation cannot tell those.
     """
     symmetries, model, target, source, images, truth = planted(name)
     by_weights = match_weights(symmetries, target, source, jax.random.key(3))
@@ -67,17 +68,23 @@ def test_weights_and_activations_recover_every_group(name):
         np.testing.assert_array_equal(by_weights[group], truth[group], err_msg=group)
 
     read = jax.jit(read_sites(symmetries, model), compiler_options=QUICK)
-    tables = correlations(symmetries, read(target, images), read(source, images))
-    found = assign(symmetries, tables)
-    for group, permutation in found.items():
-        wrong = np.asarray(permutation != truth[group])
-        if not wrong.any():
-            continue
-        table, units = np.asarray(tables[group,]), np.arange(wrong.size)
-        lost = table[units, truth[group]] - table[units, permutation]
-        assert (np.abs(lost[wrong]) < 1e-3).all(), group
-    right = sum(int((found[group] == truth[group]).sum()) for group in found)
-    assert right > 0.8 * sum(permutation.size for permutation in found.values())
+    activations = read(target, images)
+    found = assign(symmetries, correlations(symmetries, activations, read(source, images)))
+    right = {group: found[group] == truth[group] for group in symmetries.groups}
+    for group in [group for group in right if not right[group].all()]:
+        assert name == "resnet50", group
+        matched_with = np.argsort(truth[group])[found[group]]
+        for x in activations[group,]:
+            units = standardised(x)
+            np.testing.assert_allclose(units, units[:, matched_with], atol=1e-4, err_msg=group)
+    assert sum(r.sum() for r in right.values()) > 0.9 * sum(r.size for r in right.values())
+
+
+def standardised(x):
+    """Activations `[..., units]` as `[examples, units]` with mean 0 and deviation 1, or all 0."""
+    centred = x.reshape(-1, x.shape[-1]) - x.mean(tuple(range(x.ndim - 1)))
+    deviation = np.asarray(centred).std(0)
+    return np.asarray(centred) / np.where(deviation > 0, deviation, 1)
 
 
 def test_activation_matching_reaches_the_best_of_all_permutations():
