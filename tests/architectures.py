@@ -288,9 +288,7 @@ ARCHITECTURES = {
     "unet": Architecture(unet, {4: 1, 6: 1, 5: 1}),
     "squeeze_and_excitation": Architecture(squeeze_and_excitation, {6: 1, 10: 1, 4: 1}),
     "grouped_convolution": Architecture(grouped_convolution, {3: 1, (3, 4): 1, (3, 5): 1}),
-    "channel_shuffle": Architecture(
-        channel_shuffle, {2: 2, (2, 6): 1, (2, 2, 3): 1, (2, 5): 1}
-    ),
+    "channel_shuffle": Architecture(channel_shuffle, {2: 2, (2, 6): 1, (2, 2, 3): 1, (2, 5): 1}),
     "channel_shuffle_across": Architecture(channel_shuffle_across, {(3, 4): 1, (3, 5): 1}),
     "pixel_shuffle": Architecture(pixel_shuffle, {5: 1, 7: 1}),
     "max_pool_flatten": Architecture(max_pool_flatten, {6: 1, 7: 1}),
