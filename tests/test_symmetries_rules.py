@@ -146,6 +146,12 @@ def test_padding_between_units_freezes():
     assert sizes(hidden(apart, {"a": (3, 7), "b": (13, 2)})) == []
 
 
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_padding_of_rows_by_rows_leaves_units_whole(mode):
+    """JAX pads every axis in turn, those by nothing with empty slices."""
+    assert sizes(hidden(lambda v, h: jnp.pad(h, ((1, 1), (0, 0)), mode=mode))) == [7]
+
+
 def test_barriers_and_names_pass():
     def barrier(v, h):
         return lax.optimization_barrier((h, v["b"]))[0]

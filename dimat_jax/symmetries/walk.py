@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from dimat_jax.symmetries.axes import (
     Atom,
@@ -127,11 +127,29 @@ def walk(
     def read(var: Any) -> Tensor:
         return _constant(var.val) if isinstance(var, Literal) else env[var]
 
+    needed = _needed(jaxpr)
     for index, eqn in enumerate(jaxpr.eqns):
-        operands = [read(var) for var in eqn.invars]
-        outputs = _equation(record, eqn, operands, (*where, index))
+        if index in needed:
+            operands = [read(var) for var in eqn.invars]
+            outputs = _equation(record, eqn, operands, (*where, index))
+        else:
+            outputs = [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [read(var) for var in jaxpr.outvars]
+
+
+def _needed(jaxpr: Jaxpr) -> set[int]:
+    """The equations on which the outputs' elements depend.
+
+    Not those that only make arrays without elements, as `jnp.pad` does where it pads by nothing.
+    """
+    live = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    needed: set[int] = set()
+    for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if eqn.effects or any(var in live and 0 not in var_shape(var) for var in eqn.outvars):
+            needed.add(index)
+            live.update(var for var in eqn.invars if not isinstance(var, Literal))
+    return needed
 
 
 def _constant(value: Any) -> Tensor:
