@@ -62,7 +62,7 @@ def test_logits_stay_and_updated_statistics_are_permuted(name, x64):
     assert_unchanged(both_modes, found, variables, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet", "vgg11", "resnet20", "resnet50", "vit"])
+@pytest.mark.parametrize("name", ZOO)
 def test_logits_stay_in_float32(name):
     model, variables, images = network(name, "float32")
     found = find_symmetries(model, variables, images)
