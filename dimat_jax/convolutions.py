@@ -91,7 +91,6 @@ def _fast(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
         {x.dtype for x in arrays} != {jnp.dtype(jnp.float32)}
         or p["feature_group_count"] * p["batch_group_count"] > 1
         or len(corner) != 2
-        or min(corner) < 0
         or any(down != across for down, across in steps)
         or 0 in images.shape + result.shape
     ):
@@ -107,7 +106,7 @@ def _fast(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
         options = dict(stride=stride, dilation=dilation, top=top, left=left, swapped=swapped)
         return lambda x, w: dimat_jax_cpu.convolution(x, w, result.shape, **options)
     backward = (lhs, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
-    if backward and stride == dilation == 1:
+    if backward and stride == dilation == 1 and min(corner) >= 0:
         options = dict(stride=apart, top=top, left=left)
         return lambda x, y: dimat_jax_cpu.kernel_gradient(x, y, result.shape, **options)
     return None

@@ -48,8 +48,8 @@ def convolution(
         below and on the right.
       stride: of the window, both ways; 1 if ``dilation`` is not.
       dilation: of the images, both ways (``lhs_dilation``).
-      top: rows of zeros above the images.
-      left: columns of zeros before them.
+      top: rows of zeros above the images; below 0, rows that are left out.
+      left: columns of zeros before them, likewise.
       swapped: whether the kernel is ``[height, width, outputs, inputs]``.
     """
     load()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from dimat_jax.metrics import PRETRAINING, Row, accuracies, last_rows, methods_of
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-LIBRARIES = ("dimat_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+LIBRARIES = ("dimat_jax", "dimat_jax_cpu", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
 def summarize(
