@@ -29,8 +29,9 @@ AGENTS = PartitionSpec("agents")
 REPLICATED = PartitionSpec()
 MOST_CPU_DEVICES = 64
 FORCED_DEVICES = "xla_force_host_platform_device_count"
-MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30}
-"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (``malloc.h``), in bytes."""
+MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in bytes, and M_ARENA_MAX (``malloc.h``): what
+threads have beside the one arena of the process is limited to 64 MB a piece."""
 
 FORWARD_BATCH = 64
 """Images in a batch of evaluation, matching and statistics: on CPU few enough that a layer's
