@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dimat_jax.convolutions import with_fast_convolutions
-from dimat_jax.timing import Stopwatch, compiled
+from dimat_jax.timing import Stopwatch, compiled, executables
 
 AGENTS = PartitionSpec("agents")
 REPLICATED = PartitionSpec()
@@ -335,25 +335,41 @@ def shard(execution: Execution, function: Callable[..., PyTree], in_specs: Any) 
 def lanes_in_turn(
     execution: Execution, update: Update, stopwatch: Stopwatch, resident: PartitionSpec
 ) -> Step:
-    """One step of all agents, by one call for each lane: ``step(carry, operands, resident)``."""
+    """One step of all agents, lane by lane: ``step(carry, operands, resident)``.
+
+    Two calls a lane: one computes, and one writes what it gave into the carry, which is donated. In
+    one call XLA would copy the carry of all lanes, because an optimizer reads one part of it
+    after another has been written.
+    """
     update = with_fast_convolutions(update)
 
-    def one_lane(carry, operands, resident, lane):
+    def compute(carry, operands, resident, lane):
         def pick(tree):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, lane, 0, False), tree)
 
-        new = update(pick(carry), pick(operands), resident)
+        return jax.tree.map(lambda x: x[None], update(pick(carry), pick(operands), resident))
+
+    def write(carry, new, lane):
         return jax.tree.map(
             lambda x, value: jax.lax.dynamic_update_index_in_dim(x, value, lane, 0), carry, new
         )
 
     specs = AGENTS, AGENTS, resident, REPLICATED
-    lifted = compiled(jax.jit(shard(execution, one_lane, specs), donate_argnums=0), stopwatch)
+    alone = execution.lanes == 1  # Then what is computed is the whole carry.
+    computing = jax.jit(shard(execution, compute, specs), donate_argnums=(0,) if alone else ())
+    writing = jax.jit(shard(execution, write, (AGENTS, AGENTS, REPLICATED)), donate_argnums=0)
+    find_computing, find_writing = (executables(f, stopwatch) for f in (computing, writing))
     lanes = replicate(execution, tuple(np.arange(execution.lanes, dtype=np.int32)))
 
     def step(carry, operands, resident):
+        compute = find_computing(carry, operands, resident, lanes[0])
+        if alone:
+            return compute(carry, operands, resident, lanes[0])
+        write = None
         for lane in lanes:
-            carry = lifted(carry, operands, resident, lane)
+            new = compute(carry, operands, resident, lane)
+            write = write or find_writing(carry, new, lane)
+            carry = write(carry, new, lane)
         return carry
 
     return step

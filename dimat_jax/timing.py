@@ -52,14 +52,26 @@ def compiled(function: jax.stages.Wrapped, stopwatch: Stopwatch) -> Callable[...
     Returns:
       A function of the same positional arguments, compiled once for each set of shapes.
     """
-    executables: dict[Any, Any] = {}
+    find = executables(function, stopwatch)
+    return lambda *args: find(*args)(*args)
 
-    def call(*args):
+
+def executables(
+    function: jax.stages.Wrapped, stopwatch: Stopwatch
+) -> Callable[..., jax.stages.Compiled]:
+    """As `compiled`, for calls so many that looking the arguments through each time would count.
+
+    Returns:
+      A function that gives, for arguments, what has been compiled for such arguments.
+    """
+    found: dict[Any, jax.stages.Compiled] = {}
+
+    def find(*args: Any) -> jax.stages.Compiled:
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
-        if key not in executables:
+        if key not in found:
             with stopwatch.measure("compile"):
-                executables[key] = function.lower(*args).compile()
-        return executables[key](*args)
+                found[key] = function.lower(*args).compile()
+        return found[key]
 
-    return call
+    return find

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 import dimat_jax as dj
+from dimat_jax import population
 from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.population import Execution
 
@@ -164,3 +165,9 @@ def assert_trees_close(first, second, tolerance=1e-6):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
 
     jax.tree_util.tree_map_with_path(compare, first, second)
+
+
+def traced_through(monkeypatch):
+    """Has compiled parts be traced like any function, so that a whole run of them is one jaxpr."""
+    monkeypatch.setattr(population, "compiled", lambda function, stopwatch: function)
+    monkeypatch.setattr(population, "executables", lambda function, _: lambda *args: function)

@@ -12,10 +12,11 @@ from small_runs import (
     linear_softmax,
     noise,
     small_config,
+    traced_through,
 )
 
 import dimat_jax as dj
-from dimat_jax import engine, population, setup, training
+from dimat_jax import engine, setup, training
 
 DATASET = noise(examples=320, tests=23, size=8)
 CALLBACKS = {"pure_callback", "io_callback", "debug_callback", "outside_call", "infeed", "outfeed"}
@@ -101,7 +102,7 @@ def test_the_exponential_schedule_is_that_of_the_published_baselines():
 def test_an_epoch_needs_nothing_from_the_device(model, monkeypatch):
     """JAX's transfer guard sees nothing on CPU, where host and device share their memory. So trace
     a whole epoch: whoever needed a value on the host would get a tracer, and fail."""
-    monkeypatch.setattr(population, "compiled", lambda function, stopwatch: function)
+    traced_through(monkeypatch)
     plan, key = prepared(model=model, width=0.25), setup.seed_keys(0).order
     optimizer = training.OPTIMIZERS["momentum"]()
     state = jax.eval_shape(

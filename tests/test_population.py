@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import compilations, equations, execution_of, noise, normaliser
+from small_runs import compilations, equations, execution_of, noise, normaliser, traced_through
 
 import dimat_jax as dj
 from dimat_jax import population, statistics, training
@@ -140,7 +140,7 @@ def convolutions(execution, update, *arguments):
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "statistics"])
 def test_the_looped_form_has_no_grouped_convolution_and_none_in_a_loop(name, monkeypatch):
-    monkeypatch.setattr(population, "compiled", lambda function, stopwatch: function)
+    traced_through(monkeypatch)
     monkeypatch.setenv(SWITCH, "0")
     case = updates_of(dj.models.convnet(num_classes=4, width=0.25), noise(examples=24))[name]
     looped = convolutions(execution_of(AGENT_COUNT, 4, looped=True), *case)

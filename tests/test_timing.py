@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from dimat_jax import timing
-from dimat_jax.timing import Stopwatch, compiled
+from dimat_jax.timing import Stopwatch, compiled, executables
 
 
 class Clock:
@@ -87,3 +87,10 @@ def test_only_compiling_counts_as_such():
     assert stopwatch.take()["compile"] > 0
     function(jnp.ones(3))
     assert stopwatch.take() == {}
+
+
+def test_executables_are_found_again_for_the_same_shapes_alone():
+    find = executables(jax.jit(lambda x: x + 1), Stopwatch())
+    two, three = find(jnp.zeros(2)), find(jnp.zeros(3))
+    assert find(jnp.ones(2)) is two is not three
+    assert two(jnp.ones(2)).tolist() == [2, 2]
