@@ -74,20 +74,22 @@ def _halve(x: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "ba
 
 
 def _halve_forward(x: Shaped[Array, "batch height width channels"]):
-    y = _halve(x)
-    return y, (x, y)
+    return _halve(x), x
 
 
-def _halve_backward(kept: tuple, dy: Shaped[Array, "batch ..."]):
-    x, y = kept
-    windows, left, rows = _windows(x), dy, []
-    for i in (0, 1):
-        row = []
-        for j in (0, 1):
-            largest = windows[:, :, i, :, j] == y
-            row.append(jnp.where(largest, left, 0))
-            left = jnp.where(largest, 0, left)
-        rows.append(jnp.stack(row, 3))
+def _halve_backward(
+    x: Shaped[Array, "batch height width channels"], dy: Shaped[Array, "batch ..."]
+):
+    # Pixels are compared with one another, not with the maximum: XLA may compute either anew, and
+    # round them differently.
+    windows = _windows(x)
+    pixels = [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+    gradients = []
+    for place, pixel in enumerate(pixels):
+        before, after = pixels[:place], pixels[place + 1 :]
+        first = [pixel > other for other in before] + [pixel >= other for other in after]
+        gradients.append(jnp.where(first[0] & first[1] & first[2], dy, 0))
+    rows = [jnp.stack(gradients[k : k + 2], 3) for k in (0, 2)]
     return (jnp.stack(rows, 2).reshape(x.shape),)
 
 
