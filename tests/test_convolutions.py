@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,15 @@ def shapes(draw):
     )
 
 
+@st.composite
+def whole_vectors(draw):
+    """As `shapes`, of what goes through Winograd's algorithm."""
+    batch, height, width = (draw(st.integers(1, 9)) for _ in range(3))
+    inputs, outputs = (draw(st.sampled_from([16, 32, 48, 80])) for _ in range(2))
+    padding = [(draw(st.integers(0, 3)), draw(st.integers(2, 3))) for _ in range(2)]
+    return (batch, height, width, inputs), (3, 3, inputs, outputs), 1, padding
+
+
 def windows(images, kernel, stride, padding):
     """What each entry of the kernel sees, ``[rows, columns, batch, height, width, inputs]``.
 
@@ -80,7 +90,7 @@ def windows(images, kernel, stride, padding):
 
 @needs_kernels
 @settings(max_examples=100, deadline=None)
-@given(shapes())
+@given(st.one_of(shapes(), whole_vectors()))
 def test_convolution_and_both_gradients_are_those_of_numpy(shape):
     x_shape, kernel_shape, stride, padding = shape
     x, kernel = normal(0, *x_shape), normal(1, *kernel_shape)
@@ -132,9 +142,20 @@ def test_no_convolution_of_the_zoo_is_left_to_xla():
         assert "conv_general_dilated" not in after
 
 
+class Smooth(nn.Module):
+    """No ReLU: one that turns at a rounding error takes all gradients before it with it."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for channels, stride in ((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
+            x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False)(x)
+            x = nn.gelu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
 @needs_kernels
 def test_a_network_and_its_gradient_are_the_same():
-    model = dj.models.resnet20(width=0.5)
+    model = dj.from_linen(Smooth())
     images = jnp.asarray(normal(0, 8, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
@@ -148,7 +169,7 @@ def test_a_network_and_its_gradient_are_the_same():
     expected = jax.jit(gradient)(variables, images)
     found = jax.jit(with_fast_convolutions(gradient))(variables, images)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        assert far(a, b) < 1e-3  # Float32, through twenty layers.
+        assert far(a, b) < 1e-4  # Float32, through six layers and back.
 
 
 @needs_kernels
@@ -200,6 +221,11 @@ def test_what_is_not_a_number_stays_so():
     x[0, 4, 4, 1] = np.nan
     y = np.asarray(with_fast_convolutions(convolve)(x, kernel))
     np.testing.assert_array_equal(np.isnan(y), np.isnan(convolve(x, kernel)))
+    # Winograd's algorithm may make NaN of all outputs that share a patch with it.
+    x, kernel = normal(0, 1, 8, 8, 16), normal(1, 3, 3, 16, 16)
+    x[0, 4, 4, 1] = np.nan
+    y = np.isnan(with_fast_convolutions(convolve)(x, kernel))
+    assert y[np.isnan(convolve(x, kernel))].all() and y.any(-1).sum() <= 16
 
 
 def test_a_function_is_as_it_was_without_the_kernels(monkeypatch):
