@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dimat_jax.convolutions import with_fast_convolutions
+from dimat_jax.kernels import with_kernels
 from dimat_jax.timing import Stopwatch, compiled, executables
 
 AGENTS = PartitionSpec("agents")
@@ -232,9 +232,11 @@ def repeat(
 
         return run_looped
 
+    lanes = vmapped(execution, update)
+
     def steps(carry, operands, resident, times):
         def body(carry, _):
-            return jax.vmap(update, in_axes=(0, 0, None))(carry, operands, resident), None
+            return lanes(carry, operands, resident), None
 
         return jax.lax.scan(body, carry, times)[0]
 
@@ -271,8 +273,7 @@ def alternate(
     if execution.looped:
         step = lanes_in_turn(execution, update, stopwatch, resident)
         return lambda between: alternate_looped(execution, step, between, stopwatch)
-    lanes = jax.vmap(update, in_axes=(0, 0, None))
-    step = shard(execution, lanes, (AGENTS, AGENTS, resident))
+    step = shard(execution, vmapped(execution, update), (AGENTS, AGENTS, resident))
     return lambda between: alternate_scanned(execution, step, between, stopwatch)
 
 
@@ -332,6 +333,13 @@ def shard(execution: Execution, function: Callable[..., PyTree], in_specs: Any) 
     )
 
 
+def vmapped(execution: Execution, update: Update) -> Step:
+    """One step of all agents on a device."""
+    lanes = jax.vmap(update, in_axes=(0, 0, None))
+    on_cpu = execution.mesh.devices.flat[0].platform == "cpu"
+    return with_kernels(lanes) if on_cpu else lanes
+
+
 def lanes_in_turn(
     execution: Execution, update: Update, stopwatch: Stopwatch, resident: PartitionSpec
 ) -> Step:
@@ -341,7 +349,7 @@ def lanes_in_turn(
     one call XLA would copy the carry of all lanes, because an optimizer reads one part of it
     after another has been written.
     """
-    update = with_fast_convolutions(update)
+    update = with_kernels(update)
 
     def compute(carry, operands, resident, lane):
         def pick(tree):

@@ -15,7 +15,7 @@ from small_runs import compilations, equations, execution_of, noise, normaliser,
 
 import dimat_jax as dj
 from dimat_jax import population, statistics, training
-from dimat_jax.convolutions import SWITCH
+from dimat_jax.kernels import SWITCH
 from dimat_jax.population import AGENTS, REPLICATED
 from dimat_jax.timing import Stopwatch
 

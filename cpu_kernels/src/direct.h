@@ -20,7 +20,7 @@ struct Phase {
   int64_t last(int64_t stride) const { return first + (outputs - 1) * stride + taps - 1; }
 };
 
-std::vector<Phase> phases(int64_t size, int64_t kernel, int64_t dilation, int64_t low) {
+inline std::vector<Phase> phases(int64_t size, int64_t kernel, int64_t dilation, int64_t low) {
   std::vector<Phase> found;
   for (int64_t i = 0; i < std::min(dilation, size); ++i) {
     const int64_t k = modulo(low - i, dilation);
@@ -31,7 +31,7 @@ std::vector<Phase> phases(int64_t size, int64_t kernel, int64_t dilation, int64_
 }
 
 // How many zeros the inputs need before them, and how many inputs there are with those after them.
-std::pair<int64_t, int64_t> extent(const std::vector<Phase>& phases, int64_t stride, int64_t size) {
+inline std::pair<int64_t, int64_t> extent(const std::vector<Phase>& phases, int64_t stride, int64_t size) {
   int64_t first = 0, last = size - 1;
   for (const Phase& phase : phases) {
     if (phase.taps == 0) continue;
@@ -52,7 +52,7 @@ struct Kernel {
 };
 
 // A phase's part of the kernel, [taps down, taps across, inputs, outputs filled up with zeros].
-void pack(const Kernel& kernel, const Phase& down, const Phase& across, int64_t dilation,
+inline void pack(const Kernel& kernel, const Phase& down, const Phase& across, int64_t dilation,
           float* to) {
   const int64_t outputs = padded(kernel.outputs);
   for (int64_t a = 0; a < down.taps; ++a)
@@ -67,7 +67,7 @@ void pack(const Kernel& kernel, const Phase& down, const Phase& across, int64_t 
 }
 
 // A swapped kernel as [height, width, inputs, outputs], for whole vectors of outputs.
-const float* in_order(const Kernel& kernel) {
+inline const float* in_order(const Kernel& kernel) {
   float* to = scratch<0>(kernel.height * kernel.width * kernel.inputs * kernel.outputs);
   pack(kernel, {0, 0, 0, kernel.height}, {0, 0, 0, kernel.width}, 1, to);
   return to;
@@ -77,7 +77,7 @@ struct Geometry {
   int64_t stride, dilation, top, left;
 };
 
-void convolve(const float* x, int64_t batch, const Image& in, const Kernel& kernel,
+inline void convolve(const float* x, int64_t batch, const Image& in, const Kernel& kernel,
               const Geometry& g, float* y, const Image& out) {
   const auto down = phases(out.height, kernel.height, g.dilation, g.top);
   const auto across = phases(out.width, kernel.width, g.dilation, g.left);
@@ -144,7 +144,7 @@ void convolve(const float* x, int64_t batch, const Image& in, const Kernel& kern
   }
 }
 
-void kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
+inline void kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
                      const Image& out, const Geometry& g, float* w, int64_t kernel_height,
                      int64_t kernel_width) {
   const int64_t outputs = padded(out.channels), length = kernel_width * in.channels;

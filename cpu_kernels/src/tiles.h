@@ -22,15 +22,15 @@ constexpr int LANES = 4, PIXELS = 8;
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
 
 constexpr int64_t FIRST_CACHE = 24 << 10;   // bytes of images that stay close to the core
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes of weights or images that stay nearby
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
-int64_t padded(int64_t channels) { return ceil_div(channels, LANES) * LANES; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t modulo(int64_t a, int64_t b) { return ((a % b) + b) % b; }
+inline int64_t padded(int64_t channels) { return ceil_div(channels, LANES) * LANES; }
 
 // Memory that a thread keeps from call to call. Each use has its own.
 template <int USE>
@@ -48,7 +48,7 @@ struct Image {
 };
 
 // Copies an image into a larger one, `top` and `left` pixels from its corner, and zeros around it.
-void frame(const float* from, const Image& small, float* to, const Image& large, int64_t top,
+inline void frame(const float* from, const Image& small, float* to, const Image& large, int64_t top,
            int64_t left) {
   const int64_t before = left * large.channels, after = large.row() - before - small.row();
   std::fill_n(to, top * large.row(), 0.f);
@@ -91,6 +91,7 @@ void tile(const Job& job, int64_t row, int64_t column) {
   const int64_t x_offset = row * x_row + column * x_column;
   for (int64_t r = 0; r < job.number_of_runs; ++r) {
     const float *x = job.runs[r].x + x_offset, *w = job.runs[r].w;
+#pragma GCC unroll 2
     for (int64_t k = 0; k < job.runs[r].length; ++k, w += job.weights) {
       Vector weights[VECTORS];
       for (int v = 0; v < VECTORS; ++v)
@@ -138,7 +139,7 @@ void plane(const Job& job) {
   for (; row < job.rows; ++row) band<1, COLUMNS, VECTORS, STEP>(job, row);
 }
 
-void plane(const Job& job) {
+inline void plane(const Job& job) {
   if (job.channels > LANES)
     plane<2, 0>(job);
   else if (job.in.column == 16)
@@ -193,7 +194,7 @@ void weight_column(const Pixels& p, int64_t length, int64_t channel, float* w, i
 }
 
 // All k of a run of `length`, and all channels: whole vectors of them.
-void weight_plane(const Pixels& pixels, int64_t length, float* w, int64_t channels) {
+inline void weight_plane(const Pixels& pixels, int64_t length, float* w, int64_t channels) {
   for (int64_t channel = 0; channel < channels; channel += 2 * LANES)
     if (channels - channel > LANES)
       weight_column<PIXELS, 2>(pixels, length, channel, w, channels);

@@ -33,7 +33,7 @@ struct Patches {
   }
 };
 
-Patches cut(const Image& in, const Image& out, int64_t top, int64_t left, int64_t batch) {
+inline Patches cut(const Image& in, const Image& out, int64_t top, int64_t left, int64_t batch) {
   const int64_t rows = ceil_div(out.height, 2), columns = ceil_div(out.width, 2);
   return {in,
           out,
@@ -56,7 +56,7 @@ int64_t each_row(const Patches& p, int64_t batch, int64_t image, int64_t row, Us
 }
 
 // points[point][patch][channel], B'xB, of a row of patches of an image.
-void image_points(const Patches& p, const float* image, int64_t row, const float* zeros,
+inline void image_points(const Patches& p, const float* image, int64_t row, const float* zeros,
                   float* points, int64_t point) {
   const int64_t channels = p.in.channels, first = 2 * row - p.top;
   const float* rows[4];  // of pixels
@@ -89,7 +89,7 @@ void image_points(const Patches& p, const float* image, int64_t row, const float
 }
 
 // points[point][input * output], GkG', of a kernel [3, 3, size].
-void kernel_points(const float* kernel, int64_t size, float* points) {
+inline void kernel_points(const float* kernel, int64_t size, float* points) {
   for (int64_t at = 0; at < size; at += LANES) {
     Vector t[4][3];
     for (int j = 0; j < 3; ++j) {
@@ -109,7 +109,7 @@ void kernel_points(const float* kernel, int64_t size, float* points) {
 
 // The outputs A'mA of a row of patches, `channels` of them from `to` on, from products
 // m[point][patch][channel]. Those beyond the image's edge are left out.
-void outputs_of(const Patches& p, const float* m, int64_t point, int64_t row, int64_t channels,
+inline void outputs_of(const Patches& p, const float* m, int64_t point, int64_t row, int64_t channels,
                 float* to) {
   const bool below = 2 * row + 1 < p.out.height;
   to += 2 * row * p.out.row();
@@ -134,7 +134,7 @@ void outputs_of(const Patches& p, const float* m, int64_t point, int64_t row, in
 }
 
 // points[point][patch][channel], AyA', of a row of patches of an image's output gradients.
-void gradient_points(const Patches& p, const float* image, int64_t row, float* points,
+inline void gradient_points(const Patches& p, const float* image, int64_t row, float* points,
                      int64_t point) {
   const int64_t channels = p.out.channels;
   const bool below = 2 * row + 1 < p.out.height;
@@ -162,7 +162,7 @@ void gradient_points(const Patches& p, const float* image, int64_t row, float* p
 }
 
 // A kernel's gradient [3, 3, size], G'sG, from sums s[point][input * output].
-void kernel_of(const float* sums, int64_t size, float* kernel) {
+inline void kernel_of(const float* sums, int64_t size, float* kernel) {
   for (int64_t at = 0; at < size; at += LANES) {
     Vector t[3][4];
     for (int j = 0; j < 4; ++j) {
@@ -180,21 +180,21 @@ void kernel_of(const float* sums, int64_t size, float* kernel) {
   }
 }
 
-const float* zero_row(const Image& image) {
+inline const float* zero_row(const Image& image) {
   float* zeros = scratch<1>(image.row());
   std::fill_n(zeros, image.row(), 0.f);
   return zeros;
 }
 
 // Whether the functions below can be had for a convolution.
-bool has_winograd(const Image& in, const Image& out, int64_t kernel_height, int64_t kernel_width,
+inline bool has_winograd(const Image& in, const Image& out, int64_t kernel_height, int64_t kernel_width,
                   int64_t stride, int64_t dilation) {
   return kernel_height == 3 && kernel_width == 3 && stride == 1 && dilation == 1 &&
          in.channels % LANES == 0 && out.channels % LANES == 0;
 }
 
 // A convolution with a kernel [3, 3, inputs, outputs].
-void winograd(const float* x, int64_t batch, const Image& in, const float* kernel, int64_t top,
+inline void winograd(const float* x, int64_t batch, const Image& in, const float* kernel, int64_t top,
               int64_t left, float* y, const Image& out) {
   const Patches p = cut(in, out, top, left, batch);
   const int64_t inputs = in.channels, outputs = out.channels;
@@ -228,7 +228,7 @@ void winograd(const float* x, int64_t batch, const Image& in, const float* kerne
 }
 
 // The gradient of the kernel, [3, 3, inputs, outputs], from that of the outputs.
-void winograd_kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
+inline void winograd_kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
                               const Image& out, int64_t top, int64_t left, float* kernel) {
   const Patches p = cut(in, out, top, left, batch);
   const int64_t inputs = in.channels, outputs = out.channels, size = inputs * outputs;

@@ -1,12 +1,14 @@
 """What happens to images on the device: random flips and crops, and normalisation."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
+from dimat_jax.known import known
 from dimat_jax.types import Key
 
 Augmentation = Callable[..., UInt8[Array, "batch height width channels"]]
@@ -48,13 +50,33 @@ def flip_and_crop(
     Returns:
       uint8 images of the same shape.
     """
-    batch, height, width, channels = images.shape
-    flip_key, crop_key = jax.random.split(key)
-    # Integers of a fixed width: floats, and integers by default, differ between x64 and not.
-    flip = jax.random.randint(flip_key, (batch, 1, 1, 1), 0, 2, dtype=jnp.int32)
-    corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * padding + 1, dtype=jnp.int32)
+    bits = jax.random.bits(key, (len(images), 3), jnp.uint32)  # the same with and without x64
+    flip = (bits[:, 0] >> 31).astype(jnp.int32)
+    corners = (bits[:, 1:] % (2 * padding + 1)).astype(jnp.int32)
+    return mirror_and_move(images, flip, corners - padding, padding)
+
+
+@functools.partial(known, static_argnums=3)
+def mirror_and_move(
+    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    mirrored: Int32[Array | np.ndarray, " batch"],
+    moves: Int32[Array | np.ndarray, "batch 2"],
+    padding: int,
+) -> UInt8[Array, "batch height width channels"]:
+    """Mirrors images from left to right, and then cuts them out of a black frame.
+
+    Args:
+      images: uint8 ``[batch, height, width, channels]``.
+      mirrored: 1 for those that are mirrored, else 0.
+      moves: how many rows further down, and columns further right, than the image each cut begins.
+      padding: no move is longer.
+
+    Returns:
+      uint8 images of the same shape.
+    """
+    height, width, channels = images.shape[1:]
     framed = jnp.pad(
-        jnp.where(flip == 1, images[:, :, ::-1], images),
+        jnp.where(mirrored[:, None, None, None] == 1, images[:, :, ::-1], images),
         ((0, 0), (padding, padding), (padding, padding), (0, 0)),
     )
 
@@ -63,7 +85,7 @@ def flip_and_crop(
     def crop(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), (height, width, channels))
 
-    return jax.vmap(crop)(framed, corners)
+    return jax.vmap(crop)(framed, jnp.asarray(moves) + padding)
 
 
 def normalize(
@@ -83,7 +105,11 @@ def normalize(
       Float images of the same shape.
     """
     mean, std = jnp.asarray(mean), jnp.asarray(std)
-    return (jnp.asarray(images, mean.dtype) / 255 - mean) / std
+    *outer, width, channels = images.shape
+    # By whole rows: XLA's CPU backend does not vectorise over so few channels.
+    gain, offset = (jnp.tile(x, width) for x in (1 / (255 * std), -mean / std))
+    rows = jnp.asarray(images, mean.dtype).reshape(*outer, width * channels)
+    return (rows * gain + offset).reshape(images.shape)
 
 
 def channel_statistics(

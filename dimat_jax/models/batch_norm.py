@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from dimat_jax.known import known
+
 Features = Float[Array, "batch *positions channels"]
 Channels = Float[Array, " channels"]
 
@@ -30,10 +32,17 @@ def normalise(
     return _normalise(epsilon, x, scale, bias)
 
 
+@known
+def channel_sums(x: Features, y: Features) -> tuple[Channels, Channels]:
+    """The sums of ``x`` and of ``x * y`` over batch and positions."""
+    axes = tuple(range(x.ndim - 1))
+    return x.sum(axes), (x * y).sum(axes)
+
+
 def _forward(epsilon: float, x: Features, scale: Channels, bias: Channels):
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    mean = x.sum(axes) / count
-    variance = jnp.maximum((x * x).sum(axes) / count - mean * mean, 0)
+    count = x.size // x.shape[-1]
+    mean, square = (total / count for total in channel_sums(x, x))
+    variance = jnp.maximum(square - mean * mean, 0)
     inverse = jax.lax.rsqrt(variance + epsilon)
     gain = scale * inverse
     y = x * gain + (bias - mean * gain)
@@ -48,9 +57,9 @@ def _backward(epsilon: float, kept: tuple, given: tuple):
     """
     x, scale, mean, inverse = kept
     dy, dmean, dvariance = given
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    dbias = dy.sum(axes)
-    dscale = ((dy * x).sum(axes) - mean * dbias) * inverse
+    count = x.size // x.shape[-1]
+    dbias, products = channel_sums(dy, x)
+    dscale = (products - mean * dbias) * inverse
     gain = scale * inverse
     slope = (2 * dvariance - gain * inverse * dscale) / count
     dx = dy * gain + x * slope + ((dmean - gain * dbias) / count - mean * slope)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
+from dimat_jax.known import known
+
 KERNEL_INIT = nn.initializers.he_normal()  # He et al. 2015: keeps the variance through ReLU
 
 
@@ -77,9 +79,11 @@ def _halve_forward(x: Shaped[Array, "batch height width channels"]):
     return _halve(x), x
 
 
-def _halve_backward(
+@known
+def halve_gradient(
     x: Shaped[Array, "batch height width channels"], dy: Shaped[Array, "batch ..."]
-):
+) -> Shaped[Array, "batch height width channels"]:
+    """The gradient of `halve`, of even height and width, from that of its result."""
     # Pixels are compared with one another, not with the maximum: XLA may compute either anew, and
     # round them differently.
     windows = _windows(x)
@@ -90,10 +94,10 @@ def _halve_backward(
         first = [pixel > other for other in before] + [pixel >= other for other in after]
         gradients.append(jnp.where(first[0] & first[1] & first[2], dy, 0))
     rows = [jnp.stack(gradients[k : k + 2], 3) for k in (0, 2)]
-    return (jnp.stack(rows, 2).reshape(x.shape),)
+    return jnp.stack(rows, 2).reshape(x.shape)
 
 
-_halve.defvjp(_halve_forward, _halve_backward)
+_halve.defvjp(_halve_forward, lambda x, dy: (halve_gradient(x, dy),))
 
 
 def scaled(units: int, width: float) -> int:

@@ -1,8 +1,9 @@
-// Convolutions of 32-bit floats for XLA's CPU backend, on one core: images [batch, height, width,
-// channels], kernels [height, width, inputs, outputs], the layouts that JAX and Flax have. Nothing
-// is reordered from layer to layer.
+// What XLA's CPU backend calls, each on one core: images [batch, height, width, channels], kernels
+// [height, width, inputs, outputs], the layouts that JAX and Flax have. Nothing is reordered from
+// layer to layer.
 
 #include "direct.h"
+#include "layers.h"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -13,6 +14,11 @@ namespace {
 
 using Tensor = ffi::Buffer<ffi::F32, 4>;
 using Result = ffi::ResultBuffer<ffi::F32, 4>;
+using Floats = ffi::Buffer<ffi::F32>;
+using FloatsResult = ffi::ResultBuffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::U8, 4>;
+using BytesResult = ffi::ResultBuffer<ffi::U8, 4>;
+using Integers = ffi::Buffer<ffi::S32>;
 using Shape = ffi::Span<const int64_t>;
 
 Image image(Shape shape) { return {shape[1], shape[2], shape[3]}; }
@@ -46,6 +52,25 @@ ffi::Error KernelGradient(Tensor x, Tensor y, Result kernel, int64_t stride, int
   return ffi::Error::Success();
 }
 
+ffi::Error ChannelSums(Floats x, Floats y, FloatsResult sum_x, FloatsResult sum_xy) {
+  const int64_t channels = sum_x->element_count(), rows = x.element_count() / channels;
+  channel_sums(x.typed_data(), y.typed_data(), rows, channels, sum_x->typed_data(),
+               sum_xy->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error HalveGradient(Tensor x, Tensor dy, Result dx) {
+  halve_gradient(x.typed_data(), dy.typed_data(), x.dimensions()[0], image(x.dimensions()),
+                 dx->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error MirrorAndMove(Bytes images, Integers mirrored, Integers moves, BytesResult moved) {
+  mirror_and_move(images.typed_data(), mirrored.typed_data(), moves.typed_data(),
+                  images.dimensions()[0], image(images.dimensions()), moved->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_convolution, Convolution,
@@ -67,3 +92,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_kernel_gradient, KernelGradient,
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_channel_sums, ChannelSums,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_halve_gradient, HalveGradient,
+                              ffi::Ffi::Bind().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_mirror_and_move, MirrorAndMove,
+                              ffi::Ffi::Bind()
+                                  .Arg<Bytes>()
+                                  .Arg<Integers>()
+                                  .Arg<Integers>()
+                                  .Ret<Bytes>());

@@ -1,8 +1,9 @@
-"""Convolutions on CPU, by the kernels of `dimat_jax_cpu` where that is installed.
+"""The compiled kernels of `dimat_jax_cpu` in the place of what XLA's CPU backend does slowly.
 
-XLA's CPU backend is far from the machine's limit for few channels, above all in the gradients.
-`dimat_jax_cpu` is a distribution of its own (``cpu_kernels/``), because it has to be compiled. Any
-function's convolutions are found in its jaxpr, gradients among them: models do not know of it.
+XLA's convolutions are far from the machine's limit for few channels, above all in the gradients.
+`dimat_jax_cpu` is a distribution of its own (``cpu_kernels/``), because it has to be compiled, and
+is used where it is installed. Any function's convolutions are found in its jaxpr, gradients among
+them, as are functions of ours that it has, too: neither models nor data sets know of it.
 """
 
 import importlib.util
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
+from dimat_jax.known import KNOWN
 from dimat_jax.symmetries.taps import bind
 
 SWITCH = "DIMAT_JAX_CPU"
-"""The environment variable which, set to 0, has XLA's own convolutions used all the same."""
+"""The environment variable which, set to 0, leaves everything to XLA all the same."""
 
 # Where `jax.lax.ConvDimensionNumbers` say that batch (or outputs), channels (or inputs), height and
 # width are.
@@ -35,12 +37,12 @@ def installed() -> bool:
     return os.environ.get(SWITCH) != "0" and importlib.util.find_spec("dimat_jax_cpu") is not None
 
 
-def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, for CPU: its convolutions by `dimat_jax_cpu`, if that is installed.
+def with_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, for CPU: what `dimat_jax_cpu` has by that, if it is installed.
 
-    Those that it does not have stay XLA's: in float64, grouped, of one or three dimensions, with
-    dilated kernels, and those in loops and branches. What is returned can be jitted and sharded,
-    but not differentiated: take gradients inside.
+    Convolutions that it does not have stay XLA's: in float64, grouped, of one or three dimensions,
+    with dilated kernels; so does all that is in loops and branches. What is returned can be jitted
+    and sharded, but not differentiated: take gradients inside.
 
     Args:
       function: of pytrees of arrays.
@@ -57,7 +59,7 @@ def with_fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Evaluates a jaxpr with fast convolutions."""
+    """Evaluates a jaxpr, parts of it by kernels."""
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env.update(zip(jaxpr.invars, inputs, strict=True))
@@ -67,9 +69,9 @@ def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         operands = [read(var) for var in eqn.invars]
-        fast = _fast(eqn)
+        fast = _convolution(eqn) or _function(eqn)
         if fast is not None:
-            outputs = [fast(*operands)]
+            outputs = jax.tree.leaves(fast(*operands))
         elif eqn.primitive.name in ("jit", "pjit"):
             outputs = _evaluate(eqn.params["jaxpr"], operands)
         else:
@@ -78,7 +80,43 @@ def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
     return [read(var) for var in jaxpr.outvars]
 
 
-def _fast(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
+def _function(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    """What computes an equation, if it calls a `known` function that `dimat_jax_cpu` has.
+
+    A call keeps its name when it is vmapped or differentiated: the shapes tell.
+    """
+    name = eqn.params.get("name")
+    if not isinstance(name, str) or not name.startswith(KNOWN):
+        return None
+    arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+    if any(0 in x.shape for x in arrays):
+        return None
+    floats = {x.dtype for x in arrays} == {jnp.dtype(jnp.float32)}
+    import dimat_jax_cpu
+
+    match name.removeprefix(KNOWN), arrays:
+        case "channel_sums", [x, y, *sums] if floats and x.shape == y.shape:
+            if [z.shape for z in sums] == 2 * [x.shape[-1:]]:
+                return dimat_jax_cpu.channel_sums
+        case "halve_gradient", [x, _, dx] if floats and len(x.shape) == 4 and x.shape == dx.shape:
+            return dimat_jax_cpu.halve_gradient
+        case "mirror_and_move", [images, mirrored, moves, _]:
+            if images.shape[:-3] == mirrored.shape == moves.shape[:-1]:
+                return _mirror_and_move
+    return None
+
+
+def _mirror_and_move(images: Any, mirrored: Any, moves: Any) -> Array:
+    """`augment.mirror_and_move` of batches of any number of axes."""
+    import dimat_jax_cpu
+
+    moved = dimat_jax_cpu.mirror_and_move(
+        images.reshape(-1, *images.shape[-3:]), mirrored.reshape(-1), moves.reshape(-1, 2)
+    )
+    return moved.reshape(images.shape)
+
+
+def _convolution(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     """What computes an equation, if it is a convolution that `dimat_jax_cpu` has."""
     if eqn.primitive.name != "conv_general_dilated":
         return None

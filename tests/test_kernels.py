@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dimat_jax as dj
-from dimat_jax import convolutions
-from dimat_jax.convolutions import with_fast_convolutions
+from dimat_jax import kernels
+from dimat_jax.datasets import augment
+from dimat_jax.kernels import with_kernels
+from dimat_jax.models import batch_norm, layers
 
 needs_kernels = pytest.mark.skipif(
-    not convolutions.installed(), reason="dimat_jax_cpu is not installed: pip install ./cpu_kernels"
+    not kernels.installed(), reason="dimat_jax_cpu is not installed: pip install ./cpu_kernels"
 )
 FORMAT = ("NHWC", "HWIO", "NHWC")
 
@@ -98,7 +102,7 @@ def test_convolution_and_both_gradients_are_those_of_numpy(shape):
     y = np.einsum("rcnhwi,rcio->nhwo", seen, kernel)
     given = normal(2, *y.shape)
     options = dict(strides=(stride, stride), padding=padding)
-    fast = with_fast_convolutions(lambda *args: pass_and_gradients(*args, **options))
+    fast = with_kernels(lambda *args: pass_and_gradients(*args, **options))
     ours, of_images, of_kernel = fast(x, kernel, given)
     assert far(y, ours) < 1e-5
     assert far(np.einsum("rcnhwi,nhwo->rcio", seen, given), of_kernel) < 1e-5
@@ -117,7 +121,7 @@ def test_convolution_and_both_gradients_are_those_of_xla(channels, size, stride)
     x, kernel = normal(0, 2, 12, 12, channels[0]), normal(1, size, size, *channels)
     options = dict(strides=(stride, stride), padding=[(size // 2, size // 2)] * 2)
     args = x, kernel, normal(2, *convolve(x, kernel, **options).shape)
-    fast = with_fast_convolutions(lambda *args: pass_and_gradients(*args, **options))
+    fast = with_kernels(lambda *args: pass_and_gradients(*args, **options))
     for ours, theirs in zip(fast(*args), pass_and_gradients(*args, **options), strict=True):
         assert far(theirs, ours) < 1e-5
 
@@ -137,8 +141,9 @@ def test_no_convolution_of_the_zoo_is_left_to_xla():
 
         params = variables.pop("params")
         before = primitives(gradient, params, variables, images)
-        after = primitives(with_fast_convolutions(gradient), params, variables, images)
-        assert before.count("conv_general_dilated[") == after.count("target_name=dimat") > 0
+        after = primitives(with_kernels(gradient), params, variables, images)
+        found = re.findall("target_name=dimat_(convolution|kernel_gradient)", after)
+        assert before.count("conv_general_dilated[") == len(found) > 0
         assert "conv_general_dilated" not in after
 
 
@@ -167,7 +172,7 @@ def test_a_network_and_its_gradient_are_the_same():
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     expected = jax.jit(gradient)(variables, images)
-    found = jax.jit(with_fast_convolutions(gradient))(variables, images)
+    found = jax.jit(with_kernels(gradient))(variables, images)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert far(a, b) < 1e-4  # Float32, through six layers and back.
 
@@ -187,7 +192,7 @@ def test_what_it_does_not_have_stays_with_xla(options):
         normal(0, 2, 8, 8, 4),
         normal(1, 3, 3, 4 // options.get("feature_group_count", 1), 4),
     )
-    fast = with_fast_convolutions(lambda *args: convolve(*args, **options))
+    fast = with_kernels(lambda *args: convolve(*args, **options))
     assert "dimat" not in primitives(fast, x, kernel)
     np.testing.assert_array_equal(fast(x, kernel), convolve(x, kernel, **options))
 
@@ -195,7 +200,7 @@ def test_what_it_does_not_have_stays_with_xla(options):
 @needs_kernels
 def test_images_may_be_cropped():
     x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
-    fast = with_fast_convolutions(lambda *args: convolve(*args, padding=[(-1, 0), (0, -2)]))
+    fast = with_kernels(lambda *args: convolve(*args, padding=[(-1, 0), (0, -2)]))
     assert "dimat" in primitives(fast, x, kernel)
     assert far(convolve(x[:, 1:, :-2], kernel, padding="VALID"), fast(x, kernel)) < 1e-5
 
@@ -203,14 +208,14 @@ def test_images_may_be_cropped():
 @needs_kernels
 def test_float64_stays_with_xla(x64):
     x, kernel = normal(0, 2, 8, 8, 3, dtype=float), normal(1, 3, 3, 3, 4, dtype=float)
-    assert "dimat" not in primitives(with_fast_convolutions(convolve), x, kernel)
+    assert "dimat" not in primitives(with_kernels(convolve), x, kernel)
 
 
 @needs_kernels
 def test_functions_that_are_called_are_gone_into():
     x, kernel = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 4)
     inner = jax.jit(lambda x, kernel: {"y": jax.nn.relu(convolve(x, kernel)) + 1})
-    fast = with_fast_convolutions(lambda x, kernel: inner(x, 2 * kernel))
+    fast = with_kernels(lambda x, kernel: inner(x, 2 * kernel))
     assert "dimat" in primitives(fast, x, kernel)
     assert far(inner(x, 2 * kernel)["y"], fast(x, kernel)["y"]) < 1e-5
 
@@ -219,18 +224,103 @@ def test_functions_that_are_called_are_gone_into():
 def test_what_is_not_a_number_stays_so():
     x, kernel = normal(0, 1, 8, 8, 3), normal(1, 3, 3, 3, 16)
     x[0, 4, 4, 1] = np.nan
-    y = np.asarray(with_fast_convolutions(convolve)(x, kernel))
+    y = np.asarray(with_kernels(convolve)(x, kernel))
     np.testing.assert_array_equal(np.isnan(y), np.isnan(convolve(x, kernel)))
     # Winograd's algorithm may make NaN of all outputs that share a patch with it.
     x, kernel = normal(0, 1, 8, 8, 16), normal(1, 3, 3, 16, 16)
     x[0, 4, 4, 1] = np.nan
-    y = np.isnan(with_fast_convolutions(convolve)(x, kernel))
+    y = np.isnan(with_kernels(convolve)(x, kernel))
     assert y[np.isnan(convolve(x, kernel))].all() and y.any(-1).sum() <= 16
 
 
 def test_a_function_is_as_it_was_without_the_kernels(monkeypatch):
-    monkeypatch.setenv(convolutions.SWITCH, "0")
-    assert with_fast_convolutions(convolve) is convolve
-    monkeypatch.delenv(convolutions.SWITCH)
-    monkeypatch.setattr(convolutions.importlib.util, "find_spec", lambda name: None)
-    assert with_fast_convolutions(convolve) is convolve
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert with_kernels(convolve) is convolve
+    monkeypatch.delenv(kernels.SWITCH)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    assert with_kernels(convolve) is convolve
+
+
+def calls(function, *args):
+    """The kernels that a function calls."""
+    found = primitives(with_kernels(function), *args)
+    return re.findall(r"target_name=dimat_(\w+)", found)
+
+
+@needs_kernels
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(*(st.integers(1, 9) for _ in range(3)), st.integers(1, 70)), st.integers(0, 2**32 - 1)
+)
+def test_channel_sums_are_those_of_numpy(shape, seed):
+    x, y = normal(seed, *shape), normal(seed + 1, *shape)
+    fast = with_kernels(batch_norm.channel_sums)
+    for found, of in zip(fast(x, y), (x, x.astype(float) * y), strict=True):
+        scale = np.abs(of).sum((0, 1, 2))
+        assert (np.abs(found - of.sum((0, 1, 2), dtype=float)) <= 1e-6 * scale).all()
+
+
+@needs_kernels
+def test_channel_sums_of_many_rows():
+    x, y = normal(0, 8, 64, 64, 24), normal(1, 8, 64, 64, 24)
+    total, products = with_kernels(batch_norm.channel_sums)(x, y)
+    np.testing.assert_allclose(total, x.sum((0, 1, 2), dtype=float), atol=1e-2)
+    np.testing.assert_allclose(products, (x.astype(float) * y).sum((0, 1, 2)), atol=1e-2)
+
+
+@needs_kernels
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*(st.integers(1, 5) for _ in range(3)), st.integers(1, 40)), st.integers(0, 99))
+def test_the_gradient_of_halve_is_the_same(shape, seed):
+    batch, height, width, units = shape
+    rng = np.random.default_rng(seed)
+    # So few values that many are equal, and some that are no numbers.
+    x = rng.choice([0, 1, 2, np.nan], (batch, 2 * height, 2 * width, units), p=[0.4, 0.3, 0.2, 0.1])
+    x, dy = x.astype(np.float32), normal(seed, batch, height, width, units)
+    np.testing.assert_array_equal(
+        with_kernels(layers.halve_gradient)(x, dy), layers.halve_gradient(x, dy)
+    )
+
+
+@needs_kernels
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*(st.integers(1, 7) for _ in range(4))), st.integers(0, 9), st.integers(0, 99))
+def test_images_are_mirrored_and_moved_alike(shape, padding, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(1, 256, shape, np.uint8)
+    mirrored = rng.integers(0, 2, shape[0], np.int32)
+    moves = rng.integers(-padding, padding + 1, (shape[0], 2), np.int32)
+
+    def move(images, mirrored, moves):
+        return augment.mirror_and_move(images, mirrored, moves, padding)
+
+    expected = move(images, mirrored, moves)
+    np.testing.assert_array_equal(with_kernels(move)(images, mirrored, moves), expected)
+    stacked = [np.stack([x, x]) for x in (images, mirrored, moves)]
+    np.testing.assert_array_equal(
+        with_kernels(jax.vmap(move))(*stacked), np.stack([expected, expected])
+    )
+
+
+@needs_kernels
+def test_known_functions_are_found_where_they_are_as_they_were():
+    x, dy = normal(0, 2, 4, 4, 3), normal(1, 2, 2, 2, 3)
+    assert calls(batch_norm.channel_sums, x, x) == ["channel_sums"]
+    assert calls(jax.grad(lambda x: (layers.halve(x) * dy).sum()), x) == ["halve_gradient"]
+    # Vmapped or differentiated they are others, though named the same.
+    assert calls(jax.vmap(batch_norm.channel_sums), x, x) == []
+    slopes = jax.grad(lambda x: batch_norm.channel_sums(x, x)[1].sum())
+    np.testing.assert_allclose(with_kernels(slopes)(x), 2 * x, rtol=1e-6)
+    assert calls(jax.vmap(layers.halve_gradient), x[None], dy[None]) == []
+    whole = x.astype(np.int32)
+    assert calls(layers.halve_gradient, whole, whole[:, :2, :2]) == []
+
+
+@needs_kernels
+def test_a_function_of_somebody_else_by_the_same_name_stays():
+    @jax.jit
+    def channel_sums(x, y):
+        return x.max((0, 1, 2)), y.max((0, 1, 2))
+
+    x = normal(0, 2, 4, 4, 3)
+    assert calls(lambda x: channel_sums(x, x), x) == []
