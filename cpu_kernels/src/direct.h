@@ -31,7 +31,8 @@ inline std::vector<Phase> phases(int64_t size, int64_t kernel, int64_t dilation,
 }
 
 // How many zeros the inputs need before them, and how many inputs there are with those after them.
-inline std::pair<int64_t, int64_t> extent(const std::vector<Phase>& phases, int64_t stride, int64_t size) {
+inline std::pair<int64_t, int64_t> extent(const std::vector<Phase>& phases, int64_t stride,
+                                          int64_t size) {
   int64_t first = 0, last = size - 1;
   for (const Phase& phase : phases) {
     if (phase.taps == 0) continue;
@@ -53,7 +54,7 @@ struct Kernel {
 
 // A phase's part of the kernel, [taps down, taps across, inputs, outputs filled up with zeros].
 inline void pack(const Kernel& kernel, const Phase& down, const Phase& across, int64_t dilation,
-          float* to) {
+                 float* to) {
   const int64_t outputs = padded(kernel.outputs);
   for (int64_t a = 0; a < down.taps; ++a)
     for (int64_t b = 0; b < across.taps; ++b, to += kernel.inputs * outputs) {
@@ -78,7 +79,7 @@ struct Geometry {
 };
 
 inline void convolve(const float* x, int64_t batch, const Image& in, const Kernel& kernel,
-              const Geometry& g, float* y, const Image& out) {
+                     const Geometry& g, float* y, const Image& out) {
   const auto down = phases(out.height, kernel.height, g.dilation, g.top);
   const auto across = phases(out.width, kernel.width, g.dilation, g.left);
   const auto [top, height] = extent(down, g.stride, in.height);
@@ -126,10 +127,11 @@ inline void convolve(const float* x, int64_t batch, const Image& in, const Kerne
             const int64_t length = columns.taps * in.channels;
             const int64_t taps = length > 0 ? rows.taps : 0;
             for (int64_t tap = 0; tap < taps; ++tap)
-              runs[tap] = {source + i * framed.size() + (rows.first + tap + top) * framed.row() +
-                               (columns.first + left) * in.channels,
-                           packed + starts[a * across.size() + b] + tap * length * outputs + channel,
-                           length};
+              runs[tap] = {
+                  source + i * framed.size() + (rows.first + tap + top) * framed.row() +
+                      (columns.first + left) * in.channels,
+                  packed + starts[a * across.size() + b] + tap * length * outputs + channel,
+                  length};
             const Job job{runs.data(),
                           taps,
                           {g.stride * framed.row(), g.stride * in.channels},
@@ -145,8 +147,8 @@ inline void convolve(const float* x, int64_t batch, const Image& in, const Kerne
 }
 
 inline void kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
-                     const Image& out, const Geometry& g, float* w, int64_t kernel_height,
-                     int64_t kernel_width) {
+                            const Image& out, const Geometry& g, float* w, int64_t kernel_height,
+                            int64_t kernel_width) {
   const int64_t outputs = padded(out.channels), length = kernel_width * in.channels;
   const Image framed{std::max(in.height + g.top, (out.height - 1) * g.stride + kernel_height),
                      std::max(in.width + g.left, (out.width - 1) * g.stride + kernel_width),

@@ -93,19 +93,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_kernel_gradient, KernelGradient,
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_channel_sums, ChannelSums,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    dimat_channel_sums, ChannelSums,
+    ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_halve_gradient, HalveGradient,
                               ffi::Ffi::Bind().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_mirror_and_move, MirrorAndMove,
-                              ffi::Ffi::Bind()
-                                  .Arg<Bytes>()
-                                  .Arg<Integers>()
-                                  .Arg<Integers>()
-                                  .Ret<Bytes>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    dimat_mirror_and_move, MirrorAndMove,
+    ffi::Ffi::Bind().Arg<Bytes>().Arg<Integers>().Arg<Integers>().Ret<Bytes>());

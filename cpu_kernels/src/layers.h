@@ -1,9 +1,7 @@
-// What stands between convolutions, where XLA's CPU backend goes over the data more often than it has
-// to, or pixel by pixel.
+// What stands between convolutions, where XLA's CPU backend goes over the data more often than it
+// has to, or pixel by pixel.
 
 #pragma once
-
-#include <numeric>
 
 #include "tiles.h"
 
@@ -11,8 +9,8 @@ namespace dimat {
 
 // Sums of x, and of x times y, [rows, channels], over the rows.
 //
-// A stretch of memory after which channels stand in the same lanes again is a period. Sums over some
-// rows are in 32 bits, and the sums of those in 64.
+// A stretch of memory after which channels stand in the same lanes again is a period. Sums over
+// some rows are in 32 bits, and the sums of those in 64.
 inline void channel_sums(const float* x, const float* y, int64_t rows, int64_t channels,
                          float* sum_x, float* sum_xy) {
   constexpr int64_t BLOCK = 8;      // vectors whose sums stay in registers
@@ -90,8 +88,8 @@ inline void halve_gradient(const float* x, const float* dy, int64_t batch, const
     }
 }
 
-// Mirrors images of bytes, then cuts each out `rows` below and `columns` right of where it was, out of
-// zeros around it.
+// Mirrors images of bytes from left to right, then cuts each out of zeros around it; a cut begins
+// `moves` rows and columns after the image does.
 inline void mirror_and_move(const uint8_t* from, const int32_t* mirrored, const int32_t* moves,
                             int64_t batch, const Image& image, uint8_t* to) {
   const int64_t height = image.height, width = image.width, channels = image.channels;

@@ -25,7 +25,7 @@ typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
 
-constexpr int64_t FIRST_CACHE = 24 << 10;   // bytes of images that stay close to the core
+constexpr int64_t FIRST_CACHE = 24 << 10;    // bytes of images that stay close to the core
 constexpr int64_t SECOND_CACHE = 512 << 10;  // bytes of weights or images that stay nearby
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -49,7 +49,7 @@ struct Image {
 
 // Copies an image into a larger one, `top` and `left` pixels from its corner, and zeros around it.
 inline void frame(const float* from, const Image& small, float* to, const Image& large, int64_t top,
-           int64_t left) {
+                  int64_t left) {
   const int64_t before = left * large.channels, after = large.row() - before - small.row();
   std::fill_n(to, top * large.row(), 0.f);
   to += top * large.row();
@@ -75,11 +75,11 @@ struct Strides {
 struct Job {
   const Run* runs;
   int64_t number_of_runs;
-  Strides in, out;    // from one output pixel to the next, in the image and in the result
-  int64_t weights;    // from one k to the next
+  Strides in, out;  // from one output pixel to the next, in the image and in the result
+  int64_t weights;  // from one k to the next
   int64_t rows, columns;
   float* result;
-  int64_t channels;   // of the result that are wanted, at most 2 * LANES
+  int64_t channels;  // of the result that are wanted, at most 2 * LANES
 };
 
 // STEP is job.in.column where it is known in advance, so that addresses need no register each; 0
@@ -94,8 +94,7 @@ void tile(const Job& job, int64_t row, int64_t column) {
 #pragma GCC unroll 2
     for (int64_t k = 0; k < job.runs[r].length; ++k, w += job.weights) {
       Vector weights[VECTORS];
-      for (int v = 0; v < VECTORS; ++v)
-        weights[v] = load(w + v * LANES);
+      for (int v = 0; v < VECTORS; ++v) weights[v] = load(w + v * LANES);
 #pragma GCC unroll 32
       for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 32
@@ -148,7 +147,8 @@ inline void plane(const Job& job) {
     plane<1, 0>(job);
 }
 
-// Sums of products over pixels: w[k][channel] += sum over pixels of x[pixel][k] * y[pixel][channel].
+// Sums of products over pixels: w[k][channel] += sum over pixels of x[pixel][k] *
+// y[pixel][channel].
 
 struct Pixels {
   const float *x, *y;
@@ -162,15 +162,15 @@ void weight_tile(const Pixels& p, int64_t k, int64_t channel, float* w, int64_t 
 #pragma GCC unroll 32
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) sums[i][v] = load(w + (k + i) * weights + channel + v * LANES);
+    for (int v = 0; v < VECTORS; ++v)
+      sums[i][v] = load(w + (k + i) * weights + channel + v * LANES);
   for (int64_t n = 0; n < p.images; ++n)
     for (int64_t row = 0; row < p.rows; ++row) {
       const float* x = p.x + n * p.x_image + row * p.x_row + k;
       const float* y = p.y + n * p.y_image + row * p.y_row + channel;
       for (int64_t column = 0; column < p.columns; ++column, x += p.x_column, y += p.y_column) {
         Vector values[VECTORS];
-        for (int v = 0; v < VECTORS; ++v)
-          values[v] = load(y + v * LANES);
+        for (int v = 0; v < VECTORS; ++v) values[v] = load(y + v * LANES);
 #pragma GCC unroll 32
         for (int i = 0; i < ROWS; ++i) {
           const Vector value = x[i] - Vector{};

@@ -4,10 +4,10 @@
 //
 // The images are cut into patches of 4 x 4 pixels, two apart. Each patch x becomes 16 points, B'xB,
 // which are multiplied by the points GkG' of the kernel k, each point by its own matrix [inputs,
-// outputs]; the products m become 2 x 2 outputs, A'mA. The kernel's gradient is the adjoint: G'sG, s
-// being the sum over patches of B'xB times AyA', y the gradients of 2 x 2 outputs. All entries of A,
-// B and G are 0, 1, 1/2 or their negatives, so little is lost to rounding; but what is not a number
-// reaches all outputs of the patches that it is in.
+// outputs]; the products m become 2 x 2 outputs, A'mA. The kernel's gradient is the adjoint: G'sG,
+// s being the sum over patches of B'xB times AyA', y the gradients of 2 x 2 outputs. All entries of
+// A, B and G are 0, 1, 1/2 or their negatives, so little is lost to rounding; but what is not a
+// number reaches all outputs of the patches that it is in.
 
 #pragma once
 
@@ -22,8 +22,8 @@ constexpr int64_t PATCHES = 32;  // about as many are worked on at a time
 // patches, of one image or of several.
 struct Patches {
   Image in, out;
-  int64_t top, left;        // pixels that the first patch begins before the image
-  int64_t rows, columns;    // of patches in an image
+  int64_t top, left;      // pixels that the first patch begins before the image
+  int64_t rows, columns;  // of patches in an image
   int64_t piece_images, piece_rows;
 
   // Floats from one point of a piece to the next. Points a power of two apart would all want the
@@ -57,13 +57,13 @@ int64_t each_row(const Patches& p, int64_t batch, int64_t image, int64_t row, Us
 
 // points[point][patch][channel], B'xB, of a row of patches of an image.
 inline void image_points(const Patches& p, const float* image, int64_t row, const float* zeros,
-                  float* points, int64_t point) {
+                         float* points, int64_t point) {
   const int64_t channels = p.in.channels, first = 2 * row - p.top;
   const float* rows[4];  // of pixels
   for (int i = 0; i < 4; ++i)
     rows[i] = first + i >= 0 && first + i < p.in.height ? image + (first + i) * p.in.row() : zeros;
   for (int64_t c = 0; c < channels; c += LANES) {
-    const auto column = [&](int64_t x, Vector (&t)[4]) {
+    const auto column = [&](int64_t x, Vector(&t)[4]) {
       Vector d[4] = {};
       if (x >= 0 && x < p.in.width)
         for (int i = 0; i < 4; ++i) d[i] = load(rows[i] + x * channels + c);
@@ -109,8 +109,8 @@ inline void kernel_points(const float* kernel, int64_t size, float* points) {
 
 // The outputs A'mA of a row of patches, `channels` of them from `to` on, from products
 // m[point][patch][channel]. Those beyond the image's edge are left out.
-inline void outputs_of(const Patches& p, const float* m, int64_t point, int64_t row, int64_t channels,
-                float* to) {
+inline void outputs_of(const Patches& p, const float* m, int64_t point, int64_t row,
+                       int64_t channels, float* to) {
   const bool below = 2 * row + 1 < p.out.height;
   to += 2 * row * p.out.row();
   for (int64_t patch = 0; patch < p.columns; ++patch, to += 2 * p.out.channels)
@@ -135,7 +135,7 @@ inline void outputs_of(const Patches& p, const float* m, int64_t point, int64_t 
 
 // points[point][patch][channel], AyA', of a row of patches of an image's output gradients.
 inline void gradient_points(const Patches& p, const float* image, int64_t row, float* points,
-                     int64_t point) {
+                            int64_t point) {
   const int64_t channels = p.out.channels;
   const bool below = 2 * row + 1 < p.out.height;
   image += 2 * row * p.out.row();
@@ -187,15 +187,15 @@ inline const float* zero_row(const Image& image) {
 }
 
 // Whether the functions below can be had for a convolution.
-inline bool has_winograd(const Image& in, const Image& out, int64_t kernel_height, int64_t kernel_width,
-                  int64_t stride, int64_t dilation) {
+inline bool has_winograd(const Image& in, const Image& out, int64_t kernel_height,
+                         int64_t kernel_width, int64_t stride, int64_t dilation) {
   return kernel_height == 3 && kernel_width == 3 && stride == 1 && dilation == 1 &&
          in.channels % LANES == 0 && out.channels % LANES == 0;
 }
 
 // A convolution with a kernel [3, 3, inputs, outputs].
-inline void winograd(const float* x, int64_t batch, const Image& in, const float* kernel, int64_t top,
-              int64_t left, float* y, const Image& out) {
+inline void winograd(const float* x, int64_t batch, const Image& in, const float* kernel,
+                     int64_t top, int64_t left, float* y, const Image& out) {
   const Patches p = cut(in, out, top, left, batch);
   const int64_t inputs = in.channels, outputs = out.channels;
   const int64_t in_point = p.point(inputs), out_point = p.point(2 * LANES);
@@ -212,8 +212,8 @@ inline void winograd(const float* x, int64_t batch, const Image& in, const float
       for (int64_t channel = 0; channel < outputs; channel += 2 * LANES) {
         const int64_t channels = std::min<int64_t>(2 * LANES, outputs - channel);
         for (int64_t point = 0; point < POINTS; ++point) {
-          const Run run{points + point * in_point,
-                        weights + point * inputs * outputs + channel, inputs};
+          const Run run{points + point * in_point, weights + point * inputs * outputs + channel,
+                        inputs};
           const Job job{&run,    1, {0, inputs}, {0, channels},
                         outputs, 1, patches,     products + point * out_point,
                         channels};
@@ -229,7 +229,7 @@ inline void winograd(const float* x, int64_t batch, const Image& in, const float
 
 // The gradient of the kernel, [3, 3, inputs, outputs], from that of the outputs.
 inline void winograd_kernel_gradient(const float* x, int64_t batch, const Image& in, const float* y,
-                              const Image& out, int64_t top, int64_t left, float* kernel) {
+                                     const Image& out, int64_t top, int64_t left, float* kernel) {
   const Patches p = cut(in, out, top, left, batch);
   const int64_t inputs = in.channels, outputs = out.channels, size = inputs * outputs;
   const int64_t in_point = p.point(inputs), out_point = p.point(outputs);
@@ -247,7 +247,15 @@ inline void winograd_kernel_gradient(const float* x, int64_t batch, const Image&
       for (int64_t point = 0; point < POINTS; ++point) {
         const Pixels pixels{points + point * in_point,
                             gradients + point * out_point,
-                            1, 1, patches, 0, 0, inputs, 0, 0, outputs};
+                            1,
+                            1,
+                            patches,
+                            0,
+                            0,
+                            inputs,
+                            0,
+                            0,
+                            outputs};
         weight_plane(pixels, inputs, sums + point * size, outputs);
       }
     }

@@ -91,8 +91,8 @@ class BatchNorm(nn.Module):
         shape, dtype = x.shape[-1:], self.param_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        scale = jnp.asarray(self.param("scale", nn.initializers.ones, shape, dtype))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, shape, dtype))
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(variance.value + self.epsilon)
             return (x - mean.value) * gain + bias
