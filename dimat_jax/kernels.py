@@ -6,6 +6,7 @@ is used where it is installed. Any function's convolutions are found in its jaxp
 them, as are functions of ours that it has, too: neither models nor data sets know of it.
 """
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def installed() -> bool:
     return os.environ.get(SWITCH) != "0" and importlib.util.find_spec("dimat_jax_cpu") is not None
 
 
-def with_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[..., Any]:
     """The same function, for CPU: what `dimat_jax_cpu` has by that, if it is installed.
 
     Convolutions that it does not have stay XLA's: in float64, grouped, of one or three dimensions,
@@ -46,19 +47,20 @@ def with_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: of pytrees of arrays.
+      threads: how many of XLA's threads share a kernel's work.
     """
     if not installed():
         return function
 
     def run(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        outputs = _evaluate(closed, jax.tree.leaves(args))
+        outputs = _evaluate(closed, jax.tree.leaves(args), threads)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return run
 
 
-def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
+def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], threads: int) -> list[Any]:
     """Evaluates a jaxpr, parts of it by kernels."""
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -69,18 +71,18 @@ def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         operands = [read(var) for var in eqn.invars]
-        fast = _convolution(eqn) or _function(eqn)
+        fast = _convolution(eqn, threads) or _function(eqn, threads)
         if fast is not None:
             outputs = jax.tree.leaves(fast(*operands))
         elif eqn.primitive.name in ("jit", "pjit"):
-            outputs = _evaluate(eqn.params["jaxpr"], operands)
+            outputs = _evaluate(eqn.params["jaxpr"], operands, threads)
         else:
             outputs = bind(jaxpr, eqn, operands)
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
-def _function(eqn: JaxprEqn) -> Callable[..., Any] | None:
+def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
     """What computes an equation, if it calls a `known` function that `dimat_jax_cpu` has.
 
     A call keeps its name when it is vmapped or differentiated: the shapes tell.
@@ -97,9 +99,9 @@ def _function(eqn: JaxprEqn) -> Callable[..., Any] | None:
     match name.removeprefix(KNOWN), arrays:
         case "channel_sums", [x, y, *sums] if floats and x.shape == y.shape:
             if [z.shape for z in sums] == 2 * [x.shape[-1:]]:
-                return dimat_jax_cpu.channel_sums
+                return functools.partial(dimat_jax_cpu.channel_sums, threads=threads)
         case "halve_gradient", [x, _, dx] if floats and len(x.shape) == 4 and x.shape == dx.shape:
-            return dimat_jax_cpu.halve_gradient
+            return functools.partial(dimat_jax_cpu.halve_gradient, threads=threads)
         case "mirror_and_move", [images, mirrored, moves, _]:
             if images.shape[:-3] == mirrored.shape == moves.shape[:-1]:
                 return _mirror_and_move
@@ -116,7 +118,7 @@ def _mirror_and_move(images: Any, mirrored: Any, moves: Any) -> Array:
     return moved.reshape(images.shape)
 
 
-def _convolution(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
+def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array] | None:
     """What computes an equation, if it is a convolution that `dimat_jax_cpu` has."""
     if eqn.primitive.name != "conv_general_dilated":
         return None
@@ -142,9 +144,11 @@ def _convolution(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     if forward and apart == 1 and 1 in (stride, dilation):
         swapped = kernel == KERNEL_SWAPPED
         options = dict(stride=stride, dilation=dilation, top=top, left=left, swapped=swapped)
-        return lambda x, w: dimat_jax_cpu.convolution(x, w, result.shape, **options)
+        return functools.partial(
+            dimat_jax_cpu.convolution, shape=result.shape, threads=threads, **options
+        )
     backward = (lhs, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
     if backward and stride == dilation == 1 and min(corner) >= 0:
-        options = dict(stride=apart, top=top, left=left)
-        return lambda x, y: dimat_jax_cpu.kernel_gradient(x, y, result.shape, **options)
+        options = dict(stride=apart, top=top, left=left, threads=threads)
+        return functools.partial(dimat_jax_cpu.kernel_gradient, shape=result.shape, **options)
     return None

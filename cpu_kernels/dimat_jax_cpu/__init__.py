@@ -1,7 +1,8 @@
 """For XLA's CPU backend: convolutions several times as fast as its own, and parts of other layers.
 
-Of 32-bit floats, images ``[batch, height, width, channels]``, on the core that calls. `dimat_jax`
-finds this package and uses it by itself; these functions serve anything else written in JAX.
+Of 32-bit floats, images ``[batch, height, width, channels]``. `dimat_jax` finds this package and uses
+it by itself; these functions serve anything else written in JAX. ``threads`` is how many of XLA's
+threads share the work, if they have time; the sums of several differ by rounding from those of one.
 """
 
 import ctypes
@@ -46,6 +47,7 @@ def convolution(
     top: int = 0,
     left: int = 0,
     swapped: bool = False,
+    threads: int = 1,
 ) -> jax.Array:
     """What `jax.lax.conv_general_dilated` gives for ``("NHWC", "HWIO", "NHWC")``.
 
@@ -59,12 +61,17 @@ def convolution(
       top: rows of zeros above the images; below 0, rows that are left out.
       left: columns of zeros before them, likewise.
       swapped: whether the kernel is ``[height, width, outputs, inputs]``.
+      threads: that share the work.
     """
     load()
     call = jax.ffi.ffi_call("dimat_convolution", jax.ShapeDtypeStruct(shape, images.dtype))
-    sizes = dict(stride=stride, dilation=dilation, top=top, left=left)
-    sizes = {name: np.int64(size) for name, size in sizes.items()}
+    sizes = integers(stride=stride, dilation=dilation, top=top, left=left, threads=threads)
     return call(images, kernel, **sizes, swapped=swapped)
+
+
+def integers(**sizes: int) -> dict[str, np.int64]:
+    """Attributes as the compiled functions take them."""
+    return {name: np.int64(size) for name, size in sizes.items()}
 
 
 def kernel_gradient(
@@ -75,6 +82,7 @@ def kernel_gradient(
     stride: int = 1,
     top: int = 0,
     left: int = 0,
+    threads: int = 1,
 ) -> jax.Array:
     """The gradient of a convolution's kernel.
 
@@ -85,39 +93,43 @@ def kernel_gradient(
       stride: of the window, both ways.
       top: rows of zeros above the images.
       left: columns of zeros before them.
+      threads: that share the work.
     """
     load()
     call = jax.ffi.ffi_call("dimat_kernel_gradient", jax.ShapeDtypeStruct(shape, images.dtype))
-    sizes = {name: np.int64(size) for name, size in dict(stride=stride, top=top, left=left).items()}
-    return call(images, gradient, **sizes)
+    return call(images, gradient, **integers(stride=stride, top=top, left=left, threads=threads))
 
 
-def channel_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def channel_sums(x: jax.Array, y: jax.Array, threads: int = 1) -> tuple[jax.Array, jax.Array]:
     """The sums of ``x`` and of ``x * y`` over all axes but the last.
 
     Args:
       x: float32 ``[..., channels]``.
       y: the same; may be ``x``.
+      threads: that share the work.
 
     Returns:
       Both sums, float32 ``[channels]`` each.
     """
     load()
     sums = jax.ShapeDtypeStruct(x.shape[-1:], x.dtype)
-    sum_x, sum_xy = jax.ffi.ffi_call("dimat_channel_sums", (sums, sums))(x, y)
+    call = jax.ffi.ffi_call("dimat_channel_sums", (sums, sums))
+    sum_x, sum_xy = call(x, y, **integers(threads=threads))
     return sum_x, sum_xy
 
 
-def halve_gradient(images: jax.Array, gradient: jax.Array) -> jax.Array:
+def halve_gradient(images: jax.Array, gradient: jax.Array, threads: int = 1) -> jax.Array:
     """The gradient of the maximum of each 2 x 2 window; the first of several largest takes it.
 
     Args:
       images: float32 ``[batch, height, width, channels]``, height and width even.
       gradient: of the maxima, ``[batch, height / 2, width / 2, channels]``.
+      threads: that share the work.
     """
     load()
     result = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    return jax.ffi.ffi_call("dimat_halve_gradient", result)(images, gradient)
+    call = jax.ffi.ffi_call("dimat_halve_gradient", result)
+    return call(images, gradient, **integers(threads=threads))
 
 
 def mirror_and_move(images: jax.Array, mirrored: jax.Array, moves: jax.Array) -> jax.Array:
