@@ -337,11 +337,11 @@ def vmapped(execution: Execution, update: Update) -> Step:
     """One step of all agents on a device."""
     lanes = jax.vmap(update, in_axes=(0, 0, None))
     on_cpu = execution.mesh.devices.flat[0].platform == "cpu"
-    return with_kernels(lanes, idle_threads(execution)) if on_cpu else lanes
+    return with_kernels(lanes, threads_each(execution)) if on_cpu else lanes
 
 
-def idle_threads(execution: Execution) -> int:
-    """How many threads there are for each of this process's devices, where these are CPU devices."""
+def threads_each(execution: Execution) -> int:
+    """How many cores there are for each of this process's devices, where these are CPU devices."""
     return max(1, len(os.sched_getaffinity(0)) // len(execution.mesh.local_devices))
 
 
@@ -354,7 +354,7 @@ def lanes_in_turn(
     one call XLA would copy the carry of all lanes, because an optimizer reads one part of it
     after another has been written.
     """
-    update = with_kernels(update, idle_threads(execution))
+    update = with_kernels(update, threads_each(execution))
 
     def compute(carry, operands, resident, lane):
         def pick(tree):

@@ -1,8 +1,8 @@
 """For XLA's CPU backend: convolutions several times as fast as its own, and parts of other layers.
 
-Of 32-bit floats, images ``[batch, height, width, channels]``. `dimat_jax` finds this package and uses
-it by itself; these functions serve anything else written in JAX. ``threads`` is how many of XLA's
-threads share the work, if they have time; the sums of several differ by rounding from those of one.
+Of 32-bit floats, images ``[batch, height, width, channels]``. `dimat_jax` finds this package and
+uses it by itself; these functions serve anything else written in JAX. ``threads`` is how many of
+XLA's threads share the work, if they have time; sums of several differ by rounding from one's.
 """
 
 import ctypes
