@@ -102,7 +102,7 @@ def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
                 return functools.partial(dimat_jax_cpu.channel_sums, threads=threads)
         case "halve_gradient", [x, _, dx] if floats and len(x.shape) == 4 and x.shape == dx.shape:
             return functools.partial(dimat_jax_cpu.halve_gradient, threads=threads)
-        case "mirror_and_move", [images, mirrored, moves, _]:
+        case "mirror_and_move", [images, mirrored, moves, _] if images.dtype == jnp.uint8:
             if images.shape[:-3] == mirrored.shape == moves.shape[:-1]:
                 return _mirror_and_move
     return None
