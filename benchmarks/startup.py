@@ -135,7 +135,7 @@ def main_job(work: Work, cache: str) -> Callable[[], dict[str, float]]:
     Returns:
       A block that returns the seconds of compilation, and of the whole run.
     """
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["XDG_CACHE_HOME"] = cache  # in it dimat_jax keeps what it compiles
     import dimat_jax as dj
 
     examples = 2 * work.batch
