@@ -7,8 +7,10 @@ them, as are functions of ours that it has, too: neither models nor data sets kn
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,9 +35,25 @@ BATCH_SUMMED = (3, 0, 1, 2)
 """Images, batch and channels exchanged, so that the batch is summed over: the kernel's gradient."""
 
 
+VERSION = "0.2.0"
+"""Of `dimat_jax_cpu`, whose functions are called here as they are in this version."""
+
+
 def installed() -> bool:
-    """Whether there is a `dimat_jax_cpu`, and it is not switched off."""
-    return os.environ.get(SWITCH) != "0" and importlib.util.find_spec("dimat_jax_cpu") is not None
+    """Whether there is a `dimat_jax_cpu`, and it is not switched off.
+
+    Warns of one of another version, which is not used.
+    """
+    if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("dimat_jax_cpu") is None:
+        return False
+    version = importlib.metadata.version("dimat_jax_cpu")
+    if version != VERSION:
+        warnings.warn(
+            f"dimat_jax_cpu {version} is installed and not used, for this needs {VERSION}: "
+            "pip install ./cpu_kernels",
+            stacklevel=2,
+        )
+    return version == VERSION
 
 
 def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[..., Any]:

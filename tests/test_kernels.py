@@ -1,4 +1,6 @@
+import pathlib
 import re
+import tomllib
 
 import flax.linen as nn
 import jax
@@ -239,6 +241,19 @@ def test_a_function_is_as_it_was_without_the_kernels(monkeypatch):
     monkeypatch.delenv(kernels.SWITCH)
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     assert with_kernels(convolve) is convolve
+
+
+def test_kernels_of_another_version_are_named_and_not_used(monkeypatch):
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "0.1.0")
+    with pytest.warns(UserWarning, match="0.1.0 .* needs 0.2.0: pip install"):
+        assert with_kernels(convolve) is convolve
+
+
+def test_the_version_that_is_needed_is_that_which_stands_beside():
+    about = pathlib.Path(__file__).parents[1] / "cpu_kernels" / "pyproject.toml"
+    assert tomllib.loads(about.read_text())["project"]["version"] == kernels.VERSION
 
 
 def calls(function, *args):
