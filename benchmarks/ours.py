@@ -11,13 +11,13 @@ import numpy as np
 import dimat_jax as dj
 from benchmarks.harness import peak_memory, select_backend
 from benchmarks.work import NUM_CLASSES, Work, noise
-from dimat_jax import simulation
 from dimat_jax.algorithms import METHODS, Merge
 from dimat_jax.config import Config
-from dimat_jax.engine import Engine, Shards, make_engine, place_shards
-from dimat_jax.setup import Keys, Setup, prepare, seed_keys
+from dimat_jax.simulation import simulation
+from dimat_jax.simulation.engine import Engine, Shards, make_engine, place_shards
+from dimat_jax.simulation.setup import Keys, Setup, prepare, seed_keys
 from dimat_jax.symmetries import read_sites
-from dimat_jax.training import AgentState
+from dimat_jax.training.local import AgentState
 
 DIMAT = cast(Merge, METHODS["dimat"].merge)
 

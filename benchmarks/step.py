@@ -130,7 +130,7 @@ def opponent_block(work: Work, name: str) -> Callable[[], float]:
 
         return timed(torch_loop.epochs(work, compiled=name == "torch_compiled"))
     if name == "xla":
-        from dimat_jax.kernels import SWITCH
+        from dimat_jax.execution.kernels import SWITCH
 
         os.environ[SWITCH] = "0"
         return ours_block(work)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dimat_jax.config import Config
-from experiments import cells, common, presets
-from experiments.cells import Cell, Outcome
+from experiments import common, grid, presets
+from experiments.grid import Cell, Outcome
 
 TUNED = pathlib.Path(__file__).parent / "tuned.json"
 
@@ -59,9 +59,9 @@ def plan(options: Options) -> list[tuple[Cell, Config]]:
       ValueError: if the learning rates cannot be read.
     """
     study, tuned = presets.STUDIES[options.preset], tuned_of(options)
-    rates = cells.read_rates(tuned) if tuned else study.rates or {}
+    rates = grid.read_rates(tuned) if tuned else study.rates or {}
     base = dataclasses.replace(study.base, data_dir=options.data_dir)
-    return [(cell, cells.config_of(base, cell, rates)) for cell in study.cells]
+    return [(cell, grid.config_of(base, cell, rates)) for cell in study.cells]
 
 
 def tuned_of(options: Options) -> pathlib.Path | None:
@@ -83,7 +83,7 @@ def out_of(options: Options) -> pathlib.Path:
 def finished(options: Options) -> list[tuple[Cell, Config, Outcome | None]]:
     """Every cell, with what it gave if it is finished."""
     return [
-        (cell, config, cells.load_outcome(folder_of(options, cell), config))
+        (cell, config, grid.load_outcome(folder_of(options, cell), config))
         for cell, config in plan(options)
     ]
 
@@ -113,18 +113,18 @@ def compare(options: Options) -> None:
     Raises:
       ValueError: for bad input, before anything compiles.
     """
-    from dimat_jax.population import prepare_devices, virtual_devices
+    from dimat_jax.execution.population import prepare_devices, virtual_devices
     from experiments.paper_report import write_report
 
     folder = options.report or out_of(options)
-    cells.make_folders(out_of(options), folder)
+    grid.make_folders(out_of(options), folder)
     study, todo = presets.STUDIES[options.preset], finished(options)
     # All cells share one process, and so its devices: enough for each of them to use all cores.
     agents = {cell.setting.agents for cell, _, _ in todo}
     prepare_devices(max(agents), max(map(virtual_devices, agents)))
-    load = functools.cache(lambda name: cells.load_data(name, options.data_dir, study.most_tests))
+    load = functools.cache(lambda name: grid.load_data(name, options.data_dir, study.most_tests))
     tuned = tuned_of(options)
-    edges = [] if tuned is None else cells.read_edges(tuned)
+    edges = [] if tuned is None else grid.read_edges(tuned)
 
     def report() -> None:
         done = [(cell, outcome) for cell, _, outcome in todo if outcome is not None]
@@ -133,7 +133,7 @@ def compare(options: Options) -> None:
     for number, (cell, config, outcome) in enumerate(todo):
         if outcome is None:
             print(f"cell {number + 1} of {len(todo)}: {cell.name}", flush=True)
-            outcome = cells.run_and_store(folder_of(options, cell), config, load(config.dataset))
+            outcome = grid.run_and_store(folder_of(options, cell), config, load(config.dataset))
             todo[number] = (cell, config, outcome)
             report()
     report()

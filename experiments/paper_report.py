@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from dimat_jax.metrics import Row, Stage, accuracies, last_rows
 from dimat_jax.report.figures import COLORS, STYLES, curve
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
-from experiments.cells import Cell, Outcome, Setting, provenance
+from experiments.grid import Cell, Outcome, Setting, provenance
 from experiments.presets import LABELS, REFERENCES
 
 END = "end, all tests"

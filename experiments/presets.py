@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dimat_jax.config import PRESETS, Config
-from experiments.cells import Cell, Rates, Setting
+from experiments.grid import Cell, Rates, Setting
 
 LABELS = {
     "dimat": "DIMAT",

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dimat_jax.config import Config
 from dimat_jax.registry import choose
-from experiments import cells, common
+from experiments import common, grid
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dimat_jax.algorithms import Frame, MergeRound
-    from dimat_jax.setup import Setup
-    from dimat_jax.simulation import Observer, SeedRun
+    from dimat_jax.simulation.setup import Setup
+    from dimat_jax.simulation.simulation import Observer, SeedRun
     from dimat_jax.types import Variables
 
 BATCH_SIZE = 50
@@ -139,13 +139,13 @@ def compare(options: Options, command: str) -> None:
     networks = chosen_networks(options)
     from rich.console import Console
 
-    from dimat_jax.population import prepare_devices
+    from dimat_jax.execution.population import prepare_devices
     from dimat_jax.report.progress import show_progress
     from experiments.techniques_report import write_report
 
     prepare_devices(options.agents)
     folder = options.out or pathlib.Path("runs") / f"techniques-{options.preset}"
-    cells.make_folders(folder, options.report or folder)
+    grid.make_folders(folder, options.report or folder)
     setups = {network: make_setup(options, network) for network in networks}
     rows: list[dict[str, Any]] = []
     with (
@@ -190,7 +190,7 @@ def make_setup(options: Options, network: Network) -> "Setup":
     """
     import numpy as np
 
-    from dimat_jax.setup import prepare
+    from dimat_jax.simulation.setup import prepare
 
     config = Config(
         agents=options.agents,
@@ -232,10 +232,10 @@ def measure_network(
     network: Network, setup: "Setup", observer: "Observer"
 ) -> Iterator[dict[str, Any]]:
     """Trains the agents of every seed, and measures each technique on them."""
-    from dimat_jax.engine import make_engine, place_shards
     from dimat_jax.metrics import PRETRAINING
-    from dimat_jax.setup import seed_keys
-    from dimat_jax.simulation import SeedRun, Standing, alone, merge_round, train
+    from dimat_jax.simulation.engine import make_engine, place_shards
+    from dimat_jax.simulation.setup import seed_keys
+    from dimat_jax.simulation.simulation import SeedRun, Standing, alone, merge_round, train
 
     engine = make_engine(setup)
     for seed in setup.config.seeds:

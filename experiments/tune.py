@@ -17,8 +17,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from experiments import cells, common, presets
-from experiments.cells import Cell, Outcome, Rates, Setting
+from experiments import common, grid, presets
+from experiments.grid import Cell, Outcome, Rates, Setting
 from experiments.presets import LABELS
 
 if TYPE_CHECKING:
@@ -99,21 +99,21 @@ def tune(options: Options) -> None:
     Raises:
       ValueError: for bad input, before anything compiles.
     """
-    from dimat_jax.population import prepare_devices
+    from dimat_jax.execution.population import prepare_devices
 
     for name, value in (("held_out", held_out_of(options)), ("rounds", options.rounds)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
     out = options.out or pathlib.Path("runs") / f"tune-{options.preset}"
     table, tuned = options.table or out / "tuning.md", options.tuned or out / "tuned.json"
-    cells.make_folders(out, table.parent, tuned.parent)
+    grid.make_folders(out, table.parent, tuned.parent)
     for file in (table, tuned):
         if file.is_dir():
             raise ValueError(f"{file} is a folder, and cannot be a file of results.")
     study = presets.STUDIES[options.preset]
     first = study.cells[0].setting
     prepare_devices(first.agents)
-    whole = cells.load_data(first.dataset, options.data_dir, None)
+    whole = grid.load_data(first.dataset, options.data_dir, None)
     dataset = hold_out(whole, held_out_of(options))
     found: dict[str, Trials] = {}
     ran: list[Outcome] = []
@@ -121,7 +121,7 @@ def tune(options: Options) -> None:
         setting = first._replace(partition=partition, topology="ring", regime=regime)
         outcomes = [trial(options, setting, number, out, dataset) for number in range(TRIALS)]
         ran += outcomes
-        found[cells.rates_key(partition, regime)] = {
+        found[grid.rates_key(partition, regime)] = {
             method: [accuracy(outcome, method) for outcome in outcomes]
             for method in methods_of(regime)
         }
@@ -141,16 +141,16 @@ def trial(
     """One rate of every method's grid, or what is stored of it."""
     base = presets.STUDIES[options.preset].base
     base = dataclasses.replace(base, rounds=options.rounds, test_examples=held_out_of(options))
-    methods, key = methods_of(setting.regime), cells.rates_key(setting.partition, setting.regime)
+    methods, key = methods_of(setting.regime), grid.rates_key(setting.partition, setting.regime)
     rates = {key: {method: rates_of(options.preset, method)[number] for method in methods}}
-    config = cells.config_of(base, Cell(setting, 0, methods), rates)
+    config = grid.config_of(base, Cell(setting, 0, methods), rates)
     if setting.regime == "common":
         config = dataclasses.replace(config, rounds=COMMON_ROUNDS)
     folder = out / f"{setting.partition}-{setting.regime}-{number}-of-{held_out_of(options)}"
-    outcome = cells.load_outcome(folder, config)
+    outcome = grid.load_outcome(folder, config)
     if outcome is None:
         print(f"{key}, rate {number + 1} of {TRIALS}", flush=True)
-        outcome = cells.run_and_store(folder, config, dataset)
+        outcome = grid.run_and_store(folder, config, dataset)
     return outcome
 
 
@@ -235,7 +235,7 @@ def report(options: Options, found: Mapping[str, Trials], ran: Sequence[Outcome]
         f"# Learning rates\n\n`python -m experiments.tune --preset {options.preset}`: "
         f"{first.agents} agents on a ring, {first.model} × {first.width:g}, seed 0; pretrained "
         f"apart, {options.rounds} rounds, or, from one common initialisation, {COMMON_ROUNDS}. "
-        f"{cells.provenance(ran)} Each "
+        f"{grid.provenance(ran)} Each "
         f"entry is a rate and the agents' mean accuracy in % on "
         f"{held_out_of(options):,} training images that no agent trains on; the best "
         "in bold. Every method has as many trials, a factor of 3 apart. "

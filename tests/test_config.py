@@ -7,9 +7,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from dimat_jax import config, datasets, models, partition, setup, topology
+from dimat_jax import config, datasets, models, partition, topology
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
-from dimat_jax.training import OPTIMIZERS
+from dimat_jax.simulation import setup
+from dimat_jax.training.local import OPTIMIZERS
 
 
 def help_texts() -> dict[str, str]:

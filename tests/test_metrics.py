@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 import pytest
-from report_rows import row, run
+from helpers.report_rows import row, run
 
 from dimat_jax import metrics
 from dimat_jax.metrics import Stage

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.merger import Batches, Merger
+from dimat_jax.merging.merger import Batches, Merger
 from dimat_jax.topology import Topology, check_doubly_stochastic, neighbor_slots
 from dimat_jax.types import Key, Permutations, Variables
 

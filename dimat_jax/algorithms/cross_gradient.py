@@ -22,7 +22,7 @@ from dimat_jax.algorithms.base import (
     mix,
 )
 from dimat_jax.algorithms.gossip import MomentumState, start
-from dimat_jax.population import take
+from dimat_jax.execution.population import take
 from dimat_jax.topology import Topology
 
 

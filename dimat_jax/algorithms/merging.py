@@ -20,8 +20,8 @@ from dimat_jax.algorithms.base import (
     Sends,
     doubly_stochastic,
 )
-from dimat_jax.merger import Merger
-from dimat_jax.repair import Goal
+from dimat_jax.merging.merger import Merger
+from dimat_jax.merging.repair import Goal
 from dimat_jax.topology import Topology, fully_connected
 from dimat_jax.types import Permutations, Variables
 
@@ -89,7 +89,7 @@ def merging(
       recompute: whether normalisation statistics are recomputed, if the run has them recomputed at
         all; otherwise they are averaged with the rest.
       repair: whether each unit's mean and deviation are then set to the weighted average of its
-        parents' (`dimat_jax.repair`), on the images for matching.
+        parents' (`dimat_jax.merging.repair`), on the images for matching.
       at_end: whether all agents train alone, and there is one merge of all of them at the end.
     """
     own = functools.partial(merge, align, frame, recompute, repair)

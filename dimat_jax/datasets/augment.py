@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from dimat_jax.known import known
+from dimat_jax.jaxprs import known
 from dimat_jax.types import Key
 
 Augmentation = Callable[..., UInt8[Array, "batch height width channels"]]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from dimat_jax.known import known
+from dimat_jax.jaxprs import known
 
 Features = Float[Array, "batch *positions channels"]
 Channels = Float[Array, " channels"]

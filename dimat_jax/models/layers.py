@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
-from dimat_jax.known import known
+from dimat_jax.jaxprs import known
 
 KERNEL_INIT = nn.initializers.he_normal()  # He et al. 2015: keeps the variance through ReLU
 

@@ -21,8 +21,8 @@ from dimat_jax.symmetries.axes import (
     resolve,
     segment_size,
 )
-from dimat_jax.symmetries.cells import Cells, blocks, settle
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
+from dimat_jax.symmetries.slices import Cells, blocks, settle
 from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
 from dimat_jax.types import Model

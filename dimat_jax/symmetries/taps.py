@@ -13,7 +13,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array
 
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
-from dimat_jax.symmetries.cells import Cells
 from dimat_jax.symmetries.discovery import (
     Analysis,
     analyse,
@@ -22,6 +21,7 @@ from dimat_jax.symmetries.discovery import (
     symmetries_of,
 )
 from dimat_jax.symmetries.groups import Symmetries
+from dimat_jax.symmetries.slices import Cells
 from dimat_jax.symmetries.walk import Read, Tensor, called
 from dimat_jax.types import Model
 

@@ -22,8 +22,8 @@ from dimat_jax.symmetries.axes import (
     resolve,
     wild_axis,
 )
-from dimat_jax.symmetries.cells import Slice
 from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
+from dimat_jax.symmetries.slices import Slice
 
 
 class Step(NamedTuple):

@@ -3,8 +3,8 @@
 from functools import reduce
 
 from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, join, mixed_axis
-from dimat_jax.symmetries.cells import copy_others
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
+from dimat_jax.symmetries.slices import copy_others
 
 
 @rule("concatenate")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dimat_jax.symmetries.axes import Axes, freeze, mixed_axis
-from dimat_jax.symmetries.cells import Slice
+from dimat_jax.symmetries.slices import Slice
 
 
 class Equation(NamedTuple):
@@ -14,7 +14,7 @@ class Equation(NamedTuple):
       name: the primitive's name.
       params: the primitive's parameters.
       shapes: the shapes of the outputs.
-      slices: where rules that slice leave what `dimat_jax.symmetries.cells` needs.
+      slices: where rules that slice leave what `dimat_jax.symmetries.slices` needs.
     """
 
     name: str

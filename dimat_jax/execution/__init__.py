@@ -1,0 +1,4 @@
+"""Where and how all agents run at once: devices, placement, forms of execution, kernels, timing.
+
+May import `jaxprs`, `types` and `datasets.cache` only: it knows nothing of models or methods.
+"""

@@ -1,0 +1,172 @@
+"""The compiled kernels of `dimat_jax_cpu` in the place of what XLA's CPU backend does slowly.
+
+XLA's convolutions are far from the machine's limit for few channels, above all in the gradients.
+`dimat_jax_cpu` is a distribution of its own (``cpu_kernels/``), because it has to be compiled, and
+is used where it is installed. Any function's convolutions are found in its jaxpr, gradients among
+them, as are functions of ours that it has, too: neither models nor data sets know of it.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jaxtyping import Array
+
+from dimat_jax.jaxprs import KNOWN
+from dimat_jax.symmetries.taps import bind
+
+SWITCH = "DIMAT_JAX_CPU"
+"""The environment variable which, set to 0, leaves everything to XLA all the same."""
+
+# Where `jax.lax.ConvDimensionNumbers` say that batch (or outputs), channels (or inputs), height and
+# width are.
+IMAGES = (0, 3, 1, 2)
+KERNEL = (3, 2, 0, 1)
+KERNEL_SWAPPED = (2, 3, 0, 1)
+"""``[height, width, outputs, inputs]``, as in the gradient of the images."""
+BATCH_SUMMED = (3, 0, 1, 2)
+"""Images, batch and channels exchanged, so that the batch is summed over: the kernel's gradient."""
+
+
+VERSION = "0.2.0"
+"""Of `dimat_jax_cpu`, whose functions are called here as they are in this version."""
+
+
+def installed() -> bool:
+    """Whether there is a `dimat_jax_cpu`, and it is not switched off.
+
+    Warns of one of another version, which is not used.
+    """
+    if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("dimat_jax_cpu") is None:
+        return False
+    version = importlib.metadata.version("dimat_jax_cpu")
+    if version != VERSION:
+        warnings.warn(
+            f"dimat_jax_cpu {version} is installed and not used, for this needs {VERSION}: "
+            "pip install ./cpu_kernels",
+            stacklevel=2,
+        )
+    return version == VERSION
+
+
+def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[..., Any]:
+    """The same function, for CPU: what `dimat_jax_cpu` has by that, if it is installed.
+
+    Convolutions that it does not have stay XLA's: in float64, grouped, of one or three dimensions,
+    with dilated kernels; so does all that is in loops and branches. What is returned can be jitted
+    and sharded, but not differentiated: take gradients inside.
+
+    Args:
+      function: of pytrees of arrays.
+      threads: how many of XLA's threads share a kernel's work.
+    """
+    if not installed():
+        return function
+
+    def run(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = _evaluate(closed, jax.tree.leaves(args), threads)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return run
+
+
+def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], threads: int) -> list[Any]:
+    """Evaluates a jaxpr, parts of it by kernels."""
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(var) for var in eqn.invars]
+        fast = _convolution(eqn, threads) or _function(eqn, threads)
+        if fast is not None:
+            outputs = jax.tree.leaves(fast(*operands))
+        elif eqn.primitive.name in ("jit", "pjit"):
+            outputs = _evaluate(eqn.params["jaxpr"], operands, threads)
+        else:
+            outputs = bind(jaxpr, eqn, operands)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
+    """What computes an equation, if it calls a `known` function that `dimat_jax_cpu` has.
+
+    A call keeps its name when it is vmapped or differentiated: the shapes tell.
+    """
+    name = eqn.params.get("name")
+    if not isinstance(name, str) or not name.startswith(KNOWN):
+        return None
+    arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+    if any(0 in x.shape for x in arrays):
+        return None
+    floats = {x.dtype for x in arrays} == {jnp.dtype(jnp.float32)}
+    import dimat_jax_cpu
+
+    match name.removeprefix(KNOWN), arrays:
+        case "channel_sums", [x, y, *sums] if floats and x.shape == y.shape:
+            if [z.shape for z in sums] == 2 * [x.shape[-1:]]:
+                return functools.partial(dimat_jax_cpu.channel_sums, threads=threads)
+        case "halve_gradient", [x, _, dx] if floats and len(x.shape) == 4 and x.shape == dx.shape:
+            return functools.partial(dimat_jax_cpu.halve_gradient, threads=threads)
+        case "mirror_and_move", [images, mirrored, moves, _] if images.dtype == jnp.uint8:
+            if images.shape[:-3] == mirrored.shape == moves.shape[:-1]:
+                return _mirror_and_move
+    return None
+
+
+def _mirror_and_move(images: Any, mirrored: Any, moves: Any) -> Array:
+    """`augment.mirror_and_move` of batches of any number of axes."""
+    import dimat_jax_cpu
+
+    moved = dimat_jax_cpu.mirror_and_move(
+        images.reshape(-1, *images.shape[-3:]), mirrored.reshape(-1), moves.reshape(-1, 2)
+    )
+    return moved.reshape(images.shape)
+
+
+def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array] | None:
+    """What computes an equation, if it is a convolution that `dimat_jax_cpu` has."""
+    if eqn.primitive.name != "conv_general_dilated":
+        return None
+    p = eqn.params
+    arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+    images, _, result = arrays
+    corner = [before for before, _ in p["padding"]]
+    steps = [p[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
+    if (
+        {x.dtype for x in arrays} != {jnp.dtype(jnp.float32)}
+        or p["feature_group_count"] * p["batch_group_count"] > 1
+        or len(corner) != 2
+        or any(down != across for down, across in steps)
+        or 0 in images.shape + result.shape
+    ):
+        return None
+    import dimat_jax_cpu
+
+    top, left = corner
+    stride, dilation, apart = (down for down, _ in steps)
+    lhs, kernel, out = p["dimension_numbers"]
+    forward = (lhs, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
+    if forward and apart == 1 and 1 in (stride, dilation):
+        swapped = kernel == KERNEL_SWAPPED
+        options = dict(stride=stride, dilation=dilation, top=top, left=left, swapped=swapped)
+        return functools.partial(
+            dimat_jax_cpu.convolution, shape=result.shape, threads=threads, **options
+        )
+    backward = (lhs, kernel, out) == (BATCH_SUMMED, BATCH_SUMMED, KERNEL_SWAPPED)
+    if backward and stride == dilation == 1 and min(corner) >= 0:
+        options = dict(stride=apart, top=top, left=left, threads=threads)
+        return functools.partial(dimat_jax_cpu.kernel_gradient, shape=result.shape, **options)
+    return None

@@ -1,0 +1,193 @@
+"""REPAIR: gives the units of a merged network the mean and deviation of its parents' units.
+
+Averaging weights makes the variance of hidden units collapse layer by layer. Source: Jordan,
+Sedghi, Saukh, Entezari, Neyshabur 2023, "REPAIR" (arXiv 2211.08403), section 3: the preactivations
+of every hidden unit are rescaled so that E[X] = Σ_k w_k E[X_k] and std(X) = Σ_k w_k std(X_k), where
+X_k are those of the (aligned) parents; the correction is then folded into the weights.
+
+Where they are is found in the jaxpr of any model (`dimat_jax.merging.units`). With BatchNorm,
+recomputing the running statistics (RESET, there) has the same effect but for units whose scales
+have different signs in the parents; correcting what comes out of BatchNorm makes up for those.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal
+from jaxtyping import Array, Float, Int
+
+from dimat_jax.execution.population import Update
+from dimat_jax.merging.units import Dims, Unit, Where, find_units
+from dimat_jax.symmetries import Symmetries
+from dimat_jax.symmetries.groups import path_name
+from dimat_jax.symmetries.taps import bind
+from dimat_jax.symmetries.walk import called
+from dimat_jax.types import Model, Prepare, Variables
+
+EPSILON = 1e-5
+"""Added to variances, as BatchNorm does: units that hardly change are not blown up."""
+
+
+class Preactivations(NamedTuple):
+    """Of one layer's units, over examples and positions; each of the shape of the bias.
+
+    Attributes:
+      mean: their mean.
+      deviation: their standard deviation; √(variance + `EPSILON`).
+    """
+
+    mean: Float[Array, "*units"]
+    deviation: Float[Array, "*units"]
+
+
+class PreactivationSum(NamedTuple):
+    """What is added up over batches; stacked with a leading ``agents`` axis.
+
+    Attributes:
+      mean: sum of the batches' means, by the path of the layer's bias.
+      variance: sum of the batches' variances.
+      batch: the next batch, int32. shape=()
+    """
+
+    mean: dict[str, Array]
+    variance: dict[str, Array]
+    batch: Int[Array, "*agents"]
+
+
+Goal = dict[str, Preactivations]
+"""The path of a layer's bias → what its units shall have."""
+
+
+def batch_preactivations(
+    symmetries: Symmetries,
+    model: Model,
+    variables: Variables,
+    x: Float[Array, "batch ..."],
+    goal: Goal | None = None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The mean and variance of each hidden unit's preactivations on one batch.
+
+    Args:
+      symmetries: the model's groups.
+      model: evaluated, so that BatchNorm uses its running statistics.
+      variables: of the network.
+      x: what the model takes.
+      goal: if given, preactivations are brought to it on this batch, layer after layer, so that
+        later layers see what earlier ones will give once they are corrected.
+
+    Returns:
+      Two dicts, path of the bias → array of its shape: of what was there before correction.
+    """
+    units = find_units(symmetries, model, variables, x)
+    by_place = {unit.where: unit for unit in units.found}
+    means: dict[str, Array] = {}
+    variances: dict[str, Array] = {}
+
+    def visit(where: Where, value: Array) -> Array:
+        unit = by_place.get(where)
+        if unit is None:
+            return value
+        others = tuple(d for d in range(value.ndim) if d not in unit.dims)
+        mean = value.mean(others, keepdims=True)
+        variance = jnp.square(value - mean).mean(others, keepdims=True)
+        means[unit.bias] = from_axes(mean, unit.dims, unit.shape)
+        variances[unit.bias] = from_axes(variance, unit.dims, unit.shape)
+        if goal is None:
+            return value
+        wanted = goal[unit.bias]
+        scale = to_axes(wanted.deviation, unit.dims, value.ndim) / jnp.sqrt(variance + EPSILON)
+        return (value - mean) * scale + to_axes(wanted.mean, unit.dims, value.ndim)
+
+    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), visit, ())
+    return means, variances
+
+
+def to_axes(values: Array, dims: Dims, ndim: int) -> Array:
+    """Puts each axis where ``dims`` says among ``ndim`` axes, the others of size 1."""
+    wide = [(dim, values.shape[axis]) for axis, dim in enumerate(dims) if dim is not None]
+    order = np.argsort([dim for dim, _ in wide])
+    shape = [dict(wide).get(dim, 1) for dim in range(ndim)]
+    return values.reshape([size for _, size in wide]).transpose(order).reshape(shape)
+
+
+def from_axes(values: Array, dims: Dims, shape: tuple[int, ...]) -> Array:
+    """The inverse of `to_axes`."""
+    wide = [dim for dim in dims if dim is not None]
+    rest = [dim for dim in range(values.ndim) if dim not in wide]
+    return values.transpose(*wide, *rest).reshape(shape)
+
+
+def evaluate(
+    closed: ClosedJaxpr, inputs: Sequence[Any], visit: Callable[..., Array], where: Where
+) -> list[Any]:
+    """Evaluates a jaxpr; each equation's first output is what ``visit(where, output)`` gives."""
+    jaxpr = closed.jaxpr
+    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        operands, inner = [read(var) for var in eqn.invars], called(eqn)
+        if inner is None:
+            outputs = bind(jaxpr, eqn, operands)
+            outputs[:1] = [visit((*where, index), x) for x in outputs[:1]]
+        else:
+            outputs = evaluate(inner, operands, visit, (*where, index))
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def mean_preactivations(total: PreactivationSum) -> Goal:
+    """The mean of one agent's batches' moments."""
+
+    def mean(mean: Array, variance: Array) -> Preactivations:
+        batches = total.batch.astype(mean.dtype)
+        return Preactivations(mean / batches, jnp.sqrt(variance / batches + EPSILON))
+
+    return {path: mean(total.mean[path], total.variance[path]) for path in total.mean}
+
+
+def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -> Variables:
+    """Folds the correction of each unit into the gain and bias of its layer.
+
+    Args:
+      units: where preactivations are.
+      variables: of the network.
+      found: what its preactivations have, when all layers before are corrected.
+      goal: what they shall have.
+
+    Returns:
+      Variables with which they have it.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(variables)
+    leaves = {path_name(path): leaf for path, leaf in flat}
+    for unit in units:
+        had, wanted = found[unit.bias], goal[unit.bias]
+        scale = wanted.deviation / had.deviation
+        gain = leaves[unit.gain]
+        leaves[unit.gain] = gain * to_axes(scale, unit.axes, gain.ndim)
+        leaves[unit.bias] = (leaves[unit.bias] - had.mean) * scale + wanted.mean
+    return structure.unflatten(leaves.values())
+
+
+def preactivation_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
+    """Adds the moments of one batch to one agent's `PreactivationSum`.
+
+    The operands are its variables, the goal that earlier layers are brought to (None: they are left
+    as they are), and the rows of its batches ``[batches, batch]``; the resident arrays are the
+    images ``[rows, height, width, channels]`` on its device.
+    """
+
+    def update(total: PreactivationSum, operands: Any, images: Any) -> PreactivationSum:
+        variables, goal, rows = operands
+        x = normalise(images[rows[total.batch]])
+        moments = batch_preactivations(symmetries, model, variables, x, goal)
+        mean, variance = jax.tree.map(jnp.add, (total.mean, total.variance), moments)
+        return PreactivationSum(mean, variance, total.batch + 1)
+
+    return update

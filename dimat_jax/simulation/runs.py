@@ -1,0 +1,63 @@
+"""A run together with the folder in which it leaves its results."""
+
+import dataclasses
+import pathlib
+
+from dimat_jax.config import Config
+from dimat_jax.datasets import Dataset
+from dimat_jax.metrics import Row, append_row
+from dimat_jax.simulation import simulation
+from dimat_jax.simulation.setup import Setup
+from dimat_jax.simulation.simulation import Observer, Result
+from dimat_jax.topology import Topology
+from dimat_jax.types import Model
+
+
+def simulate(
+    config: Config = Config(),
+    *,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    topology: Topology | None = None,
+    observer: Observer = Observer(),
+) -> Result:
+    """Runs every method of a configuration, for every seed, from the same pretrained agents.
+
+    Args:
+      config: the run. With ``out`` given its results are left in that folder: ``config.json``,
+        ``metrics.jsonl`` (a row as soon as it is measured), ``summary.json``, ``tables.md`` and
+        ``accuracy.png``; otherwise nothing is written.
+      model: used instead of ``config.model``.
+      dataset: used instead of ``config.dataset``.
+      topology: used instead of ``config.topology``.
+      observer: is told of what happens. A run that leaves its results in a folder ends where a
+        method diverges, whatever the observer says.
+
+    Raises:
+      ValueError: for a configuration that cannot be run, before anything compiles, or a folder that
+        already holds a run or cannot be written to; if a loss is no longer finite, with the agent
+        and the step.
+    """
+    if config.out is None:
+        return simulation.run(config, model, dataset, topology, observer)
+    # Here, so that a run that writes nothing does without matplotlib.
+    from dimat_jax.report import folder
+
+    out = pathlib.Path(config.out)  # A user may have given a string.
+    config = dataclasses.replace(config, out=out)
+    folder.check_folder(out, config.overwrite)
+    metrics = out / folder.METRICS_FILE
+
+    def on_start(setup: Setup) -> None:
+        folder.open_folder(setup)
+        observer.on_start(setup)
+
+    def on_row(row: Row) -> None:
+        with folder.writing_to(out):
+            append_row(metrics, row)
+        observer.on_row(row)
+
+    recorder = Observer(on_start, observer.on_phase, on_row)
+    result = simulation.run(config, model, dataset, topology, recorder)
+    folder.write_report(result)
+    return result

@@ -1,0 +1,325 @@
+"""What a run works with, made from its configuration: everything wrong in it is said here."""
+
+import dataclasses
+import inspect
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from dimat_jax import datasets, models, partition, topology
+from dimat_jax.algorithms import METHODS
+from dimat_jax.config import LEARNING_RATES, Config
+from dimat_jax.datasets import Dataset
+from dimat_jax.datasets.augment import Augmentation
+from dimat_jax.execution.population import Execution, choose_execution, has_convolutions
+from dimat_jax.registry import choose
+from dimat_jax.symmetries import Symmetries, find_symmetries
+from dimat_jax.topology import Topology
+from dimat_jax.training.local import OPTIMIZERS
+from dimat_jax.types import Key, Model, Variables
+
+BATCH_SIZE = 50
+STEPS_AN_EPOCH = 10
+"""The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
+
+OWN = "own"
+"""What a model is called that was handed over instead of named."""
+TAKEN = {
+    int: ("a whole number", numbers.Integral),
+    float: ("a number", numbers.Real),
+}
+"""Type of an option → how to say it, and what is taken for it."""
+HANDED_OVER = {
+    "model": (Model, "dj.from_linen(module) and dj.from_nnx(make_module) make one of Flax's"),
+    "dataset": (Dataset, "dj.Dataset(...) makes one of arrays"),
+    "topology": (Topology, "dj.topology.from_matrix(array) and from_graph(graph) make one"),
+}
+"""What may be handed over instead of a name → its type, and how to come by it."""
+
+
+class Keys(NamedTuple):
+    """Independent keys for all that is random in one seed's run."""
+
+    partition: Key
+    init: Key
+    order: Key
+    merge: Key
+
+
+def seed_keys(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 4))
+
+
+class Setup(NamedTuple):
+    """What a run works with.
+
+    Attributes:
+      config: with every default filled in; model, data set and graph that were handed over instead
+        of named are in it as `OWN` and by their own names.
+      batch_size: images in an agent's batch.
+      learning_rate: of the local optimizer.
+      dataset: the data set actually used.
+      model: the model of all agents.
+      abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
+      augment: ``(key, images) -> images``, as stored, for training.
+      topology: the graph.
+      graphs: that on which each method works, made of it.
+      symmetries: the model's permutation groups.
+      execution: where and in which form the agents run.
+      shards: for each seed, the agents' training examples ``[agents, examples]`` in pretraining
+        and in the rounds; an agent with fewer than another has some of them more than once.
+      epoch_examples: examples that each agent goes through in an epoch of either.
+    """
+
+    config: Config
+    batch_size: int
+    learning_rate: float
+    dataset: Dataset
+    model: Model
+    abstract: tuple[Variables, jax.ShapeDtypeStruct]
+    augment: Augmentation
+    topology: Topology
+    graphs: dict[str, Topology]
+    symmetries: Symmetries
+    execution: Execution
+    shards: dict[int, tuple[Int[np.ndarray, "agents examples"], Int[np.ndarray, "agents examples"]]]
+    epoch_examples: tuple[int, int]
+
+
+def prepare(
+    config: Config,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    graph: Topology | None = None,
+) -> Setup:
+    """Checks a configuration and makes what it names; nothing is compiled.
+
+    Args:
+      config: the run.
+      model: used instead of ``config.model``.
+      dataset: used instead of ``config.dataset``.
+      graph: used instead of ``config.topology``.
+
+    Raises:
+      ValueError: for anything that cannot be run, in one sentence.
+    """
+    check_options(config)
+    check_own(model, dataset, graph)
+    named = {
+        "model": config.model if model is None else OWN,
+        "dataset": config.dataset if dataset is None else dataset.name,
+        "topology": config.topology if graph is None else graph.name,
+    }
+    graph = graph or topology.make(config.topology, config.agents)
+    graphs = choose_graphs(config, graph)
+    if model is None:
+        choose("model", config.model, models.FACTORIES)
+    dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+    divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
+    epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
+    batch_size = choose_batch_size(config, min(epoch_examples))
+    learning_rate = choose_learning_rate(config, batch_size)
+    model = model or make_model(config, dataset)
+    abstract = abstract_inputs(model, dataset)
+    return Setup(
+        config=dataclasses.replace(
+            config, batch_size=batch_size, learning_rate=learning_rate, **named
+        ),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dataset=dataset,
+        model=model,
+        abstract=abstract,
+        augment=choose_augmentation(config, dataset),
+        topology=graph,
+        graphs=graphs,
+        symmetries=find_symmetries(model, *abstract),
+        execution=choose_execution(
+            config.agents, has_convolutions(model.apply, *abstract), config.devices
+        ),
+        shards={
+            seed: (partition.stack(before), partition.stack(after))
+            for seed, (before, after) in divided.items()
+        },
+        epoch_examples=epoch_examples,
+    )
+
+
+def check_types(config: Config) -> None:
+    """Raises a `ValueError` for an option of the wrong type: from Python anything may come."""
+    for name in ("methods", "seeds"):
+        value = getattr(config, name)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(
+                f"{name} must be a tuple, ({value!r},) for a single one, not {value!r}."
+            )
+    for name, hint in get_type_hints(Config).items():
+        kinds, value = (hint, *get_args(hint)), getattr(config, name)
+        if value is None and type(None) in kinds:
+            continue
+        values = value if get_origin(hint) is tuple else (value,)
+        for kind, (form, taken) in TAKEN.items():
+            wrong = [v for v in values if kind in kinds and not isinstance(v, taken)]
+            if wrong:
+                raise ValueError(f"{name} must be {form}, not {wrong[0]!r}.")
+
+
+def check_own(model: Any, dataset: Any, graph: Any) -> None:
+    """Raises a `ValueError` if what was handed over instead of a name is something else."""
+    given = {"model": model, "dataset": dataset, "topology": graph}
+    for name, (kind, hint) in HANDED_OVER.items():
+        if given[name] is not None and not isinstance(given[name], kind):
+            raise ValueError(
+                f"{name} must be a dj.{kind.__name__}, not a {type(given[name]).__name__}: {hint}; "
+                "a name goes into the Config."
+            )
+
+
+def check_options(config: Config) -> None:
+    """Raises a `ValueError` for an option that has no meaning by itself."""
+    check_types(config)
+    for method in config.methods:
+        choose("method", method, METHODS)
+    choose("partition", config.partition, partition.PARTITIONS)
+    if config.augmentation is not None:
+        choose("augmentation", config.augmentation, datasets.AUGMENTATIONS)
+    choose("optimizer", config.optimizer, OPTIMIZERS)
+    for name in ("methods", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once, not {values}.")
+    for name, hint in get_type_hints(Config).items():
+        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
+        if choices and getattr(config, name) is not None:
+            choose(name, getattr(config, name), get_args(choices[0]))
+    least = dict(agents=1, pretrain_epochs=0, rounds=0, epochs_per_round=0, matching_images=2)
+    least |= dict(statistics_images=2, examples_per_agent=1, batch_size=1, test_examples=1)
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, not {value}.")
+    for method, _ in config.method_learning_rate:
+        choose("method of method_learning_rate", method, METHODS)
+    rates = {"learning_rate": config.learning_rate} | {
+        f"learning_rate of {method}": rate for method, rate in config.method_learning_rate
+    }
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"{name} must be positive, not {rate}.")
+
+
+def choose_graphs(config: Config, graph: Topology) -> dict[str, Topology]:
+    """The graph on which each method works.
+
+    Raises:
+      ValueError: unless the given graph is one of so many agents that all methods can use.
+    """
+    if graph.agents != config.agents:
+        raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
+    graphs = {method: METHODS[method].graph(graph) for method in config.methods}
+    for method, used in graphs.items():
+        merges = METHODS[method].merge is not None
+        if config.merge_frame == "first" and merges and not (used.mixing_matrices > 0).all():
+            raise ValueError(
+                "merge_frame 'first' has every agent's network aligned with agent 0's, which takes "
+                f"a fully connected graph, not {used.name!r}."
+            )
+    return graphs
+
+
+def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
+    """Gives each agent its training examples, at most ``config.examples_per_agent`` of them.
+
+    Returns:
+      Index arrays of each agent for pretraining, and for the rounds; mostly the same.
+    """
+    options = {"alpha": config.alpha} if config.partition == "dirichlet" else {}
+    function = partition.PARTITIONS[config.partition]
+    shards = function(dataset.train_labels, config.agents, key, **options)
+    before, after = shards if isinstance(shards, tuple) else (shards, shards)
+    most = config.examples_per_agent
+    return [s[:most] for s in before], [s[:most] for s in after]
+
+
+def mean_share(divided: dict[int, tuple[list, list]], part: int) -> int:
+    """Examples of an agent in the mean, of the seed where they are fewest."""
+    return min(sum(map(len, parts[part])) // len(parts[part]) for parts in divided.values())
+
+
+def choose_batch_size(config: Config, examples: int) -> int:
+    """The batch size asked for, or one that leaves an epoch enough steps.
+
+    Raises:
+      ValueError: if it is larger than an agent's share.
+    """
+    batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_AN_EPOCH))
+    if batch_size > examples:
+        raise ValueError(
+            f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "
+            f"{examples}."
+        )
+    return batch_size
+
+
+def choose_learning_rate(config: Config, batch_size: int) -> float:
+    """The learning rate asked for, or the optimizer's own.
+
+    Smaller batches take smaller steps, in proportion (Goyal et al. 2017), but for Adam's, which are
+    of one size whatever the gradients'.
+    """
+    share = 1.0 if config.optimizer == "adam" else batch_size / BATCH_SIZE
+    return config.learning_rate or share * LEARNING_RATES[config.optimizer]
+
+
+def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:
+    """The augmentation asked for, or what suits the data set."""
+    if config.augmentation is None:
+        return datasets.augmentation_for(dataset)
+    return datasets.AUGMENTATIONS[config.augmentation]
+
+
+def make_model(config: Config, dataset: Dataset) -> Model:
+    """Makes the model that the configuration names, for the data set's classes.
+
+    Raises:
+      ValueError: if it does not take the options.
+    """
+    factory = models.FACTORIES[config.model]
+    if config.norm is not None and "norm" not in inspect.signature(factory).parameters:
+        raise ValueError(
+            f"{config.model} takes no norm: its normalisation is always the same, so norm must be "
+            f"left out, not {config.norm!r}."
+        )
+    options = {} if config.norm is None else {"norm": config.norm}
+    return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
+
+
+def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of one agent's variables and of an image; no weight is computed.
+
+    Raises:
+      ValueError: if the model cannot take the images, or has another number of classes.
+    """
+    dtype = jnp.result_type(float)
+    image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), image)
+    logits, _ = jax.eval_shape(model.apply, abstract, image)
+    expected = (1, dataset.num_classes)
+    if logits.shape != expected:
+        raise ValueError(
+            f"The model gives logits of shape {logits.shape} for one image: they must be of shape "
+            f"{expected}, as {dataset.name} has {dataset.num_classes} classes."
+        )
+    return jax.tree.map(lambda x: _floating(x, dtype), abstract), image
+
+
+def _floating(x: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    """The same shape, in ``dtype`` if it is of floats."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)

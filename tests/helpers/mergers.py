@@ -1,0 +1,56 @@
+"""Populations and their mergers, for the tests of merging."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dimat_jax as dj
+from dimat_jax.execution.population import Execution, spread
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.merging.merger import Batches, Merger, make_merger
+from helpers.small_runs import execution_of, noise, normaliser, random_variables
+
+AGENTS, EXAMPLES, SHAPE = 8, 64, (8, 8, 3)
+DATASET = noise(examples=AGENTS * EXAMPLES, size=8)
+
+
+class Case(NamedTuple):
+    """A model, where its agents run, and their merger."""
+
+    model: dj.Model
+    execution: Execution
+    symmetries: dj.Symmetries
+    merger: Merger
+    stopwatch: Stopwatch
+
+
+@functools.cache
+def case(name, own_images=True) -> Case:
+    """The MLP in the scanned form, two agents a device; the convnet in the looped form."""
+    options = {"width": 0.03, "norm": "batch", "depth": 2} if name == "mlp" else {"width": 0.25}
+    model = dj.models.make(name, num_classes=4, **options)
+    execution = execution_of(AGENTS, 4, looped=name == "convnet")
+    image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), image), image
+    symmetries, stopwatch = dj.find_symmetries(model, *abstract), Stopwatch()
+    merger = make_merger(
+        execution, model, symmetries, normaliser(DATASET), abstract, stopwatch, own_images
+    )
+    return Case(model, execution, symmetries, merger, stopwatch)
+
+
+def own_batches(execution: Execution, same=False) -> Batches:
+    """Two batches of each agent's own images, or of images that all have alike."""
+    images = DATASET.train_images.reshape(AGENTS, EXAMPLES, *SHAPE)
+    images = images[[0] * AGENTS] if same else images
+    lane = np.arange(AGENTS, dtype=np.int32) % execution.lanes
+    rows = np.arange(EXAMPLES, dtype=np.int32) + EXAMPLES * lane[:, None]
+    rows = rows.reshape(AGENTS, 2, -1)
+    return Batches(*spread(execution, (rows, images.reshape(-1, *SHAPE))))
+
+
+def population_of(case: Case):
+    return spread(case.execution, random_variables(case.model, SHAPE, AGENTS))

@@ -1,0 +1,174 @@
+"""Activation matching: moments and scores against NumPy, and the whole on small models."""
+
+from functools import reduce
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.architectures import ARCHITECTURES
+from helpers.symmetry_checks import drawn
+
+from dimat_jax.matching import combine_moments, cross_moments, match_activations, scores
+from dimat_jax.symmetries import Group, Symmetries, find_symmetries, invert, permute
+from dimat_jax.symmetries.groups import with_outer
+
+KEY = ("a", "b")
+SYMMETRIES = Symmetries({"a": Group(2, ()), "b": Group(3, ())})
+
+
+def activations(seed, examples=40, offset=0.0, dtype=np.float32):
+    """Two networks' activations `[examples, 5, 2, 3]`: 200 positions of 6 units, correlated."""
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(size=(examples, 5, 2, 3))
+    return [(shared + generator.normal(size=shared.shape) + offset).astype(dtype) for _ in "ts"]
+
+
+def moments_of(target, source):
+    return cross_moments(SYMMETRIES, {KEY: [jnp.asarray(target)]}, {KEY: [jnp.asarray(source)]})
+
+
+def flat(x):
+    return x.reshape(-1, 6).astype(np.float64)
+
+
+def test_correlation_is_numpys():
+    target, source = activations(0)
+    expected = np.corrcoef(flat(target), flat(source), rowvar=False)[:6, 6:]
+    np.testing.assert_allclose(scores(moments_of(target, source))[KEY], expected, atol=1e-6)
+
+
+def test_covariance_and_inner_product_are_numpys():
+    target, source = activations(0, offset=2.0)
+    moments = moments_of(target, source)
+    covariance = np.cov(flat(target), flat(source), rowvar=False, bias=True)[:6, 6:]
+    np.testing.assert_allclose(scores(moments, "covariance")[KEY], covariance, atol=1e-5)
+    product = flat(target).T @ flat(source) / 200
+    np.testing.assert_allclose(scores(moments, "inner_product")[KEY], product, rtol=1e-5)
+
+
+def test_large_means_do_not_spoil_float32():
+    """Means of 3,000 and deviations of about 1.4: raw sums of squares would lose them all."""
+    target, source = activations(0, offset=3000.0)
+    expected = np.corrcoef(flat(target), flat(source), rowvar=False)[:6, 6:]
+    batches = [moments_of(target[i : i + 10], source[i : i + 10]) for i in range(0, 40, 10)]
+    found = scores(reduce(combine_moments, batches))[KEY]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_batches_of_any_sizes_combine_to_the_whole():
+    target, source = activations(0, offset=1.0)
+    cuts = [0, 1, 7, 30, 40]
+    batches = [moments_of(target[a:b], source[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    together = reduce(combine_moments, batches)
+    chex.assert_trees_all_close(together, moments_of(target, source), rtol=1e-4, atol=1e-4)
+
+
+def test_constant_units_score_zero_and_nothing_is_nan():
+    target, source = activations(0)
+    target[..., 0, 0], target[..., 0, 1], source[..., 1, 2] = 0.0, 0.1, 70000.3
+    found = np.asarray(scores(moments_of(target, source))[KEY])
+    assert np.isfinite(found).all()
+    assert (found[[0, 1]] == 0).all() and (found[:, 5] == 0).all()
+    assert (found[2:, :5] != 0).all()
+
+
+def test_low_precision_activations_are_summed_in_float32():
+    target, source = activations(0)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (target, source)]
+    assert moments_of(*half)[KEY][0].cross.dtype == jnp.float32
+    np.testing.assert_allclose(
+        scores(moments_of(*half))[KEY], scores(moments_of(target, source))[KEY], atol=0.02
+    )
+
+
+def test_sites_are_summed_or_the_last_one_is_taken():
+    pairs = [activations(seed) for seed in (0, 1)]
+    sides = [{KEY: [jnp.asarray(pair[i]) for pair in pairs]} for i in (0, 1)]
+    moments = cross_moments(SYMMETRIES, *sides)
+    each = [scores(moments_of(*pair))[KEY] for pair in pairs]
+    np.testing.assert_allclose(scores(moments)[KEY], each[0] + each[1], rtol=1e-6)
+    np.testing.assert_allclose(scores(moments, sites="last")[KEY], each[1], rtol=1e-6)
+
+
+def test_it_can_be_vmapped_over_agents():
+    pairs = [activations(seed) for seed in range(3)]
+    target, source = (jnp.stack([pair[i] for pair in pairs]) for i in (0, 1))
+    together = scores(jax.vmap(moments_of)(target, source))[KEY]
+    for agent, pair in enumerate(pairs):
+        np.testing.assert_allclose(together[agent], scores(moments_of(*pair))[KEY], atol=1e-6)
+
+
+def planted(name, copies):
+    """An architecture over `copies` batches of random inputs, its network and a permuted one."""
+    function, variables, inputs = ARCHITECTURES[name].make()
+    generator = np.random.default_rng(3)
+    many = [generator.normal(size=(copies, *x.shape)).astype(np.float32) for x in inputs]
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+
+    def batched(variables, *inputs):
+        return jax.vmap(function, (None, *[0] * len(inputs)))(variables, *inputs)
+
+    symmetries = find_symmetries(batched, variables, *many)
+    permutations = with_outer(symmetries, jax.tree.map(jnp.asarray, drawn(symmetries, seed=1)))
+    source = jax.jit(permute, static_argnums=0)(symmetries, permutations, variables)
+    return symmetries, batched, variables, source, many, invert(permutations)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["group_norm", "grouped_query", "scanned_layers", "channel_shuffle_across"],
+)
+def test_planted_permutations_are_recovered(name):
+    """Jointly read groups and those that vary along others, positions or layers among them."""
+    symmetries, function, target, source, inputs, truth = planted(name, copies=24)
+    found = match_activations(symmetries, function, target, source, *inputs)
+    assert set(found) == set(symmetries.groups)
+    for group in symmetries.groups:
+        np.testing.assert_array_equal(found[group], truth[group], err_msg=group)
+
+
+def test_batches_costs_and_compiled_calls_agree():
+    symmetries, function, target, source, inputs, truth = planted("mlp", copies=10)
+
+    def recovered(found):
+        return all(np.array_equal(found[name], truth[name]) for name in truth)
+
+    assert recovered(match_activations(symmetries, function, target, source, *inputs, batch_size=4))
+    for cost in ("covariance", "inner_product"):
+        last = match_activations(
+            symmetries, function, target, source, *inputs, cost=cost, sites="last"
+        )
+        assert recovered(last)
+    compiled = jax.jit(lambda t, s, *x: match_activations(symmetries, function, t, s, *x))
+    assert recovered(compiled(target, source, *inputs))
+
+
+def test_a_second_call_compiles_nothing():
+    symmetries, function, target, source, inputs, _ = planted("mlp", copies=3)
+    traced = []
+
+    def counted(variables, *inputs):
+        traced.append(1)
+        return function(variables, *inputs)
+
+    match_activations(symmetries, counted, target, source, *inputs)
+    before = len(traced)
+    again = find_symmetries(function, target, *inputs)
+    match_activations(again, counted, source, target, *inputs)
+    assert len(traced) == before
+
+
+def test_bad_options_are_named():
+    symmetries, function, target, source, inputs, _ = planted("mlp", copies=3)
+    arguments = (symmetries, function, target, source, *inputs)
+    with pytest.raises(ValueError, match="Unknown cost 'corelation'.*correlation"):
+        match_activations(*arguments, cost="corelation")
+    with pytest.raises(ValueError, match="choice of sites 'first'"):
+        match_activations(*arguments, sites="first")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        match_activations(*arguments, batch_size=0)
+    broken = jax.tree.map(lambda x: x * np.nan, source)
+    with pytest.raises(ValueError, match="not finite"):
+        match_activations(*arguments[:3], broken, *inputs)

@@ -1,0 +1,93 @@
+"""Permuted weighted averages of several networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.small_runs import assert_trees_close, assert_trees_equal, disorder, random_variables
+
+import dimat_jax as dj
+from dimat_jax.merging.average import add_weighted, scale
+
+MODELS = {
+    "mlp": dj.models.mlp(num_classes=4, width=0.03, depth=2, norm="batch"),
+    "convnet": dj.models.convnet(num_classes=4, width=0.25),
+}
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 3)), jnp.float32)
+
+
+def symmetries_of(name):
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    return dj.find_symmetries(
+        MODELS[name], jax.eval_shape(MODELS[name].init, jax.random.key(0), image), image
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_permuted_copies_of_a_network_merge_into_itself(name):
+    symmetries, variables = symmetries_of(name), random_variables(MODELS[name], (8, 8, 3))
+    assert len(symmetries.groups) == (2 if name == "mlp" else 3)
+    weights = [0.5, 0.3, 0.2]
+
+    @jax.jit
+    def merge_copies(disorders, variables):
+        copies = [dj.permute(symmetries, p, variables) for p in disorders]
+        naive = dj.merge(symmetries, copies, weights, [{}, {}, {}])
+        aligned = dj.merge(symmetries, copies, weights, [dj.invert(p) for p in disorders])
+        logits = [MODELS[name].apply(v, IMAGES)[0] for v in (variables, aligned, naive)]
+        return aligned, logits
+
+    disorders = [disorder(symmetries, seed) for seed in range(3)]
+    aligned, (own, merged, naive) = merge_copies(disorders, variables)
+    assert_trees_close(aligned, variables, tolerance=1e-6)
+    assert_trees_close(merged, own, tolerance=1e-4)
+    assert jnp.abs(naive - own).max() > 0.1  # without alignment it is another function
+
+
+def test_a_merge_is_the_weighted_sum_of_what_is_permuted():
+    symmetries = symmetries_of("mlp")
+    networks = [random_variables(MODELS["mlp"], (8, 8, 3)) for _ in range(2)]
+    networks[1] = jax.tree.map(lambda x: 2 * x + 1, networks[1])
+    first, second = (jnp.asarray(np.random.default_rng(i).permutation(8)) for i in (0, 1))
+    names = list(symmetries.groups)
+    permutations = [{}, {names[0]: first, names[1]: second}]
+    merged = jax.jit(lambda v, p: dj.merge(symmetries, v, [0.25, 0.75], p))(networks, permutations)
+
+    def expected(layer, leaf, rows=slice(None), columns=slice(None)):
+        one, two = (np.asarray(network["params"][layer][leaf]) for network in networks)
+        two = two[rows][..., columns] if two.ndim == 2 else two[columns]
+        return 0.25 * one + 0.75 * two
+
+    found = merged["params"]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    close(found["Dense_0"]["kernel"], expected("Dense_0", "kernel", columns=first))
+    close(found["BatchNorm_0"]["scale"], expected("BatchNorm_0", "scale", columns=first))
+    close(found["Dense_1"]["kernel"], expected("Dense_1", "kernel", first, second))
+    close(found["Dense_2"]["kernel"], expected("Dense_2", "kernel", rows=second))
+    close(found["Dense_2"]["bias"], expected("Dense_2", "bias"))
+    one, two = (np.asarray(n["batch_stats"]["BatchNorm_1"]["var"]) for n in networks)
+    close(merged["batch_stats"]["BatchNorm_1"]["var"], 0.25 * one + 0.75 * two[second])
+
+
+def test_what_is_no_float_stays_the_first_ones():
+    first = {"kernel": jnp.ones(2), "seen": jnp.asarray(3), "key": jax.random.key(0)}
+    second = {"kernel": jnp.full(2, 5.0), "seen": jnp.asarray(9), "key": jax.random.key(1)}
+    merged = add_weighted(scale(first, jnp.asarray(0.5)), jnp.asarray(0.25), second)
+    assert_trees_equal(merged, first | {"kernel": jnp.full(2, 1.75)})
+
+
+def test_the_dtype_of_the_variables_is_kept():
+    half = {"kernel": jnp.ones(2, jnp.bfloat16)}
+    merged = add_weighted(scale(half, jnp.asarray(0.5)), jnp.asarray(0.5), half)
+    assert merged["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("networks", "weights", "permutations", "counts"),
+    [(2, 1, 2, "2, 1 and 2"), (1, 1, 0, "1, 1 and 0"), (0, 0, 0, "0, 0 and 0")],
+)
+def test_lists_of_different_lengths_are_refused(networks, weights, permutations, counts):
+    with pytest.raises(ValueError, match=counts):
+        dj.merge(symmetries_of("mlp"), [{}] * networks, [1.0] * weights, [{}] * permutations)

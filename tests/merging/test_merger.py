@@ -1,0 +1,175 @@
+"""The merge round of a population on its devices: mixing, aligning, statistics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.mergers import AGENTS, DATASET, EXAMPLES, SHAPE, Case, case, own_batches, population_of
+from helpers.small_runs import (
+    assert_trees_close,
+    compilations,
+    disorder,
+    execution_of,
+    normaliser,
+    random_variables,
+)
+
+import dimat_jax as dj
+from dimat_jax import topology
+from dimat_jax.algorithms import METHODS, Merged, MergeRound
+from dimat_jax.execution.population import replicate, spread
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.merging import statistics
+from dimat_jax.merging.merger import Batches, make_merger
+from dimat_jax.simulation.engine import consensus_distance
+
+
+def merge(method, case, variables, graph, batches, round=0, first_frame=False) -> Merged:
+    sources, weights = topology.neighbor_slots(graph, round)
+    matching = batches
+    if first_frame:
+        rows = np.tile(np.arange(EXAMPLES, dtype=np.int32).reshape(1, 2, -1), (AGENTS, 1, 1))
+        matching = Batches(
+            spread(case.execution, rows),
+            replicate(case.execution, jnp.asarray(DATASET.train_images[:EXAMPLES])),
+        )
+    inputs = MergeRound(sources, weights, matching, batches, first_frame, jax.random.key(7))
+    return METHODS[method].merge(case.merger, variables, inputs)
+
+
+GRAPHS = [
+    topology.ring(AGENTS),
+    topology.fully_connected(AGENTS),
+    topology.star(AGENTS),
+    topology.erdos_renyi(AGENTS, p=0.4, seed=1),
+    topology.one_peer_exponential(AGENTS),
+]
+
+
+def test_weight_averaging_is_the_mixing_matrix_whatever_the_graph():
+    mlp = case("mlp")
+    batches = own_batches(mlp.execution)
+    merge("wa", mlp, population_of(mlp), GRAPHS[0], batches)  # compiles what there is to compile
+    variables = population_of(mlp)
+    with compilations() as counter:
+        for graph in GRAPHS:
+            for round in range(graph.period):
+                mixed = merge("wa", mlp, variables, graph, batches, round).variables
+                matrix = graph.mixing_matrix(round)
+                expected = jax.tree.map(
+                    lambda x, m=matrix: np.einsum("ij,j...->i...", m, np.asarray(x, np.float64)),
+                    variables["params"],
+                )
+                assert_trees_close(mixed["params"], expected, tolerance=1e-5)
+    assert counter.count == 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_statistics_planted_wrong_are_recomputed_from_each_agents_own_images(name):
+    model, execution, _, merger, _ = case(name)
+    batches, variables = own_batches(execution), population_of(case(name))
+    found = merger.recompute(variables, batches)
+    wrong = jax.tree.map(lambda x: 100 * x - 7, variables["batch_stats"])
+    again = merger.recompute({**variables, "batch_stats": wrong}, batches)
+    assert_trees_close(again, found, tolerance=1e-5)
+    assert_trees_close(again["params"], variables["params"], tolerance=0)
+
+    of_batch = jax.jit(functools.partial(statistics.batch_statistics, model))
+    images = normaliser(DATASET)(DATASET.train_images.reshape(AGENTS, 2, -1, *SHAPE))
+    for agent in (0, 1, 7):
+        own = jax.tree.map(lambda x, a=agent: x[a], variables)
+        first, second = (of_batch(own, x) for x in images[agent])
+        expected = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+        mine = jax.tree.map(lambda x, a=agent: x[a], found["batch_stats"])
+        assert_trees_close(mine, expected, tolerance=1e-4)
+
+
+def permuted_copies(case: Case, batches: Batches):
+    """One network, its statistics those of the images, with its units in another order for each."""
+    one = jax.tree.map(lambda x: x[:1], random_variables(case.model, SHAPE, AGENTS))
+    copies = jax.tree.map(lambda x: jnp.repeat(x, AGENTS, 0), one)
+    copies = case.merger.recompute(spread(case.execution, copies), batches)
+    disorders = spread(case.execution, disorder(case.symmetries, 0, AGENTS))
+    return case.merger.permute(disorders, copies)
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_dimat_gives_permuted_copies_of_a_network_back_as_they_are(name):
+    this = case(name)
+    batches = own_batches(this.execution, same=True)
+    copies = permuted_copies(this, batches)
+    graph = topology.ring(AGENTS)
+    this.stopwatch.take()
+    merged, permutations = merge("dimat", this, copies, graph, batches)
+    averaged = merge("wa", this, copies, graph, batches).variables
+    assert_trees_close(merged, copies, tolerance=1e-4)
+
+    images = normaliser(DATASET)(DATASET.test_images[:9])
+    run = jax.jit(jax.vmap(lambda v: this.model.apply(v, images)[0]))
+    logits = run(jax.device_get(copies))
+    np.testing.assert_allclose(run(jax.device_get(merged)), logits, atol=1e-4)
+    assert np.abs(run(jax.device_get(averaged)) - logits).max() > 0.1
+
+    assert len(permutations) == 2  # one for each neighbour on the ring
+    for used in permutations:
+        for name, group in this.symmetries.groups.items():
+            np.testing.assert_array_equal(
+                np.sort(used[name]), np.tile(range(group.size), (AGENTS, 1))
+            )
+    assert {"match", "assign", "mix", "statistics"} <= this.stopwatch.take().keys()
+
+
+def test_permuted_copies_agree_in_the_first_agents_frame():
+    mlp = case("mlp", own_images=False)
+    batches = own_batches(mlp.execution, same=True)
+    copies = permuted_copies(mlp, batches)
+    assert consensus_distance(copies) > 1
+    graph = topology.fully_connected(AGENTS)
+    merged, (permutations,) = merge("dimat", mlp, copies, graph, batches, first_frame=True)
+    assert consensus_distance(merged) < 1e-5
+    first = jax.tree.map(lambda x: jnp.repeat(x[:1], AGENTS, 0), jax.device_get(copies))
+    assert_trees_close(merged, first, tolerance=1e-4)
+    for name, group in mlp.symmetries.groups.items():
+        np.testing.assert_array_equal(permutations[name][0], np.arange(group.size))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_permuted_copies_become_one_in_a_universe_and_stay_what_they_are_by_weights(name):
+    this = case(name)
+    batches = own_batches(this.execution, same=True)
+    copies, graph = permuted_copies(this, batches), topology.ring(AGENTS)
+    merged, (permutations,) = merge("universe", this, copies, graph, batches)
+    assert consensus_distance(copies) > 1 and consensus_distance(merged) < 1e-5
+    moved = this.merger.permute(permutations, copies)
+    assert_trees_close(merged["params"], moved["params"], tolerance=1e-5)
+    merged, permutations = merge("wm", this, copies, graph, batches)
+    assert_trees_close(merged, copies, tolerance=1e-4)
+    assert len(permutations) == 2
+
+
+def test_what_is_no_float_is_neither_mixed_nor_lost():
+    mlp = case("mlp")
+    tree = spread(mlp.execution, {"x": jnp.arange(8.0), "seen": jnp.arange(8)})
+    half = np.full(AGENTS, 0.5)
+    total = mlp.merger.mix(mlp.merger.scale(tree, half), half, tree)
+    np.testing.assert_array_equal(total["x"], tree["x"])
+    np.testing.assert_array_equal(total["seen"], tree["seen"])
+
+
+def test_models_without_running_statistics_have_none_to_recompute():
+    model = dj.models.mlp(num_classes=4, width=0.03, depth=1)
+    image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), image), image
+    execution = execution_of(AGENTS, 8)
+    merger = make_merger(
+        execution,
+        model,
+        dj.find_symmetries(model, *abstract),
+        normaliser(DATASET),
+        abstract,
+        Stopwatch(),
+    )
+    variables = random_variables(model, SHAPE, AGENTS)
+    assert merger.recompute(variables, own_batches(execution)) is variables

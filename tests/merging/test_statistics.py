@@ -1,0 +1,134 @@
+"""Running statistics from data, against NumPy's means and variances of the activations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.small_runs import assert_trees_close, assert_trees_equal, random_variables
+
+import dimat_jax as dj
+from dimat_jax.merging import statistics
+from dimat_jax.merging.statistics import StatisticsSum
+from dimat_jax.models.convnet import ConvNet
+
+
+def batch(examples=6, size=8, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(1, 2, (examples, size, size, 3)))
+
+
+def test_they_are_the_moments_of_what_each_normalisation_layer_gets(x64):
+    module = ConvNet(num_classes=4, channels=(3, 4, 5), norm="batch")
+    model, x = dj.from_linen(module), batch()
+    variables = random_variables(model, x.shape[1:])
+    found = jax.jit(statistics.batch_statistics, static_argnums=0)(model, variables, x)
+    _, seen = module.apply(
+        variables,
+        x,
+        train=True,
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=lambda layer, _: isinstance(layer, nn.Conv),
+    )
+    assert len(found) == 3
+    for i in range(3):
+        (inputs,) = seen["intermediates"][f"Conv_{i}"]["__call__"]
+        inputs = np.asarray(inputs)
+        np.testing.assert_allclose(found[f"BatchNorm_{i}"]["mean"], inputs.mean((0, 1, 2)))
+        np.testing.assert_allclose(found[f"BatchNorm_{i}"]["var"], inputs.var((0, 1, 2)))
+
+
+class Normalised(nn.Module):
+    """Two normalised layers; the momentum is the layer's own affair."""
+
+    momentum: tuple[float, float]
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        for momentum in self.momentum:
+            x = nn.Dense(4)(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=momentum)(x)
+        return x
+
+
+class NormalisedNNX(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.7, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.dense(x))
+
+
+def test_they_do_not_depend_on_the_momentum():
+    x = batch(size=1).reshape(6, 3)
+    first, second = (dj.from_linen(Normalised(momentum)) for momentum in ((0.9, 0.99), (0.0, 0.5)))
+    variables = random_variables(first, (3,))
+    assert_trees_close(
+        statistics.batch_statistics(first, variables, x),
+        statistics.batch_statistics(second, variables, x),
+        tolerance=1e-4,  # 0.01 of them are seen at momentum 0.99, in float32
+    )
+
+
+def test_nnx_modules_have_them_too():
+    x = batch(size=1).reshape(6, 3)
+    model = dj.from_nnx(NormalisedNNX)
+    variables = random_variables(model, (3,))
+    found = statistics.batch_statistics(model, variables, x)["norm"]
+    inputs = np.asarray(x) @ variables["params"]["dense"]["kernel"]
+    inputs = inputs + variables["params"]["dense"]["bias"]
+    np.testing.assert_allclose(found["mean"], inputs.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["var"], inputs.var(0), rtol=1e-4)
+
+
+def counting() -> dj.Model:
+    """A model with a state that is no running statistic: a count of batches and a direction."""
+
+    def init(key, x):
+        state = {"mean": jnp.zeros(3), "u": jnp.full(2, 7.0), "seen": jnp.asarray(5)}
+        return {"params": {}, "batch_stats": state}
+
+    def apply(variables, x, train=False, key=None):
+        if not train:
+            return x, variables
+        old = variables["batch_stats"]
+        new = {
+            "mean": 0.9 * old["mean"] + 0.1 * x.mean(0),
+            "u": old["u"] + 1,
+            "seen": old["seen"] + 1,
+        }
+        return x, {**variables, "batch_stats": new}
+
+    return dj.Model(init, apply)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_they_are_averaged_over_batches_and_other_state_is_left_alone(batches):
+    model, images = counting(), jnp.arange(27, dtype=jnp.float32).reshape(9, 3)
+    variables = model.init(None, images)
+    update = statistics.statistics_update(model, lambda images: images)
+    rows = jnp.arange(9).reshape(batches, -1)
+    carry = StatisticsSum(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), jnp.int32(0))
+    for _ in range(batches):
+        carry = update(carry, (variables, rows), images)
+    result = statistics.mean_statistics(carry)
+    expected = {**variables["batch_stats"], "mean": images.mean(0)}
+    assert_trees_close(result, expected, tolerance=1e-5)
+    assert_trees_equal(
+        jax.tree.map(lambda x: jnp.zeros((), x.dtype), result),
+        jax.tree.map(lambda x: jnp.zeros((), x.dtype), expected),
+    )
+
+
+def test_state_without_running_statistics_is_left_alone():
+    class Spectral(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            return nn.SpectralNorm(nn.Dense(4))(x, update_stats=train)
+
+    model, x = dj.from_linen(Spectral()), batch(size=1).reshape(6, 3)
+    variables = random_variables(model, (3,))
+    assert variables["batch_stats"]
+    found = statistics.batch_statistics(model, variables, x)
+    assert_trees_equal(found, variables["batch_stats"])
