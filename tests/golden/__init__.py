@@ -1,0 +1,1 @@
+"""Recorded rows of small runs: what a change of the structure must leave as it is."""
