@@ -3,7 +3,7 @@
 import collections
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,15 +11,11 @@ import numpy as np
 import dimat_jax as dj
 from benchmarks.harness import peak_memory, select_backend
 from benchmarks.work import NUM_CLASSES, Work, noise
-from dimat_jax.algorithms import METHODS, Merge
 from dimat_jax.config import Config
-from dimat_jax.simulation import simulation
-from dimat_jax.simulation.engine import Engine, Shards, make_engine, place_shards
-from dimat_jax.simulation.setup import Keys, Setup, prepare, seed_keys
+from dimat_jax.simulation.session import Session, session_of
+from dimat_jax.simulation.setup import Setup, prepare
+from dimat_jax.simulation.state import RunState
 from dimat_jax.symmetries import read_sites
-from dimat_jax.training.local import AgentState
-
-DIMAT = cast(Merge, METHODS["dimat"].merge)
 
 
 def start(work: Work) -> None:
@@ -49,18 +45,12 @@ class Population(NamedTuple):
     """A run that is ready to train.
 
     Attributes:
-      setup: what it works with.
-      engine: its compiled parts.
-      keys: of its seed.
-      shards: the agents' images.
-      state: that of all agents; each epoch replaces it.
+      session: the run.
+      state: DIMAT's before its first round, from random initial weights; each step replaces it.
     """
 
-    setup: Setup
-    engine: Engine
-    keys: Keys
-    shards: Shards
-    state: AgentState
+    session: Session
+    state: RunState
 
 
 def prepare_run(work: Work, tests: int = 64, **options: Any) -> Setup:
@@ -77,25 +67,21 @@ def make_population(work: Work, tests: int = 64, **options: Any) -> Population:
       tests: number of test images.
       **options: further fields of `Config`.
     """
-    setup = prepare_run(work, tests, **options)
-    engine, keys = make_engine(setup), seed_keys(0)
-    return Population(
-        setup,
-        engine,
-        keys,
-        place_shards(setup, 0, 1),
-        jax.block_until_ready(engine.init(keys.init)),
-    )
+    session = session_of(prepare_run(work, tests, **options))
+    # The agents from whom other methods would start are let go: one population is measured.
+    state = session.begin(session.start(), "dimat")._replace(pretrained=None)
+    return Population(session, jax.block_until_ready(state))
 
 
 def epochs(population: Population) -> Callable[[], None]:
     """A block that trains all agents for the next epoch and waits for it, as a run does."""
-    engine, shards, state, epoch = population.engine, population.shards, population.state, 0
+    session, state = population
+    shards, agents, epoch = session.shards_of(state), state.agents, 0
 
     def block() -> None:
-        nonlocal state, epoch
-        state = engine.train(state, shards, population.keys.order, epoch)
-        jax.block_until_ready(state)
+        nonlocal agents, epoch
+        agents = session.parts.train(agents, shards, state.keys.order, epoch)
+        jax.block_until_ready(agents)
         epoch += 1
 
     return block
@@ -142,26 +128,18 @@ def rounds(
     """
     frame = "first" if topology == "fully_connected" else "own"
     options: dict[str, Any] = dict(topology=topology, merge_frame=frame, test_examples=None)
-    population = make_population(work, tests=measured_tests, **options)
-    setup, engine, keys, shards, state = population
+    session, state = make_population(work, tests=measured_tests, **options)
+    shards = session.shards_of(state)
     steps = max(1, round(share * shards.steps))
     scales = {"train": work.steps / steps, "evaluate": tests / measured_tests}
-    history: list[Any] = []
-    run = simulation.SeedRun(setup, engine, 0, keys, history.append, simulation.Observer())
-    epoch = simulation.alone(run, shards._replace(steps=steps))
-    standing = simulation.Standing(state)
+    session = session._replace(shards=lambda *_: shards._replace(steps=steps))
 
     def block() -> dict[str, float]:
-        nonlocal standing
-        engine.stopwatch.take()
-        history.clear()
-        standing = simulation.merge(run, "dimat", DIMAT, standing, shards, 1)
-        standing = simulation.train(run, epoch, standing, "dimat", 1)
-        history.append(simulation.measure(run, standing, "dimat", "train", 1))
-        total = collections.Counter()
-        for row in history:
-            total.update(row["seconds"])
-        return {part: scales.get(part, 1.0) * seconds for part, seconds in total.items()}
+        nonlocal state
+        session.parts.stopwatch.take()
+        state = session.train(session.merge(state))
+        seconds = session.measure(state)["seconds"]
+        return {part: scales.get(part, 1.0) * spent for part, spent in seconds.items()}
 
     return block
 
@@ -172,19 +150,16 @@ def merges(work: Work, topology: str) -> Callable[[], dict[str, Any]]:
     Returns:
       A function that returns the seconds by part, and the peak of memory before there were agents.
     """
-    setup = prepare_run(work, topology=topology, optimizer="sgd")
-    engine, shards, keys = make_engine(setup), place_shards(setup, 0, 1), seed_keys(0)
+    session = session_of(prepare_run(work, topology=topology, optimizer="sgd"))
     before = peak_memory()
-    run = simulation.SeedRun(setup, engine, 0, keys, lambda row: None, simulation.Observer())
-    variables = engine.init(keys.init).variables
+    state = session.begin(session.start(), "dimat")._replace(pretrained=None)
+    session.shards_of(state)
 
     def block() -> dict[str, Any]:
-        nonlocal variables
-        engine.stopwatch.take()
-        inputs = simulation.merge_round(run, setup.topology, shards, 1)
-        variables, _ = DIMAT(engine.merger, variables, inputs)
-        jax.block_until_ready(variables)
-        return {"seconds": engine.stopwatch.take(), "before": before}
+        nonlocal state
+        session.parts.stopwatch.take()
+        state = jax.block_until_ready(session.merge(state))
+        return {"seconds": session.parts.stopwatch.take(), "before": before}
 
     return block
 

@@ -83,7 +83,11 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     """Seeds; each is a run of its own."""
     devices: int | None = None
-    """Devices to spread the agents over; None: all there are, as far as they divide the agents."""
+    """Devices to shard the agents over; None: all there are, as far as there are agents for
+    them."""
+    agents_at_once: int | None = None
+    """At most so many of a device's agents train at the same time, and the others wait: fewer take
+    less memory. None: all of them, but one on CPU where the model has convolutions."""
     out: pathlib.Path | None = None
     """Folder for the results; None: a new one under runs/ (from Python: none is written)."""
     overwrite: bool = False

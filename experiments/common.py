@@ -23,8 +23,8 @@ from dimat_jax.registry import choose
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dimat_jax.simulation.result import Result
     from dimat_jax.simulation.setup import Setup
-    from dimat_jax.simulation.simulation import Result
 
 BAD_INPUT = 2
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -117,7 +117,7 @@ def run_and_report(config: Config) -> "Result":
     from rich.console import Console
 
     from dimat_jax.report.progress import show_progress
-    from dimat_jax.simulation.runs import simulate
+    from dimat_jax.runs import simulate
 
     console = Console()
     config = dataclasses.replace(config, out=config.out or default_folder(config))
@@ -166,7 +166,7 @@ def print_banner(console: "Console", setup: "Setup") -> None:
 
 def images_for_merging(setup: "Setup") -> str:
     """On how many images units are compared and statistics recomputed: agents may hold too few."""
-    from dimat_jax.simulation.simulation import split_evenly
+    from dimat_jax.simulation.images import split_evenly
 
     config = setup.config
     held = min(rounds.shape[1] for _, rounds in setup.shards.values())

@@ -17,7 +17,7 @@ from dimat_jax.registry import choose
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
     from dimat_jax.metrics import Row
-    from dimat_jax.simulation.simulation import Observer
+    from dimat_jax.simulation.result import Observer
 
 RESULT_FILE = "result.json"
 NOT_OF_THE_RUN = ("preset", "data_dir", "out", "overwrite", "devices")
@@ -207,7 +207,7 @@ def run_and_store(folder: pathlib.Path, config: Config, dataset: "Dataset") -> O
 def run_cell(config: Config, dataset: "Dataset", observer: "Observer") -> Outcome:
     """Runs a cell; a method that diverges is noted, and the others go on."""
     from dimat_jax.report.summary import commit, versions
-    from dimat_jax.simulation.runs import simulate
+    from dimat_jax.runs import simulate
 
     start, diverged = time.monotonic(), []
     watching = observer._replace(on_diverged=lambda method, error: diverged.append(method))

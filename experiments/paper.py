@@ -113,7 +113,7 @@ def compare(options: Options) -> None:
     Raises:
       ValueError: for bad input, before anything compiles.
     """
-    from dimat_jax.execution.population import prepare_devices, virtual_devices
+    from dimat_jax.execution.devices import prepare_devices, virtual_devices
     from experiments.paper_report import write_report
 
     folder = options.report or out_of(options)

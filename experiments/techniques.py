@@ -10,7 +10,6 @@ two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -24,9 +23,11 @@ from experiments import common, grid
 if TYPE_CHECKING:
     import numpy as np
 
-    from dimat_jax.algorithms import Frame, MergeRound
+    from dimat_jax.algorithms import MergeRound
+    from dimat_jax.algorithms.merging import Frame
+    from dimat_jax.simulation.result import Observer
+    from dimat_jax.simulation.session import Session
     from dimat_jax.simulation.setup import Setup
-    from dimat_jax.simulation.simulation import Observer, SeedRun
     from dimat_jax.types import Variables
 
 BATCH_SIZE = 50
@@ -139,7 +140,7 @@ def compare(options: Options, command: str) -> None:
     networks = chosen_networks(options)
     from rich.console import Console
 
-    from dimat_jax.execution.population import prepare_devices
+    from dimat_jax.execution.devices import prepare_devices
     from dimat_jax.report.progress import show_progress
     from experiments.techniques_report import write_report
 
@@ -232,23 +233,25 @@ def measure_network(
     network: Network, setup: "Setup", observer: "Observer"
 ) -> Iterator[dict[str, Any]]:
     """Trains the agents of every seed, and measures each technique on them."""
-    from dimat_jax.metrics import PRETRAINING
-    from dimat_jax.simulation.engine import make_engine, place_shards
-    from dimat_jax.simulation.setup import seed_keys
-    from dimat_jax.simulation.simulation import SeedRun, Standing, alone, merge_round, train
+    from dimat_jax.simulation.session import merge_round, session_of
 
-    engine = make_engine(setup)
-    for seed in setup.config.seeds:
-        run = SeedRun(setup, engine, seed, seed_keys(seed), lambda row: None, observer)
-        shards = place_shards(setup, seed, 0)
-        start = Standing(engine.init(run.keys.init))
-        trained = train(run, alone(run, shards), start, PRETRAINING, 0)
-        round = merge_round(run, setup.topology, shards, 1)
-        trained_by = f"{network.epochs} epochs of {shards.examples:,} images, "
+    session, epochs = session_of(setup), network.epochs
+    for number, seed in enumerate(setup.config.seeds):
+        state = session.start(seed)
+        for epoch in range(1, epochs + 1):
+            state = session.train(state)
+            observer.on_phase(
+                f"{network.label}, seed {seed}, epoch {epoch} of {epochs}: "
+                f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} images/s",
+                (number + epoch / epochs) / len(setup.config.seeds),
+            )
+        round = merge_round(session, state, setup.topology, 1)
+        examples = session.shards_of(state).examples
+        trained_by = f"{epochs} epochs of {examples:,} images, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
         named = {"network": network.label, "training": trained_by, "seed": seed}
-        named["tests"] = int((engine.tests[1] >= 0).sum())
-        for row in measure_techniques(run, trained.state.variables, round):
+        named["tests"] = int((session.parts.tests[1] >= 0).sum())
+        for row in measure_techniques(session, state.agents.variables, round):
             yield named | row
 
 
@@ -274,11 +277,11 @@ CORRECTIONS = {
     "RESET": {"recompute": True, "repair": False},
     "REPAIR": {"recompute": True, "repair": True},
 }
-"""What is done to a merged network, as arguments of `dimat_jax.algorithms.merging.merge`."""
+"""What is done to a merged network, as arguments of `dimat_jax.algorithms.merging.neighbor_average`."""
 
 
 def measure_techniques(
-    run: "SeedRun", variables: "Variables", round: "MergeRound"
+    session: "Session", variables: "Variables", round: "MergeRound"
 ) -> Iterator[dict[str, Any]]:
     """Merges trained networks by every technique with every correction.
 
@@ -288,8 +291,8 @@ def measure_techniques(
     """
     import numpy as np
 
-    merger, agents = run.engine.merger, run.setup.config.agents
-    accuracies, losses = scores(run, variables)
+    merger, agents = session.parts.merger, session.setup.config.agents
+    accuracies, losses = scores(session, variables)
     ends = {"ends_accuracy": float(accuracies.mean()), "ends_loss": float(losses.mean())}
     segment = np.zeros((len(POINTS) - 2, agents))
     segment[:, 0], segment[:, 1] = 1 - np.array(POINTS[1:-1]), POINTS[1:-1]
@@ -301,7 +304,7 @@ def measure_techniques(
         for correction, arguments in CORRECTIONS.items():
             if correction == "RESET" and "batch_stats" not in variables:
                 continue
-            accuracy, loss = mixtures(run, aligned, round, weights, **arguments)
+            accuracy, loss = mixtures(session, aligned, round, weights, **arguments)
             yield {
                 "technique": technique,
                 "correction": correction,
@@ -314,7 +317,7 @@ def measure_techniques(
 
 
 def mixtures(
-    run: "SeedRun",
+    session: "Session",
     aligned: "Variables",
     round: "MergeRound",
     weights: "np.ndarray",
@@ -324,7 +327,7 @@ def mixtures(
     """Test accuracy and loss of weighted averages of aligned networks, as many at once as agents.
 
     Args:
-      run: the run.
+      session: the run.
       aligned: stacked ``[agents, ...]``.
       round: has the images.
       weights: ``[averages, agents]``.
@@ -333,27 +336,28 @@ def mixtures(
     """
     import numpy as np
 
-    from dimat_jax.algorithms.merging import merge, unaligned
+    from dimat_jax.algorithms.merging import neighbor_average
 
     number, agents = weights.shape
     rows = np.arange(-(-number // agents) * agents).reshape(-1, agents) % number
-    average = functools.partial(merge, unaligned, None, recompute, repair, run.engine.merger)
+    average = neighbor_average(recompute=recompute, repair=repair).apply
     found = []
     for chunk in rows:
         shares = np.take_along_axis(weights[chunk], round.sources, 1)
-        merged = average(aligned, round._replace(weights=shares)).variables
-        found.append(np.stack(scores(run, merged)))
+        shared = round._replace(weights=shares)
+        merged = average(session.parts.merger, aligned, (), shared).variables
+        found.append(np.stack(scores(session, merged)))
     accuracies, losses = np.concatenate(found, axis=1)[:, :number]
     return accuracies, losses
 
 
-def scores(run: "SeedRun", variables: "Variables") -> tuple["np.ndarray", "np.ndarray"]:
+def scores(session: "Session", variables: "Variables") -> tuple["np.ndarray", "np.ndarray"]:
     """Test accuracy, 0 to 1, and test loss of every agent."""
     import numpy as np
 
-    tests = run.engine.tests
+    tests = session.parts.tests
     number = int((tests[1] >= 0).sum())
-    score = run.engine.evaluate(variables, tests)
+    score = session.parts.evaluate(variables, tests)
     return np.asarray(score.correct) / number, np.asarray(score.loss) / number
 
 

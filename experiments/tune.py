@@ -99,7 +99,7 @@ def tune(options: Options) -> None:
     Raises:
       ValueError: for bad input, before anything compiles.
     """
-    from dimat_jax.execution.population import prepare_devices
+    from dimat_jax.execution.devices import prepare_devices
 
     for name, value in (("held_out", held_out_of(options)), ("rounds", options.rounds)):
         if value < 1:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimat_jax.communication import rounds_per_epoch, sent, traffic
 
 from dimat_jax import communication, topology
 from dimat_jax.algorithms import METHODS, federated_averaging
-from dimat_jax.communication import rounds_per_epoch, sent, traffic
 
 VARIABLES = {
     "params": {"kernel": np.zeros((3, 5), np.float32), "bias": np.zeros(5, np.float64)},

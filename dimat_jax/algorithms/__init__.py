@@ -1,67 +1,77 @@
-"""The methods by name. Adding one: add a file, and its name here."""
+"""The methods by name. Adding one: add a file, and a line here.
+
+A method is one record, an `Algorithm` (`base.py`); `stepping.py` runs what it does within a
+training step. May import `merging`, `training`, `topology` and what stands above them.
+"""
 
 from dimat_jax.algorithms.base import (
     Algorithm,
     Exchange,
-    Frame,
     Gossip,
     Merge,
     Merged,
     MergeRound,
-    Sends,
+    Message,
     exchanges,
 )
-from dimat_jax.algorithms.cross_gradient import cross_gradient_aggregation
-from dimat_jax.algorithms.d2 import exact_diffusion
-from dimat_jax.algorithms.fedavg import centralized_sgd, federated_averaging, local_sgd
-from dimat_jax.algorithms.gossip import mix_then_step, step_then_mix
-from dimat_jax.algorithms.gradient_tracking import tracking
-from dimat_jax.algorithms.merging import MERGING, dimat, merging, wa
-from dimat_jax.algorithms.push_sum import stochastic_gradient_push
-from dimat_jax.algorithms.quasi_global import quasi_global_momentum
-from dimat_jax.algorithms.relay_sgd import relay
+from dimat_jax.algorithms.cross_gradient import cga
+from dimat_jax.algorithms.d2 import d2
+from dimat_jax.algorithms.fedavg import centralized, fedavg, local_sgd
+from dimat_jax.algorithms.gossip import cdmsgd, cdsgd, dsgd, dsgd_nesterov
+from dimat_jax.algorithms.gradient_tracking import gradient_tracking
+from dimat_jax.algorithms.merging import (
+    dimat,
+    dimat_repair,
+    final_dimat,
+    final_wa,
+    local_only,
+    universe,
+    wa,
+    wa_published,
+    wa_repair,
+    wm,
+)
+from dimat_jax.algorithms.outer import with_outer_optimizer
+from dimat_jax.algorithms.push_sum import sgp
+from dimat_jax.algorithms.quasi_global import qg_dsgdm_n
+from dimat_jax.algorithms.relay_sgd import relay_sgd
 
 METHODS: dict[str, Algorithm] = {
-    **MERGING,
-    "local_sgd": local_sgd(),
-    "fedavg": federated_averaging(),
-    "centralized": centralized_sgd(),
-    "cdsgd": mix_then_step(),
-    "cdmsgd": mix_then_step(momentum=0.9),
-    "dsgd": step_then_mix(),
-    "dsgd_nesterov": step_then_mix(momentum=0.9, nesterov=True),
-    "sgp": stochastic_gradient_push(),
-    "cga": cross_gradient_aggregation(),
-    "d2": exact_diffusion(),
-    "gradient_tracking": tracking(),
-    "qg_dsgdm_n": quasi_global_momentum(),
-    "relay_sgd": relay(),
+    "local_only": local_only,
+    "dimat": dimat,
+    "wm": wm,
+    "universe": universe,
+    "wa": wa,
+    "wa_published": wa_published,
+    "final_dimat": final_dimat,
+    "final_wa": final_wa,
+    "dimat_repair": dimat_repair,
+    "wa_repair": wa_repair,
+    "cdsgd": cdsgd,
+    "cdmsgd": cdmsgd,
+    "sgp": sgp,
+    "cga": cga,
+    "dsgd": dsgd,
+    "dsgd_nesterov": dsgd_nesterov,
+    "d2": d2,
+    "gradient_tracking": gradient_tracking,
+    "qg_dsgdm_n": qg_dsgdm_n,
+    "relay_sgd": relay_sgd,
+    "local_sgd": local_sgd,
+    "fedavg": fedavg,
+    "centralized": centralized,
 }
-"""What ``--methods`` takes."""
+"""What ``--methods`` takes, in the order of tables."""
 
 __all__ = [
     "METHODS",
     "Algorithm",
     "Exchange",
-    "Frame",
     "Gossip",
     "Merge",
     "MergeRound",
     "Merged",
-    "Sends",
-    "centralized_sgd",
-    "cross_gradient_aggregation",
-    "dimat",
-    "exact_diffusion",
+    "Message",
     "exchanges",
-    "federated_averaging",
-    "local_sgd",
-    "merging",
-    "mix_then_step",
-    "quasi_global_momentum",
-    "relay",
-    "step_then_mix",
-    "stochastic_gradient_push",
-    "tracking",
-    "wa",
+    "with_outer_optimizer",
 ]

@@ -1,11 +1,14 @@
-"""What a method is: pure functions, chosen by name, that all see the same data and weights.
+"""What a method is: one record of pure functions, that all see the same data and weights.
 
-A method acts between two stretches of local training (`Algorithm.merge`), or within every step
-(`Algorithm.gossip`), or both. Everything here is about all agents at once: pytrees whose leaves
-have a leading ``agents`` axis.
+A method acts within every training step (`Gossip`), between two stretches of local training
+(`Merge`), once when training has ended (a `Merge`, too), or in several of these ways. Each part has
+a graph, a message and a state of its own. What a method does not name it leaves to the agents, who
+train alone by the run's optimizer.
+
+Everything here is about all agents at once: pytrees whose leaves have a leading ``agents`` axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,100 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.merging.merger import Batches, Merger
+from dimat_jax.execution.placement import Execution, pad
+from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.merger import Merger
 from dimat_jax.topology import Topology, check_doubly_stochastic, neighbor_slots
 from dimat_jax.types import Key, Permutations, Variables
 
 Params = Any
 """Trainable parameters of all agents, stacked ``[agents, ...]``."""
 
+State = Any
+"""What a part of a method remembers: any pytree of arrays ``[agents, ...]``."""
 
-class MergeRound(NamedTuple):
-    """What one merge round works with.
-
-    Attributes:
-      sources: int32 ``[agents, slots]``: slot 0 is the agent itself, the others its neighbours;
-        agents with fewer neighbours are filled up with themselves at weight 0.
-      weights: ``[agents, slots]``, π_ij of those neighbours.
-      matching: images on which units are compared.
-      statistics: images from which normalisation statistics are recomputed; None where they are
-        averaged with the rest.
-      first_frame: whether all merge in agent 0's frame, rather than each in its own.
-      key: drives all that is random in the round.
-    """
-
-    sources: Int[np.ndarray, "agents slots"]
-    weights: Float[np.ndarray, "agents slots"]
-    matching: Batches
-    statistics: Batches | None
-    first_frame: bool
-    key: Key
+Graph = Callable[[Topology], Topology]
+"""``(topology) -> topology`` on which a part of a method works, mostly the given one; raises a
+`ValueError` for one that it cannot use."""
 
 
-class Merged(NamedTuple):
-    """What a merge round gives.
-
-    Attributes:
-      variables: stacked ``[agents, ...]``.
-      permutations: those that were used, a dict a slot, each array ``[agents, units]``; in one
-        frame for all (agent 0's, or a universe) one dict, that of every agent into it. Empty where
-        nothing was aligned.
-    """
-
-    variables: Variables
-    permutations: list[Permutations]
-
-
-Align = Callable[[Merger, Variables, Sequence[Variables], MergeRound], list[Permutations]]
-"""``(merger, target, sources, round) -> permutations`` that bring each source into the frame of
-``target``, for every agent at once; an empty list leaves them as they are."""
-
-Frame = Callable[[Merger, Variables, MergeRound], list[Permutations]]
-"""``(merger, variables, round) -> permutations``: one dict that brings all agents into one frame,
-in which they are then averaged; or none, which leaves them as they are."""
-
-Merge = Callable[[Merger, Variables, MergeRound], Merged]
-"""``(merger, variables, round) -> merged``: what happens between two stretches of training."""
-
-
-class Exchange(NamedTuple):
-    """Who hears from whom in one gossip step, as data: a graph may change without recompiling.
-
-    Attributes:
-      matrix: π_ij, the share of agent j's that agent i takes.
-      sources: slot 0 is the agent itself, the others its neighbours j with π_ij ≠ 0; agents with
-        fewer neighbours are filled up with themselves.
-      present: whether a slot holds a neighbour (slot 0 does not count as one).
-      returns: the slot in which agent ``sources[i, s]`` has agent i; 0 if it does not hear from i.
-    """
-
-    matrix: Float[Array, "agents agents"]
-    sources: Int[Array, "agents slots"]
-    present: Float[Array, "agents slots"]
-    returns: Int[Array, "agents slots"]
-
-
-class Gossip(NamedTuple):
-    """A method that exchanges something in every training step.
-
-    In each step every agent draws a batch, takes the gradient of its loss on it at each of its
-    points, and all states are updated at once.
-
-    Attributes:
-      init: ``(params, exchange) -> state``.
-      points: ``(state, exchange) -> points``: stacked parameters at which each agent's gradients
-        are taken next, always as many. The first are the agent's own model: the one that is
-        evaluated, and whose running statistics the batch updates.
-      update: ``(gradients, state, exchange, rate) -> state``, with a gradient for each point and
-        the learning rate of this step.
-    """
-
-    init: Callable[[Params, Exchange], Any]
-    points: Callable[[Any, Exchange], tuple[Params, ...]]
-    update: Callable[[tuple[Params, ...], Any, Exchange, Float[Array, ""]], Any]
-
-
-class Sends(NamedTuple):
+class Message(NamedTuple):
     """What one message holds, and to whom it goes: each agent that hears from its sender.
 
     Attributes:
@@ -126,25 +53,146 @@ class Sends(NamedTuple):
     to_everyone: bool = False
 
 
-class Algorithm(NamedTuple):
-    """A method as pure functions.
+# Within a training step ---------------------------------------------------------------------------
+
+
+class Exchange(NamedTuple):
+    """Who hears from whom in one gossip step, as data: a graph may change without recompiling.
 
     Attributes:
-      graph: ``(topology) -> topology`` on which the method works, mostly the given one; raises a
-        `ValueError` for one that it cannot use.
-      sends: what an agent's message holds, in each merge and in each gossip step.
-      merge: what happens between two stretches of training; None: nothing.
-      gossip: what happens within a training step; None: each agent takes its optimizer's step.
-      at_end: whether it merges once, when all training has ended, rather than before each round.
-      pooled: whether all data are in one place, and each agent trains on a random part of them.
+      matrix: π_ij, the share of agent j's that agent i takes.
+      sources: slot 0 is the agent itself, the others its neighbours j with π_ij ≠ 0; agents with
+        fewer neighbours are filled up with themselves.
+      slot_mask: whether a slot holds a neighbour (slot 0 does not count as one).
+      reverse_slots: the slot in which agent ``sources[i, s]`` has agent i; 0 if it does not hear
+        from i.
     """
 
-    graph: Callable[[Topology], Topology]
-    sends: Sends = Sends()
-    merge: Merge | None = None
+    matrix: Float[Array, "agents agents"]
+    sources: Int[Array, "agents slots"]
+    slot_mask: Float[Array, "agents slots"]
+    reverse_slots: Int[Array, "agents slots"]
+
+
+class Gossip(NamedTuple):
+    """What a method does within every training step.
+
+    Every agent draws a batch and takes the gradient of its loss on it at its own parameters (and at
+    further points, if there are any); then all agents are updated at once. The parameters are the
+    agents' own models: they are evaluated and merged, and nothing in the state repeats them.
+
+    Attributes:
+      update: ``(params, gradients, state, exchange, rate) -> (params, state)``, with the gradient
+        at the agents' own parameters first, one at each further point, and the learning rate of
+        this step.
+      graph: on which it exchanges.
+      message: what is sent in each step.
+      init: ``(params, exchange) -> (params, state)``, before the first step.
+      points: ``(params, state, exchange) -> points``: further stacked parameters at which
+        gradients are taken, always as many.
+      momentum: that it keeps by itself; 0: none.
+    """
+
+    update: Callable[[Params, tuple[Params, ...], State, Exchange, Any], tuple[Params, State]]
+    graph: Graph
+    message: Message = Message()
+    init: Callable[[Params, Exchange], tuple[Params, State]] = lambda params, exchange: (params, ())
+    points: Callable[[Params, State, Exchange], tuple[Params, ...]] = lambda *_: ()
+    momentum: float = 0.0
+
+
+# Between two stretches of training, or after the last ---------------------------------------------
+
+
+class MergeRound(NamedTuple):
+    """What one merge works with.
+
+    Attributes:
+      sources: int32 ``[agents, slots]``: slot 0 is the agent itself, the others its neighbours;
+        agents with fewer neighbours are filled up with themselves at weight 0.
+      weights: ``[agents, slots]``, π_ij of those neighbours.
+      matching: images on which units are compared.
+      statistics: images from which normalisation statistics are recomputed; None where they are
+        averaged with the rest.
+      first_frame: whether all merge in agent 0's frame, rather than each in its own.
+      key: drives all that is random in the merge.
+    """
+
+    sources: Int[np.ndarray, "agents slots"]
+    weights: Float[np.ndarray, "agents slots"]
+    matching: Batches
+    statistics: Batches | None
+    first_frame: bool
+    key: Key
+
+
+class Merged(NamedTuple):
+    """What a merge gives.
+
+    Attributes:
+      variables: stacked ``[agents, ...]``.
+      state: the merge's own, for the next round.
+      permutations: those that were used, a dict a slot, each array ``[agents, units]``; in one
+        frame for all (agent 0's, or a universe) one dict, that of every agent into it. Empty where
+        nothing was aligned.
+      moved: whether they brought the agents' own units into another frame, and with them all that
+        belongs to those units: optimizer state, and the state of the method's other parts.
+    """
+
+    variables: Variables
+    state: State
+    permutations: list[Permutations]
+    moved: bool
+
+
+class Merge(NamedTuple):
+    """What a method does between two stretches of training, or once when training has ended.
+
+    Attributes:
+      apply: ``(merger, variables, state, round) -> merged``.
+      graph: on which it merges.
+      message: what is sent in each merge.
+      init: ``(variables) -> state``, before the method's first round: what it remembers from round
+        to round, an outer optimizer's state and the variables of the round before, say.
+    """
+
+    apply: Callable[[Merger, Variables, State, MergeRound], Merged]
+    graph: Graph
+    message: Message = Message(parameters=1, statistics=1)
+    init: Callable[[Variables], State] = lambda variables: ()
+
+
+# A method -----------------------------------------------------------------------------------------
+
+
+class Algorithm(NamedTuple):
+    """A method, whole: all that is known of it stands here.
+
+    Attributes:
+      label: what tables and pictures call it.
+      update: its formula, in a line.
+      source: paper and equation.
+      gossip: what happens within a training step; None: each agent takes its optimizer's step.
+      merge: what happens between two stretches of training; None: nothing.
+      final: what happens once when all training has ended; None: nothing.
+      pooled: whether all data are in one place, and each agent trains on a random part of them.
+      rate_of: the method whose learning rate it takes, where rates are tuned; None: it is tuned
+        itself.
+    """
+
+    label: str
+    update: str = ""
+    source: str = ""
     gossip: Gossip | None = None
-    at_end: bool = False
+    merge: Merge | None = None
+    final: Merge | None = None
     pooled: bool = False
+    rate_of: str | None = None
+
+    def parts(self) -> "dict[str, Gossip | Merge]":
+        """The parts that it has, by name."""
+        named = {"gossip": self.gossip, "merge": self.merge, "final": self.final}
+        return {name: part for name, part in named.items() if part is not None}
 
 
 def doubly_stochastic(topology: Topology) -> Topology:
@@ -157,10 +205,25 @@ def doubly_stochastic(topology: Topology) -> Topology:
     return topology
 
 
-def exchanges(topology: Topology) -> Exchange:
-    """Every round of a graph as one `Exchange`, whose arrays have a leading axis ``period``."""
+def exchanges(topology: Topology, execution: Execution | None = None) -> Exchange:
+    """Every round of a graph as one `Exchange`, whose arrays have a leading axis ``period``.
+
+    Args:
+      topology: the graph.
+      execution: where it has masked lanes, these hear what the last agent hears, and nobody hears
+        from them.
+    """
     rounds = [exchange_of(topology, round) for round in range(topology.period)]
+    if execution is not None:
+        rounds = [padded(execution, exchange) for exchange in rounds]
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *rounds)
+
+
+def padded(execution: Execution, exchange: Exchange) -> Exchange:
+    """An exchange of agents as one of lanes."""
+    masked = execution.all_lanes - execution.agents
+    exchange = pad(execution, exchange)
+    return exchange._replace(matrix=jnp.pad(exchange.matrix, ((0, 0), (0, masked))))
 
 
 def exchange_of(topology: Topology, round: int = 0) -> Exchange:
@@ -172,30 +235,11 @@ def exchange_of(topology: Topology, round: int = 0) -> Exchange:
     return Exchange(
         matrix=jnp.asarray(topology.mixing_matrix(round), jnp.result_type(float)),
         sources=jnp.asarray(sources),
-        present=jnp.asarray(sources != agents, jnp.result_type(float)),
-        returns=jnp.asarray(mutual.argmax(-1).astype(np.int32)),
+        slot_mask=jnp.asarray(sources != agents, jnp.result_type(float)),
+        reverse_slots=jnp.asarray(mutual.argmax(-1).astype(np.int32)),
     )
-
-
-def mix(matrix: Float[Array, "agents agents"], tree: Params) -> Params:
-    """Σ_j π_ij x_j for every agent i, leaf by leaf.
-
-    Args:
-      matrix: π.
-      tree: stacked ``[agents, ...]``.
-    """
-
-    def average(x: Array) -> Array:
-        return jnp.tensordot(matrix.astype(x.dtype), x, axes=1, precision="highest")
-
-    return jax.tree.map(average, tree)
 
 
 def descend(params: Params, rate: Float[Array, ""], direction: Params) -> Params:
     """A step of length α against a direction, x − α d, in the dtype of each leaf x."""
     return jax.tree.map(lambda x, d: x - rate.astype(x.dtype) * d, params, direction)
-
-
-def own_params(state: Any, exchange: Exchange) -> tuple[Params, ...]:
-    """The one point of methods whose agents take gradients at their own ``state.params`` only."""
-    return (state.params,)

@@ -15,14 +15,13 @@ from dimat_jax.algorithms.base import (
     Algorithm,
     Exchange,
     Gossip,
+    Message,
     Params,
-    Sends,
     descend,
     doubly_stochastic,
-    mix,
 )
-from dimat_jax.algorithms.gossip import MomentumState, start
-from dimat_jax.execution.population import take
+from dimat_jax.algorithms.gossip import MomentumState, at_rest
+from dimat_jax.execution.exchange import mix, take
 from dimat_jax.topology import Topology
 
 
@@ -44,7 +43,7 @@ def mutual(topology: Topology) -> Topology:
     return topology
 
 
-def cross_gradient_aggregation(momentum: float = 0.9) -> Algorithm:
+def cross_gradient_aggregation(momentum: float = 0.9) -> Gossip:
     """v_i ← β v_i + g̃_i; x_i ← Σ_j π_ij x_j − α v_i.
 
     g̃_i is the point nearest to g_i with ⟨g̃_i, g_ij⟩ ≥ 0 for the gradients g_ij = ∇f_j(x_i) of all
@@ -55,17 +54,17 @@ def cross_gradient_aggregation(momentum: float = 0.9) -> Algorithm:
       momentum: β.
     """
 
-    def points(state, exchange):
-        slots = range(exchange.sources.shape[1])
-        return tuple(take(state.params, exchange.sources[:, slot]) for slot in slots)
+    def points(params, state, exchange):
+        slots = range(1, exchange.sources.shape[1])
+        return tuple(take(params, exchange.sources[:, slot]) for slot in slots)
 
-    def update(gradients, state, exchange, rate):
-        agreed = jax.vmap(agree)(returned(gradients, exchange), exchange.present)
+    def update(params, gradients, state, exchange, rate):
+        agreed = jax.vmap(agree)(returned(gradients, exchange), exchange.slot_mask)
         velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, agreed)
-        params = descend(mix(exchange.matrix, state.params), rate, velocity)
-        return MomentumState(params, velocity)
+        params = descend(mix(exchange.matrix, params), rate, velocity)
+        return params, MomentumState(velocity)
 
-    return Algorithm(mutual, Sends(messages=2), gossip=Gossip(start, points, update))
+    return Gossip(update, mutual, Message(messages=2), at_rest, points, momentum)
 
 
 def returned(gradients: tuple[Params, ...], exchange: Exchange) -> Params:
@@ -80,12 +79,12 @@ def returned(gradients: tuple[Params, ...], exchange: Exchange) -> Params:
     """
 
     def send_back(*leaves: Array) -> Array:
-        return jnp.stack(leaves)[exchange.returns, exchange.sources]
+        return jnp.stack(leaves)[exchange.reverse_slots, exchange.sources]
 
     return jax.tree.map(send_back, *gradients)
 
 
-def agree(gradients: Params, present: Float[Array, "slots"]) -> Params:
+def agree(gradients: Params, slot_mask: Float[Array, "slots"]) -> Params:
     """The point nearest to an agent's gradient whose inner product with no neighbour's is negative.
 
     It is g_0 + Σ_s u_s g_s for the u ≥ 0 that make it shortest. Constraints of gradients that are 0
@@ -93,7 +92,7 @@ def agree(gradients: Params, present: Float[Array, "slots"]) -> Params:
 
     Args:
       gradients: one agent's, ``[slots, ...]``: slot 0 its own, the others its neighbours'.
-      present: whether a slot holds a neighbour; not so for slot 0.
+      slot_mask: whether a slot holds a neighbour; not so for slot 0.
 
     Returns:
       The point, without the axis ``slots``.
@@ -102,7 +101,7 @@ def agree(gradients: Params, present: Float[Array, "slots"]) -> Params:
     lengths = jnp.sqrt(jnp.diagonal(gram))
     per_length = jnp.where(lengths > 0, 1 / lengths, 0)
     cosines = gram * per_length[:, None] * per_length
-    shares = nonnegative_minimum(cosines, cosines[0], (present > 0) & (lengths > 0))
+    shares = nonnegative_minimum(cosines, cosines[0], (slot_mask > 0) & (lengths > 0))
     weights = (shares * per_length * lengths[0]).at[0].set(1)
     return jax.tree.map(
         lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1, precision="highest"), gradients
@@ -175,3 +174,12 @@ def solve_free(
     """The u with K u = −b among the free unknowns, and 0 elsewhere."""
     block = jnp.where(free[:, None] & free, matrix, jnp.eye(len(slope), dtype=matrix.dtype))
     return jax.scipy.linalg.solve(block, jnp.where(free, -slope, 0), assume_a="pos")
+
+
+cga = Algorithm(
+    label="CGA",
+    update="v_i ← β v_i + g̃_i; x_i ← Σ_j π_ij x_j − α v_i; "
+    "g̃_i: nearest to g_i with ⟨g̃_i, ∇f_j(x_i)⟩ ≥ 0 for all neighbours j",
+    source="arXiv 2103.02051, algorithm 1",
+    gossip=cross_gradient_aggregation(),
+)

@@ -11,23 +11,20 @@ from dimat_jax.algorithms.base import (
     Params,
     descend,
     doubly_stochastic,
-    mix,
-    own_params,
 )
+from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology
 
-LEAST_EIGENVALUE = -1 / 3
+MIN_EIGENVALUE = -1 / 3
 
 
 class D2State(NamedTuple):
     """Stacked ``[agents, ...]``.
 
     Attributes:
-      params: x.
       stepped: ψ = x' − α' g', where the step before led from its parameters; x at first.
     """
 
-    params: Params
     stepped: Params
 
 
@@ -51,7 +48,7 @@ def symmetric_graph(topology: Topology, lazy: bool) -> Topology:
             f"{matrix[i, j]:.6g}, entry ({j}, {i}) is {matrix[j, i]:.6g}."
         )
     least = float(np.linalg.eigvalsh(matrix)[0])
-    if least > LEAST_EIGENVALUE + 1e-9:
+    if least > MIN_EIGENVALUE + 1e-9:
         return topology
     if not lazy:
         raise ValueError(
@@ -62,7 +59,7 @@ def symmetric_graph(topology: Topology, lazy: bool) -> Topology:
     return Topology(f"lazy {topology.name}", halfway)
 
 
-def exact_diffusion(lazy: bool = True) -> Algorithm:
+def exact_diffusion(lazy: bool = True) -> Gossip:
     """x_i ← Σ_j π_ij (2 x_j − x_j' − α g_j + α' g_j'), where ' is the step before.
 
     The first step is x_i ← Σ_j π_ij (x_j − α g_j). Tang et al. 2018 (arXiv 1803.07068), algorithm
@@ -75,16 +72,20 @@ def exact_diffusion(lazy: bool = True) -> Algorithm:
     """
 
     def init(params, exchange):
-        return D2State(params, params)
+        return params, D2State(params)
 
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        stepped = descend(state.params, rate, g)
-        corrected = jax.tree.map(
-            lambda new, x, old: new + x - old, stepped, state.params, state.stepped
-        )
-        return D2State(mix(exchange.matrix, corrected), stepped)
+        stepped = descend(params, rate, g)
+        corrected = jax.tree.map(lambda new, x, old: new + x - old, stepped, params, state.stepped)
+        return mix(exchange.matrix, corrected), D2State(stepped)
 
-    return Algorithm(
-        lambda topology: symmetric_graph(topology, lazy), gossip=Gossip(init, own_params, update)
-    )
+    return Gossip(update, lambda topology: symmetric_graph(topology, lazy), init=init)
+
+
+d2 = Algorithm(
+    label="D²",
+    update="x_i ← Σ_j π_ij (2 x_j − x_j' − α g_j + α' g_j'); at first Σ_j π_ij (x_j − α g_j)",
+    source="arXiv 1803.07068, algorithm 1",
+    gossip=exact_diffusion(),
+)

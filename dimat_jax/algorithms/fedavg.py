@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dimat_jax.algorithms.base import Algorithm, Sends
-from dimat_jax.algorithms.gossip import start, stepping
-from dimat_jax.algorithms.merging import everyone, merging, unaligned
+from dimat_jax.algorithms.base import Algorithm, Gossip, Merge, Message
+from dimat_jax.algorithms.gossip import at_rest, step_then_mix
+from dimat_jax.algorithms.merging import everyone, neighbor_average
 from dimat_jax.topology import Topology
 
 DRAWS = 20
@@ -14,7 +14,7 @@ DRAWS = 20
 
 
 def server(topology: Topology, fraction: float = 1.0) -> Topology:
-    """Everyone gets the mean of some agents, drawn anew for each round, or of all.
+    """Everyone gets the mean of some agents, drawn for each round, or of all.
 
     Args:
       topology: whose agents they are; its edges do not matter.
@@ -34,7 +34,7 @@ def server(topology: Topology, fraction: float = 1.0) -> Topology:
     return Topology("server", matrices)
 
 
-def federated_averaging(fraction: float = 1.0) -> Algorithm:
+def federated_averaging(fraction: float = 1.0) -> Merge:
     """x_i ← the mean of x_j over the clients j of the round, before each round.
 
     FedAvg (McMahan et al. 2017, arXiv 1602.05629, algorithm 1): all start a round from the server's
@@ -43,21 +43,13 @@ def federated_averaging(fraction: float = 1.0) -> Algorithm:
     Args:
       fraction: share of the agents that are clients in a round (C there).
     """
-    return merging(unaligned)._replace(
+    return neighbor_average(
         graph=lambda topology: server(topology, fraction),
-        sends=Sends(parameters=1, statistics=1, to_server=True),
+        message=Message(parameters=1, statistics=1, to_server=True),
     )
 
 
-def local_sgd() -> Algorithm:
-    """x_i ← (1/n) Σ_j x_j before each round, without a server: everyone sends to everyone.
-
-    Local SGD (Stich 2019, arXiv 1805.09767) at the period of DIMAT's merges.
-    """
-    return merging(unaligned)._replace(graph=everyone)
-
-
-def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
+def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Gossip:
     """SGD with all data in one place: x ← x − α (1/n) Σ_i g_i(x), from agent 0's parameters.
 
     In each step its batch is everyone's batches together, drawn from all agents' data.
@@ -69,7 +61,30 @@ def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
 
     def init(params, exchange):
         first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)
-        return start(first, exchange)
+        return at_rest(first, exchange)
 
-    gossip = stepping(momentum, nesterov, init)
-    return Algorithm(server, Sends(to_server=True), gossip=gossip, pooled=True)
+    return step_then_mix(momentum, nesterov, server, Message(to_server=True), init)
+
+
+local_sgd = Algorithm(
+    label="Local SGD",
+    update="x_i ← (1/n) Σ_j x_j, without a server: everyone sends to everyone",
+    source="arXiv 1805.09767, at the period of DIMAT's merges",
+    merge=neighbor_average(graph=everyone),
+    rate_of="wa",
+)
+fedavg = Algorithm(
+    label="FedAvg",
+    update="x_i ← the mean over the round's clients",
+    source="arXiv 1602.05629, algorithm 1",
+    merge=federated_averaging(),
+    rate_of="wa",
+)
+centralized = Algorithm(
+    label="Centralized",
+    update="x ← x − α (1/n) Σ_i g_i(x), from agent 0's parameters; "
+    "each g_i of a random part of everyone's data",
+    source="all data in one place",
+    gossip=centralized_sgd(),
+    pooled=True,
+)

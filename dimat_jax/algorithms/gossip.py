@@ -14,27 +14,30 @@ from dimat_jax.algorithms.base import (
     Algorithm,
     Exchange,
     Gossip,
+    Graph,
+    Message,
     Params,
     descend,
     doubly_stochastic,
-    mix,
-    own_params,
 )
+from dimat_jax.execution.exchange import mix
 
 
 class MomentumState(NamedTuple):
-    """Parameters x and velocities, stacked ``[agents, ...]``."""
+    """Velocities, stacked ``[agents, ...]``."""
 
-    params: Params
     velocity: Params
 
 
-def start(params: Params, exchange: Exchange) -> MomentumState:
+Init = Callable[[Params, Exchange], tuple[Params, MomentumState]]
+
+
+def at_rest(params: Params, exchange: Exchange) -> tuple[Params, MomentumState]:
     """At the given parameters, without velocity."""
-    return MomentumState(params, jax.tree.map(jnp.zeros_like, params))
+    return params, MomentumState(jax.tree.map(jnp.zeros_like, params))
 
 
-def mix_then_step(momentum: float = 0.0) -> Algorithm:
+def mix_then_step(momentum: float = 0.0) -> Gossip:
     """v_i ← β v_i − α g_i(x_i); x_i ← Σ_j π_ij x_j + v_i.
 
     CDSGD where β is 0 (= D-PSGD; Jiang et al. 2017, equation 5; Lian et al. 2017, algorithm 1),
@@ -44,17 +47,23 @@ def mix_then_step(momentum: float = 0.0) -> Algorithm:
       momentum: β.
     """
 
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
         kept = jax.tree.map(lambda v: momentum * v, state.velocity)
         velocity = descend(kept, rate, g)
-        mixed = mix(exchange.matrix, state.params)
-        return MomentumState(jax.tree.map(jnp.add, mixed, velocity), velocity)
+        mixed = mix(exchange.matrix, params)
+        return jax.tree.map(jnp.add, mixed, velocity), MomentumState(velocity)
 
-    return Algorithm(doubly_stochastic, gossip=Gossip(start, own_params, update))
+    return Gossip(update, doubly_stochastic, init=at_rest, momentum=momentum)
 
 
-def step_then_mix(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
+def step_then_mix(
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    graph: Graph = doubly_stochastic,
+    message: Message = Message(),
+    init: Init = at_rest,
+) -> Gossip:
     """m_i ← β m_i + g_i(x_i); x_i ← Σ_j π_ij (x_j − α d_j), with d_i = m_i.
 
     DSGD where β is 0, else DSGDm, or DSGDm-N by Nesterov's d_i = g_i + β m_i (Lin et al. 2021,
@@ -63,22 +72,45 @@ def step_then_mix(momentum: float = 0.0, nesterov: bool = False) -> Algorithm:
     Args:
       momentum: β.
       nesterov: whether Nesterov's.
+      graph: on which agents mix.
+      message: what they send.
+      init: where they start.
     """
-    return Algorithm(doubly_stochastic, gossip=stepping(momentum, nesterov))
 
-
-def stepping(
-    momentum: float, nesterov: bool, init: Callable[[Params, Exchange], MomentumState] = start
-) -> Gossip:
-    """The gossip of `step_then_mix`, from any start."""
-
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
         velocity = jax.tree.map(lambda m, g: momentum * m + g, state.velocity, g)
         direction = velocity
         if nesterov:
             direction = jax.tree.map(lambda m, g: g + momentum * m, velocity, g)
-        params = mix(exchange.matrix, descend(state.params, rate, direction))
-        return MomentumState(params, velocity)
+        params = mix(exchange.matrix, descend(params, rate, direction))
+        return params, MomentumState(velocity)
 
-    return Gossip(init, own_params, update)
+    return Gossip(update, graph, message, init, momentum=momentum)
+
+
+cdsgd = Algorithm(
+    label="CDSGD",
+    update="x_i ← Σ_j π_ij x_j − α g_i",
+    source="arXiv 1706.07880, eq. 5 (D-PSGD: arXiv 1705.09056)",
+    gossip=mix_then_step(),
+)
+cdmsgd = Algorithm(
+    label="CDMSGD",
+    update="v_i ← β v_i − α g_i; x_i ← Σ_j π_ij x_j + v_i",
+    source="arXiv 1706.07880, algorithm 2",
+    gossip=mix_then_step(momentum=0.9),
+)
+dsgd = Algorithm(
+    label="DSGD",
+    update="x_i ← Σ_j π_ij (x_j − α g_j)",
+    source="arXiv 2102.04761",
+    gossip=step_then_mix(),
+    rate_of="sgp",
+)
+dsgd_nesterov = Algorithm(
+    label="DSGD-N",
+    update="m_i ← β m_i + g_i; x_i ← Σ_j π_ij (x_j − α (g_j + β m_j))",
+    source="arXiv 2102.04761 (DSGDm-N)",
+    gossip=step_then_mix(momentum=0.9, nesterov=True),
+)

@@ -3,21 +3,22 @@
 x_i ← Σ_j π_ij P_ij x_j, where P_ij brings the hidden units of agent j into the order of agent i's,
 and P_ii = I (DIMAT, arXiv 2404.08079, algorithm 1). With P_ij = I throughout it is weight
 averaging (WA). Both recompute the normalisation statistics afterwards. What differs between the
-methods here are the arguments of `merging`.
+methods here are the arguments of `neighbor_average`.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dimat_jax.algorithms.base import (
     Algorithm,
-    Align,
-    Frame,
+    Graph,
+    Merge,
     Merged,
     MergeRound,
-    Sends,
+    Message,
+    State,
     doubly_stochastic,
 )
 from dimat_jax.merging.merger import Merger
@@ -29,12 +30,20 @@ SLOTS_AT_ONCE = 4
 """Neighbours of an agent that are held at the same time: more of them share one forward pass of the
 agent's own network, and take more memory."""
 
+Align = Callable[[Merger, Variables, Sequence[Variables], MergeRound], list[Permutations]]
+"""``(merger, target, sources, round) -> permutations`` that bring each source into the frame of
+``target``, for every agent at once; an empty list leaves them as they are."""
+
+Frame = Callable[[Merger, Variables, MergeRound], list[Permutations]]
+"""``(merger, variables, round) -> permutations``: one dict that brings all agents into one frame,
+in which they are then averaged; or none, which leaves them as they are."""
+
 
 def by_activations(
     merger: Merger, target: Variables, sources: Sequence[Variables], round: MergeRound
 ) -> list[Permutations]:
     """Aligns units whose activations correlate most (DIMAT, equation 4; Li et al. 2015)."""
-    return merger.align(target, sources, round.matching)
+    return merger.match["activations"](target, sources, round.matching)
 
 
 def by_weights(
@@ -44,7 +53,7 @@ def by_weights(
 
     On the host, one pair of networks after the other.
     """
-    return merger.align_weights(target, sources, round.key)
+    return merger.match["weights"](target, sources, round.key)
 
 
 def unaligned(
@@ -70,31 +79,7 @@ def universe_frame(merger: Merger, variables: Variables, round: MergeRound) -> l
     P_ij = Q_i⁻¹ Q_j: cycle-consistent, as pairs aligned one by one are not. It takes everyone's
     networks, and so each agent sends its own to all others, and not to its neighbours alone.
     """
-    return merger.align_universe(variables, round.key)
-
-
-def merging(
-    align: Align,
-    frame: Frame | None = None,
-    recompute: bool = True,
-    repair: bool = False,
-    at_end: bool = False,
-) -> Algorithm:
-    """A method that merges neighbours' networks.
-
-    Args:
-      align: brings each neighbour into an agent's own frame.
-      frame: brings all agents into one frame instead, in which they stay; by default agent 0's,
-        by ``align``, where the run merges in agent 0's frame, else none.
-      recompute: whether normalisation statistics are recomputed, if the run has them recomputed at
-        all; otherwise they are averaged with the rest.
-      repair: whether each unit's mean and deviation are then set to the weighted average of its
-        parents' (`dimat_jax.merging.repair`), on the images for matching.
-      at_end: whether all agents train alone, and there is one merge of all of them at the end.
-    """
-    own = functools.partial(merge, align, frame, recompute, repair)
-    graph = everyone if at_end else doubly_stochastic
-    return Algorithm(graph, Sends(parameters=1, statistics=1), own, at_end=at_end)
+    return merger.match["universe"](variables, round.key)
 
 
 def everyone(topology: Topology) -> Topology:
@@ -102,16 +87,38 @@ def everyone(topology: Topology) -> Topology:
     return fully_connected(topology.agents)
 
 
-def merge(
+def neighbor_average(
+    align: Align = unaligned,
+    frame: Frame | None = None,
+    recompute: bool = True,
+    repair: bool = False,
+    graph: Graph = doubly_stochastic,
+    message: Message = Message(parameters=1, statistics=1),
+) -> Merge:
+    """Σ_j π_ij P_ij x_j for every agent i, and the statistics of what comes out.
+
+    Args:
+      align: how a neighbour's units are brought into the order of one's own.
+      frame: brings all agents into one frame first; the average then needs no alignment.
+      recompute: whether normalisation statistics are recomputed (where the run does so at all).
+      repair: whether units get the mean and deviation of their parents' (REPAIR).
+      graph: on which agents merge.
+      message: what an agent sends to each that hears from it.
+    """
+    return Merge(functools.partial(average, align, frame, recompute, repair), graph, message)
+
+
+def average(
     align: Align,
     frame: Frame | None,
     recompute: bool,
     repair: bool,
     merger: Merger,
     variables: Variables,
+    state: State,
     round: MergeRound,
 ) -> Merged:
-    """One round of `merging`: Σ_j π_ij P_ij x_j, a few neighbours at a time."""
+    """One round of `neighbor_average`, a few neighbours at a time."""
     used: list[Permutations] = []
     if round.first_frame and frame is None:
         frame = first_frame(align)
@@ -127,38 +134,95 @@ def merge(
         pairs = zip(permutations, sources, strict=True)
         return [merger.permute(p, s) for p, s in pairs] if permutations else sources
 
-    total = merger.scale(variables, round.weights[:, 0])
+    total = merger.add(None, round.weights[:, 0], variables)
     goal: Goal = {}
     if repair:
-        goal = merger.scale(merger.preactivations(variables, round.matching), round.weights[:, 0])
+        own = merger.repair.read(variables, round.matching)
+        goal = merger.add(None, round.weights[:, 0], own)
     slots = range(1, round.sources.shape[1])
     for start in range(0, len(slots), SLOTS_AT_ONCE):
         chunk = slots[start : start + SLOTS_AT_ONCE]
         for slot, parent in zip(chunk, parents(chunk), strict=True):
-            total = merger.mix(total, round.weights[:, slot], parent)
+            total = merger.add(total, round.weights[:, slot], parent)
             if repair:
-                of_parent = merger.preactivations(parent, round.matching)
-                goal = merger.mix(goal, round.weights[:, slot], of_parent)
+                of_parent = merger.repair.read(parent, round.matching)
+                goal = merger.add(goal, round.weights[:, slot], of_parent)
     if recompute and round.statistics is not None:
         total = merger.recompute(total, round.statistics)
     if repair:
-        total = merger.correct(total, goal, round.matching)
-    return Merged(total, used)
+        total = merger.repair.correct(total, goal, round.matching)
+    return Merged(total, state, used, moved=frame is not None and bool(used))
 
 
-dimat = merging(by_activations)
-wa = merging(unaligned)
-MERGING: dict[str, Algorithm] = {
-    "dimat": dimat,
-    "wa": wa,
-    "wa_published": merging(unaligned, recompute=False),
-    "wm": merging(by_weights),
-    "universe": merging(unaligned, universe_frame)._replace(
-        sends=Sends(parameters=1, statistics=1, to_everyone=True)
+DIMAT_SOURCE = "arXiv 2404.08079, algorithm 1"
+AVERAGE = "x_i ← Σ_j π_ij x_j"
+REPAIRED = "; then each unit's mean and standard deviation are the average of its parents'"
+REPAIR_SOURCE = "arXiv 2211.08403"
+
+dimat = Algorithm(
+    label="DIMAT",
+    update="x_i ← Σ_j π_ij P_ij x_j, units aligned by their activations",
+    source=DIMAT_SOURCE,
+    merge=neighbor_average(by_activations),
+)
+wm = Algorithm(
+    label="WM",
+    update="x_i ← Σ_j π_ij P_ij x_j, units aligned by their weights",
+    source="arXiv 2209.04836, algorithm 1",
+    merge=neighbor_average(by_weights),
+    rate_of="dimat",
+)
+universe = Algorithm(
+    label="Universe",
+    update="x_i ← Σ_j π_ij Q_j x_j, all aligned to one universe, and from then on in its frame: "
+    "cycle-consistent, P_ij = Q_i⁻¹ Q_j",
+    source="arXiv 2209.04836, algorithm 3",
+    merge=neighbor_average(
+        frame=universe_frame, message=Message(parameters=1, statistics=1, to_everyone=True)
     ),
-    "final_wa": merging(unaligned, at_end=True),
-    "final_dimat": merging(by_activations, first_frame(by_activations), at_end=True),
-    "dimat_repair": merging(by_activations, repair=True),
-    "wa_repair": merging(unaligned, repair=True),
-}
-"""The methods of this file."""
+    rate_of="dimat",
+)
+wa = Algorithm(
+    label="WA",
+    update=AVERAGE,
+    source="arXiv 2404.08079, with BatchNorm statistics recomputed",
+    merge=neighbor_average(),
+)
+wa_published = Algorithm(
+    label="WA (published)",
+    update=f"{AVERAGE}; BatchNorm statistics are averaged with the rest",
+    source="the published code of arXiv 2404.08079",
+    merge=neighbor_average(recompute=False),
+    rate_of="wa",
+)
+local_only = Algorithm(
+    label="Alone",
+    update="x_i ← x_i: each agent trains by itself",
+    source="the first baseline: no communication",
+)
+final_dimat = local_only._replace(
+    label="Final DIMAT",
+    update="each trains alone; at the end one average of all, aligned in agent 0's frame",
+    source="arXiv 2507.06542, aligned",
+    final=neighbor_average(frame=first_frame(by_activations), graph=everyone),
+)
+final_wa = local_only._replace(
+    label="Final WA",
+    update="each trains alone; at the end one average of all",
+    source="arXiv 2507.06542",
+    final=neighbor_average(graph=everyone),
+)
+dimat_repair = Algorithm(
+    label="DIMAT + REPAIR",
+    update=f"as `dimat`{REPAIRED}",
+    source=REPAIR_SOURCE,
+    merge=neighbor_average(by_activations, repair=True),
+    rate_of="dimat",
+)
+wa_repair = Algorithm(
+    label="WA + REPAIR",
+    update=f"as `wa`{REPAIRED}",
+    source=REPAIR_SOURCE,
+    merge=neighbor_average(repair=True),
+    rate_of="wa",
+)

@@ -5,6 +5,7 @@ rows do not: averaging counts some agents for more than others. Push-sum sends a
 is counted alike, and divides by it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dimat_jax.algorithms.base import Algorithm, Gossip, Params, Sends, descend, mix
+from dimat_jax.algorithms.base import Algorithm, Gossip, Message, Params, descend
+from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology, check_connected
 
 
 class PushSumState(NamedTuple):
-    """What agents hold, stacked ``[agents, ...]``, and its push-sum weight w, ``[agents]``."""
+    """The push-sum weight w, ``[agents]``: agents hold x = w z, and z is their model."""
 
-    held: Params
     weight: Float[Array, "agents"]
 
 
@@ -45,7 +46,7 @@ def column_stochastic(topology: Topology) -> Topology:
     return topology
 
 
-def stochastic_gradient_push() -> Algorithm:
+def stochastic_gradient_push() -> Gossip:
     """x_i ← Σ_j p_ij (x_j − α g_j(z_j)); w_i ← Σ_j p_ij w_j; z_i = x_i / w_i.
 
     SGP (Assran et al. 2019, arXiv 1811.10792, algorithm 1): P column-stochastic, directed,
@@ -53,19 +54,28 @@ def stochastic_gradient_push() -> Algorithm:
     """
 
     def init(params, exchange):
-        return PushSumState(params, jnp.ones_like(exchange.matrix[:, 0]))
+        return params, PushSumState(jnp.ones_like(exchange.matrix[:, 0]))
 
-    def points(state, exchange):
-        def debias(x):
-            return jax.vmap(jnp.divide)(x, state.weight.astype(x.dtype))
-
-        return (jax.tree.map(debias, state.held),)
-
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        held = descend(state.held, rate, g)
-        return PushSumState(mix(exchange.matrix, held), mix(exchange.matrix, state.weight))
+        held = descend(by_agent(jnp.multiply, params, state.weight), rate, g)
+        weight = mix(exchange.matrix, state.weight)
+        params = by_agent(jnp.divide, mix(exchange.matrix, held), weight)
+        return params, PushSumState(weight)
 
-    return Algorithm(
-        column_stochastic, Sends(parameters=1, scalars=1), gossip=Gossip(init, points, update)
-    )
+    return Gossip(update, column_stochastic, Message(parameters=1, scalars=1), init)
+
+
+def by_agent(
+    operation: Callable[[Array, Array], Array], tree: Params, weight: Float[Array, "agents"]
+) -> Params:
+    """Each agent's parameters times, or divided by, its weight."""
+    return jax.tree.map(lambda x: jax.vmap(operation)(x, weight.astype(x.dtype)), tree)
+
+
+sgp = Algorithm(
+    label="SGP",
+    update="x_i ← Σ_j p_ij (x_j − α g_j(z_j)); w_i ← Σ_j p_ij w_j; z_i = x_i / w_i",
+    source="arXiv 1811.10792, algorithm 1",
+    gossip=stochastic_gradient_push(),
+)

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms.base import Algorithm, Gossip, descend, doubly_stochastic, mix, own_params
-from dimat_jax.algorithms.gossip import MomentumState, start
+from dimat_jax.algorithms.base import Algorithm, Gossip, descend, doubly_stochastic
+from dimat_jax.algorithms.gossip import MomentumState, at_rest
+from dimat_jax.execution.exchange import mix
 
 
 def quasi_global_momentum(
     momentum: float = 0.9, nesterov: bool = True, decay: float | None = None
-) -> Algorithm:
+) -> Gossip:
     """m_i = β m̂_i + g_i; x_i⁺ = Σ_j π_ij (x_j − α d_j); m̂_i ← μ m̂_i + (1 − μ)(x_i − x_i⁺)/α.
 
     QG-DSGDm with d_i = m_i, QG-DSGDm-N with d_i = g_i + β m_i (Lin et al. 2021, arXiv 2102.04761,
@@ -23,19 +24,28 @@ def quasi_global_momentum(
     """
     mu = momentum if decay is None else decay
 
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
         direction = jax.tree.map(lambda m, g: momentum * m + g, state.velocity, g)
         if nesterov:
             direction = jax.tree.map(lambda m, g: g + momentum * m, direction, g)
-        params = mix(exchange.matrix, descend(state.params, rate, direction))
+        mixed = mix(exchange.matrix, descend(params, rate, direction))
         # Without a step there is no direction of it.
         per_rate = jnp.where(rate > 0, 1 / rate, 0)
 
         def follow(m, x, new):
             return mu * m + (1 - mu) * per_rate.astype(m.dtype) * (x - new)
 
-        velocity = jax.tree.map(follow, state.velocity, state.params, params)
-        return MomentumState(params, velocity)
+        velocity = jax.tree.map(follow, state.velocity, params, mixed)
+        return mixed, MomentumState(velocity)
 
-    return Algorithm(doubly_stochastic, gossip=Gossip(start, own_params, update))
+    return Gossip(update, doubly_stochastic, init=at_rest, momentum=momentum)
+
+
+qg_dsgdm_n = Algorithm(
+    label="QG-DSGDm-N",
+    update="m_i = β m̂_i + g_i; x_i⁺ = Σ_j π_ij (x_j − α (g_j + β m_j)); "
+    "m̂_i ← β m̂_i + (1 − β)(x_i − x_i⁺)/α",
+    source="arXiv 2102.04761, algorithm 1",
+    gossip=quasi_global_momentum(),
+)

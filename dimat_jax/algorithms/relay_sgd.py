@@ -14,10 +14,9 @@ from dimat_jax.algorithms.base import (
     Algorithm,
     Exchange,
     Gossip,
+    Message,
     Params,
-    Sends,
     descend,
-    own_params,
 )
 from dimat_jax.topology import Topology, from_graph
 
@@ -26,13 +25,11 @@ class RelayState(NamedTuple):
     """What agents hold.
 
     Attributes:
-      params: x, stacked ``[agents, ...]``.
       messages: the last message of the neighbour in each slot, ``[agents, slots, ...]``; 0 where
         there is none.
       counts: how many models each message is the sum of, ``[agents, slots]``.
     """
 
-    params: Params
     messages: Params
     counts: Float[Array, "agents slots"]
 
@@ -76,7 +73,7 @@ def grow(joined: Bool[np.ndarray, "agents agents"], most: int) -> nx.Graph:
     return tree
 
 
-def relay() -> Algorithm:
+def relay() -> Gossip:
     """x_i½ = x_i − α g_i; x_i ← (x_i½ + Σ_j m_ji) / (1 + Σ_j c_ji), over the tree's neighbours j.
 
     Messages m_ij = x_i½ + Σ_{k ≠ j} m_ki' and their counts c_ij = 1 + Σ_{k ≠ j} c_ki' relay what
@@ -85,13 +82,13 @@ def relay() -> Algorithm:
     """
 
     def init(params, exchange):
-        shape = exchange.present.shape
+        shape = exchange.slot_mask.shape
         messages = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[1:]), x.dtype), params)
-        return RelayState(params, messages, jnp.zeros_like(exchange.present))
+        return params, RelayState(messages, jnp.zeros_like(exchange.slot_mask))
 
-    def update(gradients, state, exchange, rate):
+    def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        stepped = descend(state.params, rate, g)
+        stepped = descend(params, rate, g)
         ones = jnp.ones_like(state.counts[:, 0])
         counts = relayed(ones, state.counts, exchange)
         messages = jax.tree.map(lambda x, m: relayed(x, m, exchange), stepped, state.messages)
@@ -100,11 +97,9 @@ def relay() -> Algorithm:
         def average(x, m):
             return jax.vmap(jnp.divide)(x + m.sum(1), models.astype(x.dtype))
 
-        return RelayState(jax.tree.map(average, stepped, messages), messages, counts)
+        return jax.tree.map(average, stepped, messages), RelayState(messages, counts)
 
-    return Algorithm(
-        spanning_tree, Sends(parameters=1, scalars=1), gossip=Gossip(init, own_params, update)
-    )
+    return Gossip(update, spanning_tree, Message(parameters=1, scalars=1), init)
 
 
 def relayed(
@@ -120,5 +115,14 @@ def relayed(
       exchange: who hears from whom.
     """
     total = own + received.sum(1)
-    arriving = total[exchange.sources] - received[exchange.sources, exchange.returns]
-    return jax.vmap(jax.vmap(jnp.multiply))(exchange.present.astype(own.dtype), arriving)
+    arriving = total[exchange.sources] - received[exchange.sources, exchange.reverse_slots]
+    return jax.vmap(jax.vmap(jnp.multiply))(exchange.slot_mask.astype(own.dtype), arriving)
+
+
+relay_sgd = Algorithm(
+    label="RelaySGD",
+    update="x_i½ = x_i − α g_i; m_ij = x_i½ + Σ_{k≠j} m_ki'; c_ij = 1 + Σ_{k≠j} c_ki'; "
+    "x_i ← (x_i½ + Σ_j m_ji) / (1 + Σ_j c_ji)",
+    source="arXiv 2110.04175, algorithm 1",
+    gossip=relay(),
+)

@@ -1,118 +1,190 @@
-"""Training by a gossip method: every agent's gradients, then one update of all agents' states.
+"""Training by gossip: every agent's gradients, then one update of all agents at once."""
 
-`dimat_jax.execution.population.alternate` runs the two in turn.
-"""
-
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from dimat_jax.algorithms import Exchange, Gossip
-from dimat_jax.execution.population import Between, Update, take
-from dimat_jax.training.local import AgentState, batch_gradient, count_loss
-from dimat_jax.types import Model, Prepare
+from dimat_jax.algorithms.base import Exchange, Gossip, Params, State
+from dimat_jax.execution.forms import Step, Update, exchange, for_each, loop
+from dimat_jax.execution.placement import Execution, place
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.training.local import batch_gradient
+from dimat_jax.training.state import AgentState, count_loss
+from dimat_jax.types import Model, Prepare, Variables
 
 
 class GossipState(NamedTuple):
-    """What an agent of a gossip method has in place of an optimizer's state; stacked likewise.
+    """What a gossip method keeps from step to step, besides the agents' own state.
 
     Attributes:
-      points: parameters at which its gradients are taken in this step, ``[points, ...]``.
-      gradients: those gradients, as far as they are taken.
-      point: the next of them, int32. shape=()
-      turn: gossip steps since the method began, int32. shape=()
+      method: the method's own (`Gossip.init`).
+      points: further parameters at which the next step's gradients are taken.
+      gradients: the last step's, whose memory the next one reuses.
+      turn: gossip steps since the method began, int32 ``[lanes]``.
     """
 
-    points: Any
-    gradients: Any
-    point: Int[Array, "*agents"]
-    turn: Int[Array, "*agents"]
+    method: State
+    points: tuple[Params, ...]
+    gradients: tuple[Params, ...]
+    turn: Int[Array, "lanes"]
+
+
+class GradientPass(NamedTuple):
+    """What one pass of all agents at one point of theirs changes; stacked ``[lanes, ...]``.
+
+    Attributes:
+      gradient: at that point; what was there before is overwritten.
+      statistics: the variables that are no parameters: they move at the agents' own point only.
+      loss: sum of the training losses, of the agents' own points.
+      diverged: see `AgentState`.
+    """
+
+    gradient: Params
+    statistics: Variables
+    loss: Float[Array, "*lanes"]
+    diverged: Int[Array, "*lanes"]
+
+
+class At(NamedTuple):
+    """Where a pass takes its gradients.
+
+    Attributes:
+      params: the agents' own, or other ones; stacked ``[lanes, ...]``.
+      own: which of the two, bool ``[lanes]``.
+    """
+
+    params: Params
+    own: Bool[Array, "*lanes"]
 
 
 def gradient_update(model: Model, prepare: Prepare) -> Update:
-    """Takes an agent's gradient at its next point; operands and resident as in `train_update`.
+    """Takes one agent's gradient at one point.
 
-    The first point is the agent's own model: its loss counts, and its running statistics move.
+    The carry is its `GradientPass`; the operands are `At`, the agent's key, step and `epoch_order`;
+    the resident arrays as in `dimat_jax.training.local.train_update`.
     """
 
-    def update(state: AgentState, order: Int[Array, "steps batch"], resident: Any) -> AgentState:
-        gossip: GossipState = state.optimizer
-        own = gossip.point == 0
-        params = jax.tree.map(lambda x: x[gossip.point], gossip.points)
-        gradient, loss, variables = batch_gradient(model, prepare, state, params, order, resident)
-        gradients = jax.tree.map(
-            lambda all, new: all.at[gossip.point].set(new), gossip.gradients, gradient
+    def update(carry: GradientPass, operands: Any, resident: Any) -> GradientPass:
+        at, key, step, order = operands
+        variables = {**carry.statistics, "params": at.params}
+        gradient, loss, changed = batch_gradient(
+            model, prepare, variables, key, step, order, resident
         )
-        moved = {
-            name: jax.tree.map(lambda a, b: jnp.where(own, a, b), value, state.variables[name])
-            for name, value in variables.items()
-            if name != "params"
+        statistics = {
+            name: jax.tree.map(lambda new, old: jnp.where(at.own, new, old), changed[name], before)
+            for name, before in carry.statistics.items()
         }
-        state = state._replace(
-            variables={**state.variables, **moved},
-            optimizer=gossip._replace(gradients=gradients, point=gossip.point + 1),
-        )
-        return count_loss(state, jnp.where(own, loss, 0))
+        counted = count_loss(carry.loss, carry.diverged, jnp.where(at.own, loss, 0), step)
+        return GradientPass(gradient, statistics, *counted)
 
     return update
 
 
-def gossip_start(gossip: Gossip, state: AgentState, rounds: Exchange) -> tuple[AgentState, Any]:
-    """The agents, and the method's own state, before the first step of a gossip method.
+def round_of(rounds: Exchange, turn: int | Int[Array, ""]) -> Exchange:
+    """The exchange of one gossip step, of all rounds stacked ``[period, ...]``."""
+    return jax.tree.map(lambda x: x[turn % len(rounds.matrix)], rounds)
+
+
+def gossip_start(
+    gossip: Gossip, state: AgentState, rounds: Exchange
+) -> tuple[AgentState, GossipState]:
+    """The agents, and what the method keeps, before its first step.
 
     Args:
       gossip: the method.
       state: of all agents, stacked.
       rounds: every round of the graph, stacked ``[period, ...]``.
     """
-    first = take(rounds, 0)
-    kept = gossip.init(state.variables["params"], first)
-    points = stack_points(gossip.points(kept, first))
-    zeros = jnp.zeros_like(state.step)
-    carry = GossipState(points, jax.tree.map(jnp.zeros_like, points), zeros, zeros)
-    return at_own_point(state._replace(optimizer=carry)), kept
+    first = round_of(rounds, 0)
+    params, method = gossip.init(state.variables["params"], first)
+    points = gossip.points(params, method, first)
+    gradients = jax.tree.map(jnp.zeros_like, (params, *points))
+    state = state._replace(variables={**state.variables, "params": params})
+    return state, GossipState(method, points, gradients, jnp.zeros_like(state.step))
 
 
-def gossip_exchange(gossip: Gossip, schedule: optax.Schedule) -> Between:
+def gossip_resume(
+    gossip: Gossip, state: AgentState, kept: GossipState, rounds: Exchange
+) -> GossipState:
+    """What the method keeps, where something else has changed the agents' parameters."""
+    now = round_of(rounds, kept.turn[0])
+    return kept._replace(points=gossip.points(state.variables["params"], kept.method, now))
+
+
+def gossip_exchange(gossip: Gossip, schedule: optax.Schedule) -> Callable[..., Any]:
     """All agents' gradients are there: the method's update, and the points of the next step.
 
-    The carry is the stacked `AgentState` of `gradient_update`, what is kept is the method's state,
-    and what is shared are the graph's rounds.
+    Returns:
+      ``(state, kept, rounds) -> (state, kept)``, all but the rounds stacked.
     """
 
-    def between(state: AgentState, kept: Any, rounds: Exchange) -> tuple[AgentState, Any]:
-        carry: GossipState = state.optimizer
-        turn, period = carry.turn[0], len(rounds.matrix)
-        now, then = take(rounds, turn % period), take(rounds, (turn + 1) % period)
+    def update(
+        state: AgentState, kept: GossipState, rounds: Exchange
+    ) -> tuple[AgentState, GossipState]:
+        now, then = round_of(rounds, kept.turn[0]), round_of(rounds, kept.turn[0] + 1)
         rate = state.rate_scale[0] * schedule(state.step[0])
-        kept = gossip.update(unstack_points(carry.gradients), kept, now, rate)
-        points = stack_points(gossip.points(kept, then))
-        zeros = jnp.zeros_like(carry.point)
-        carry = carry._replace(points=points, point=zeros, turn=carry.turn + 1)
-        state = state._replace(optimizer=carry, step=state.step + 1)
-        return at_own_point(state), kept
+        params, method = gossip.update(
+            state.variables["params"], kept.gradients, kept.method, now, rate
+        )
+        points = gossip.points(params, method, then)
+        variables = {**state.variables, "params": params}
+        state = state._replace(variables=variables, step=state.step + 1)
+        return state, GossipState(method, points, kept.gradients, kept.turn + 1)
 
-    return between
-
-
-def stack_points(points: tuple[Any, ...]) -> Any:
-    """Several stacked parameters ``[agents, ...]`` as one ``[agents, points, ...]``."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *points)
+    return update
 
 
-def unstack_points(stacked: Any) -> tuple[Any, ...]:
-    """What `stack_points` was given."""
-    leaves, structure = jax.tree.flatten(stacked)
-    return tuple(
-        structure.unflatten(point)
-        for point in zip(*(jnp.unstack(x, axis=1) for x in leaves), strict=True)
-    )
+def gossip_training(
+    execution: Execution,
+    gossip: Gossip,
+    schedule: optax.Schedule,
+    gradient_step: Step,
+    stopwatch: Stopwatch,
+) -> Callable[..., tuple[AgentState, GossipState]]:
+    """Builds the steps of a gossip method.
 
+    Args:
+      execution: the form.
+      gossip: the method.
+      schedule: step → learning rate.
+      gradient_step: the lifted `gradient_update`, which all methods share.
+      stopwatch: gets the compile time.
 
-def at_own_point(state: AgentState) -> AgentState:
-    """Makes each agent's own point, the first, its model's parameters."""
-    params = jax.tree.map(lambda x: x[:, 0], state.optimizer.points)
-    return state._replace(variables={**state.variables, "params": params})
+    Returns:
+      ``run(state, kept, order, resident, rounds, steps) -> (state, kept)``. The memory of state and
+      kept is reused.
+    """
+    own, other = (place(execution, np.full(execution.agents, own)) for own in (True, False))
+    update = exchange(execution, gossip_exchange(gossip, schedule), stopwatch, donate=2)
+
+    def step(carry: Any, order: Any, resident: Any, rounds: Exchange) -> Any:
+        state, kept = carry
+        params = state.variables["params"]
+        statistics = {name: x for name, x in state.variables.items() if name != "params"}
+
+        def one(moving, item):
+            at, memory = item
+            operands = at, state.key, state.step, order
+            after = gradient_step(GradientPass(memory, *moving), operands, resident)
+            return tuple(after[1:]), after.gradient
+
+        points = [At(params, own), *(At(point, other) for point in kept.points)]
+        items = list(zip(points, kept.gradients, strict=True))
+        moving = statistics, state.loss, state.diverged
+        (statistics, loss, diverged), gradients = for_each(execution, one, moving, items)
+        state = state._replace(
+            variables={**statistics, "params": params}, loss=loss, diverged=diverged
+        )
+        return update(state, kept._replace(gradients=tuple(gradients)), rounds)
+
+    steps = loop(execution, step, stopwatch)
+
+    def run(state, kept, order, resident, rounds, times):
+        return steps((state, kept), order, resident, rounds, times)
+
+    return run

@@ -1,4 +1,4 @@
-"""Merging: permuted weighted averages, and the normalisation statistics of what comes out."""
+"""The permuted weighted average of networks: the one arithmetic of every merge."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,25 +9,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dimat_jax.symmetries import Symmetries, permute
-from dimat_jax.types import Variables
+from dimat_jax.types import Permutations, Variables
 
 
-def add_weighted(total: Variables, weight: Float[Array, ""], variables: Variables) -> Variables:
-    """``total + weight * variables``; leaves that are not floats stay those of ``total``."""
+def add_weighted(
+    total: Variables | None, weight: Float[Array, ""], variables: Variables
+) -> Variables:
+    """``total + weight * variables``, or ``weight * variables`` where there is no total yet.
 
-    def add(t, v):
-        return t + weight.astype(t.dtype) * v if jnp.issubdtype(t.dtype, jnp.floating) else t
-
-    return jax.tree.map(add, total, variables)
-
-
-def scale(variables: Variables, weight: Float[Array, ""]) -> Variables:
-    """``weight * variables``; leaves that are not floats stay as they are."""
+    Leaves that are not floats stay those of the total, or of the first variables.
+    """
 
     def multiply(v):
         return weight.astype(v.dtype) * v if jnp.issubdtype(v.dtype, jnp.floating) else v
 
-    return jax.tree.map(multiply, variables)
+    def add(t, v):
+        return t + multiply(v) if jnp.issubdtype(t.dtype, jnp.floating) else t
+
+    return (
+        jax.tree.map(multiply, variables) if total is None else jax.tree.map(add, total, variables)
+    )
 
 
 def merge(
@@ -38,7 +39,7 @@ def merge(
 ) -> Variables:
     """The permuted weighted average Σ_k w_k P_k x_k of several networks (DIMAT, algorithm 1).
 
-    Running statistics are averaged with the rest; `recompute_statistics` makes them those of the
+    Running statistics are averaged with the rest; a run of the simulator recomputes them for the
     merged network.
 
     Args:
@@ -60,10 +61,51 @@ def merge(
             "merge needs as many networks as weights and permutations, at least one, "
             f"not {lengths[0]}, {lengths[1]} and {lengths[2]}."
         )
-    aligned = [
-        permute(symmetries, p, v) for p, v in zip(permutations_list, variables_list, strict=True)
-    ]
-    total = scale(aligned[0], jnp.asarray(weights[0]))
-    for weight, variables in zip(weights[1:], aligned[1:], strict=True):
-        total = add_weighted(total, jnp.asarray(weight), variables)
+    total = None
+    for permutations, weight, variables in zip(
+        permutations_list, weights, variables_list, strict=True
+    ):
+        aligned = permute(symmetries, permutations, variables)
+        total = add_weighted(total, jnp.asarray(weight), aligned)
+    assert total is not None
     return total
+
+
+def permute_state(
+    symmetries: Symmetries, permutations: Permutations, variables: Variables, state: Any
+) -> Any:
+    """Reorders all that belongs to the hidden units of a network which is reordered.
+
+    Args:
+      symmetries: the model's permutation groups.
+      permutations: group name → integer ``[*outer, size]``.
+      variables: of the network, before.
+      state: any pytree, as an optimizer's state. Every part of it that has the structure and the
+        shapes of ``variables["params"]`` (with further axes before them, or none) is reordered as
+        these are; the rest stays as it is.
+    """
+    params = variables["params"]
+    structure, shapes = jax.tree.structure(params), [x.shape for x in jax.tree.leaves(params)]
+
+    def axes_before(part: Any) -> int | None:
+        """How many axes stand before those of the parameters; None if it is nothing like them."""
+        if jax.tree.structure(part) != structure:
+            return None
+        found = [np.shape(x) for x in jax.tree.leaves(part)]
+        before = len(found[0]) - len(shapes[0]) if found else 0
+        same = before >= 0 and [shape[before:] for shape in found] == shapes
+        return before if same else None
+
+    def move(part: Any) -> Any:
+        before = axes_before(part)
+        if before is None:
+            return part
+
+        def reorder(params: Any) -> Any:
+            return permute(symmetries, permutations, {**variables, "params": params})["params"]
+
+        for _ in range(before):
+            reorder = jax.vmap(reorder)
+        return reorder(part)
+
+    return jax.tree.map(move, state, is_leaf=lambda part: axes_before(part) is not None)

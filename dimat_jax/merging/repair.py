@@ -10,6 +10,8 @@ recomputing the running statistics (RESET, there) has the same effect but for un
 have different signs in the parents; correcting what comes out of BatchNorm makes up for those.
 """
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.execution.population import Update
-from dimat_jax.merging.units import Dims, Unit, Where, find_units
+from dimat_jax.execution.forms import Update, map_agents, repeat
+from dimat_jax.execution.placement import Execution, zeros
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.units import Dims, Unit, Units, Where, find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.taps import bind
@@ -191,3 +197,53 @@ def preactivation_update(symmetries: Symmetries, model: Model, normalise: Prepar
         return PreactivationSum(mean, variance, total.batch + 1)
 
     return update
+
+
+def make_repair(
+    execution: Execution,
+    model: Model,
+    symmetries: Symmetries,
+    normalise: Prepare,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    stopwatch: Stopwatch,
+) -> tuple[Callable[[Variables, Batches], Goal], Callable[[Variables, Goal, Batches], Variables]]:
+    """Builds what reads and what corrects the moments of all agents' units.
+
+    Returns:
+      ``(variables, batches) -> goal`` and ``(variables, goal, batches) -> variables``. The first
+      use warns of layers that cannot be corrected.
+    """
+    averaging = map_agents(execution, mean_preactivations, stopwatch)
+    update = preactivation_update(symmetries, model, normalise)
+    counter = jax.ShapeDtypeStruct((), jnp.int32)
+
+    @functools.cache
+    def reading(spec: PartitionSpec) -> Callable[..., PreactivationSum]:
+        return repeat(execution, update, stopwatch, spec)
+
+    @functools.cache
+    def units() -> Units:
+        found = find_units(symmetries, model, *abstract)
+        if found.missing:
+            warnings.warn(
+                f"REPAIR leaves these layers uncorrected: {', '.join(found.missing)}. It needs a "
+                "bias after each, and both used once and outside loops.",
+                stacklevel=2,
+            )
+        return found
+
+    def read(variables: Variables, goal: Goal | None, batches: Batches) -> Goal:
+        moments = {u.bias: jax.ShapeDtypeStruct(u.shape, abstract[1].dtype) for u in units().found}
+        nothing = PreactivationSum(*zeros(execution, (moments, moments, counter)))
+        operands = variables, goal, batches.rows
+        total = reading(batches.spec)(nothing, operands, batches.images, batches.number)
+        return averaging(total)
+
+    @functools.cache
+    def folding() -> Callable[..., Variables]:
+        return map_agents(execution, functools.partial(fold, units().found), stopwatch)
+
+    def correct(variables: Variables, goal: Goal, batches: Batches) -> Variables:
+        return folding()(variables, read(variables, goal, batches), goal)
+
+    return lambda variables, batches: read(variables, None, batches), correct

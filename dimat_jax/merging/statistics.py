@@ -1,17 +1,23 @@
 """Running statistics of normalisation layers, recomputed from data.
 
 The statistics of an average of networks are not the average of their statistics. What DIMAT's
-published code does after a merge (reset them, and average those of the training batches anew) is
+published code does after a merge (reset them, and average those of the training batches) is
 done here for every method alike.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.execution.population import Update
+from dimat_jax.execution.forms import Update, map_agents, repeat
+from dimat_jax.execution.placement import Execution, zeros
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.merging.batches import Batches
 from dimat_jax.types import Model, Prepare, Variables
 
 RUNNING = ("mean", "var")
@@ -97,3 +103,38 @@ def mean_statistics(total: StatisticsSum) -> Any:
         return x / total.batch.astype(x.dtype) if floating else x // total.batch.astype(x.dtype)
 
     return jax.tree.map(mean, total.total)
+
+
+def make_recompute(
+    execution: Execution,
+    model: Model,
+    normalise: Prepare,
+    abstract: Variables,
+    stopwatch: Stopwatch,
+) -> Callable[[Variables, Batches], Variables]:
+    """Builds ``(variables, batches) -> variables`` of all agents, with these batches' statistics.
+
+    Args:
+      execution: the form in which the population runs.
+      model: the model of all agents.
+      normalise: images as stored → what the model takes.
+      abstract: shapes of one agent's variables.
+      stopwatch: gets the compile time.
+    """
+    if "batch_stats" not in abstract:
+        return lambda variables, batches: variables
+    averaging = map_agents(execution, mean_statistics, stopwatch)
+    update = statistics_update(model, normalise)
+    counter = jax.ShapeDtypeStruct((), jnp.int32)
+
+    @functools.cache
+    def summing(spec: PartitionSpec) -> Callable[..., StatisticsSum]:
+        return repeat(execution, update, stopwatch, spec)
+
+    def recompute(variables: Variables, batches: Batches) -> Variables:
+        nothing = StatisticsSum(*zeros(execution, (abstract["batch_stats"], counter)))
+        operands = variables, batches.rows
+        total = summing(batches.spec)(nothing, operands, batches.images, batches.number)
+        return {**variables, "batch_stats": averaging(total)}
+
+    return recompute

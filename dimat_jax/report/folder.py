@@ -14,8 +14,8 @@ from dimat_jax.metrics import finite
 from dimat_jax.report.figures import accuracy_figure
 from dimat_jax.report.summary import commit, summarize, versions
 from dimat_jax.report.tables import accuracy_table, cost_table, to_markdown
+from dimat_jax.simulation.result import Result
 from dimat_jax.simulation.setup import Setup
-from dimat_jax.simulation.simulation import Result
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"

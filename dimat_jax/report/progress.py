@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column
 
 from dimat_jax.metrics import Row
-from dimat_jax.simulation.simulation import Observer
+from dimat_jax.simulation.result import Observer
 
 
 def describe(row: Row) -> str:

@@ -1,10 +1,9 @@
-"""What a run works with, made from its configuration: everything wrong in it is said here."""
+"""What a run works with, made from its configuration; everything wrong in it is said here."""
 
 import dataclasses
 import inspect
-import numbers
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,48 +11,24 @@ import numpy as np
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import METHODS
+from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
-from dimat_jax.execution.population import Execution, choose_execution, has_convolutions
+from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.registry import choose
+from dimat_jax.simulation.checks import all_methods, check_options, check_own
+from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
 from dimat_jax.topology import Topology
-from dimat_jax.training.local import OPTIMIZERS
 from dimat_jax.types import Key, Model, Variables
 
 BATCH_SIZE = 50
-STEPS_AN_EPOCH = 10
+STEPS_PER_EPOCH = 10
 """The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
 
 OWN = "own"
 """What a model is called that was handed over instead of named."""
-TAKEN = {
-    int: ("a whole number", numbers.Integral),
-    float: ("a number", numbers.Real),
-}
-"""Type of an option → how to say it, and what is taken for it."""
-HANDED_OVER = {
-    "model": (Model, "dj.from_linen(module) and dj.from_nnx(make_module) make one of Flax's"),
-    "dataset": (Dataset, "dj.Dataset(...) makes one of arrays"),
-    "topology": (Topology, "dj.topology.from_matrix(array) and from_graph(graph) make one"),
-}
-"""What may be handed over instead of a name → its type, and how to come by it."""
-
-
-class Keys(NamedTuple):
-    """Independent keys for all that is random in one seed's run."""
-
-    partition: Key
-    init: Key
-    order: Key
-    merge: Key
-
-
-def seed_keys(seed: int) -> Keys:
-    """The keys of a seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), 4))
 
 
 class Setup(NamedTuple):
@@ -69,7 +44,8 @@ class Setup(NamedTuple):
       abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
       augment: ``(key, images) -> images``, as stored, for training.
       topology: the graph.
-      graphs: that on which each method works, made of it.
+      methods: the methods of the run, by name, in their order.
+      graphs: for each method the graph on which each of its parts works (`Algorithm.parts`).
       symmetries: the model's permutation groups.
       execution: where and in which form the agents run.
       shards: for each seed, the agents' training examples ``[agents, examples]`` in pretraining
@@ -85,7 +61,8 @@ class Setup(NamedTuple):
     abstract: tuple[Variables, jax.ShapeDtypeStruct]
     augment: Augmentation
     topology: Topology
-    graphs: dict[str, Topology]
+    methods: dict[str, Algorithm]
+    graphs: dict[str, dict[str, Topology]]
     symmetries: Symmetries
     execution: Execution
     shards: dict[int, tuple[Int[np.ndarray, "agents examples"], Int[np.ndarray, "agents examples"]]]
@@ -97,6 +74,7 @@ def prepare(
     model: Model | None = None,
     dataset: Dataset | None = None,
     graph: Topology | None = None,
+    methods: Mapping[str, Algorithm] | None = None,
 ) -> Setup:
     """Checks a configuration and makes what it names; nothing is compiled.
 
@@ -105,11 +83,17 @@ def prepare(
       model: used instead of ``config.model``.
       dataset: used instead of ``config.dataset``.
       graph: used instead of ``config.topology``.
+      methods: of one's own, by name, besides those of the registry; those that ``config.methods``
+        does not name follow them.
 
     Raises:
       ValueError: for anything that cannot be run, in one sentence.
     """
-    check_options(config)
+    known = all_methods(methods)
+    if methods and isinstance(config.methods, tuple | list):
+        more = tuple(name for name in methods if name not in config.methods)
+        config = dataclasses.replace(config, methods=(*config.methods, *more))
+    check_options(config, known)
     check_own(model, dataset, graph)
     named = {
         "model": config.model if model is None else OWN,
@@ -117,7 +101,8 @@ def prepare(
         "topology": config.topology if graph is None else graph.name,
     }
     graph = graph or topology.make(config.topology, config.agents)
-    graphs = choose_graphs(config, graph)
+    chosen = {name: known[name] for name in config.methods}
+    graphs = choose_graphs(config, graph, chosen)
     if model is None:
         choose("model", config.model, models.FACTORIES)
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
@@ -138,10 +123,14 @@ def prepare(
         abstract=abstract,
         augment=choose_augmentation(config, dataset),
         topology=graph,
+        methods=chosen,
         graphs=graphs,
         symmetries=find_symmetries(model, *abstract),
         execution=choose_execution(
-            config.agents, has_convolutions(model.apply, *abstract), config.devices
+            config.agents,
+            has_convolutions(model.apply, *abstract),
+            config.devices,
+            config.agents_at_once,
         ),
         shards={
             seed: (partition.stack(before), partition.stack(after))
@@ -151,85 +140,29 @@ def prepare(
     )
 
 
-def check_types(config: Config) -> None:
-    """Raises a `ValueError` for an option of the wrong type: from Python anything may come."""
-    for name in ("methods", "seeds"):
-        value = getattr(config, name)
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(
-                f"{name} must be a tuple, ({value!r},) for a single one, not {value!r}."
-            )
-    for name, hint in get_type_hints(Config).items():
-        kinds, value = (hint, *get_args(hint)), getattr(config, name)
-        if value is None and type(None) in kinds:
-            continue
-        values = value if get_origin(hint) is tuple else (value,)
-        for kind, (form, taken) in TAKEN.items():
-            wrong = [v for v in values if kind in kinds and not isinstance(v, taken)]
-            if wrong:
-                raise ValueError(f"{name} must be {form}, not {wrong[0]!r}.")
-
-
-def check_own(model: Any, dataset: Any, graph: Any) -> None:
-    """Raises a `ValueError` if what was handed over instead of a name is something else."""
-    given = {"model": model, "dataset": dataset, "topology": graph}
-    for name, (kind, hint) in HANDED_OVER.items():
-        if given[name] is not None and not isinstance(given[name], kind):
-            raise ValueError(
-                f"{name} must be a dj.{kind.__name__}, not a {type(given[name]).__name__}: {hint}; "
-                "a name goes into the Config."
-            )
-
-
-def check_options(config: Config) -> None:
-    """Raises a `ValueError` for an option that has no meaning by itself."""
-    check_types(config)
-    for method in config.methods:
-        choose("method", method, METHODS)
-    choose("partition", config.partition, partition.PARTITIONS)
-    if config.augmentation is not None:
-        choose("augmentation", config.augmentation, datasets.AUGMENTATIONS)
-    choose("optimizer", config.optimizer, OPTIMIZERS)
-    for name in ("methods", "seeds"):
-        values = getattr(config, name)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must be at least one, each once, not {values}.")
-    for name, hint in get_type_hints(Config).items():
-        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
-        if choices and getattr(config, name) is not None:
-            choose(name, getattr(config, name), get_args(choices[0]))
-    least = dict(agents=1, pretrain_epochs=0, rounds=0, epochs_per_round=0, matching_images=2)
-    least |= dict(statistics_images=2, examples_per_agent=1, batch_size=1, test_examples=1)
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, not {value}.")
-    for method, _ in config.method_learning_rate:
-        choose("method of method_learning_rate", method, METHODS)
-    rates = {"learning_rate": config.learning_rate} | {
-        f"learning_rate of {method}": rate for method, rate in config.method_learning_rate
-    }
-    for name, rate in rates.items():
-        if rate is not None and not 0 < rate < float("inf"):
-            raise ValueError(f"{name} must be positive, not {rate}.")
-
-
-def choose_graphs(config: Config, graph: Topology) -> dict[str, Topology]:
-    """The graph on which each method works.
+def choose_graphs(
+    config: Config, graph: Topology, methods: Mapping[str, Algorithm]
+) -> dict[str, dict[str, Topology]]:
+    """The graph on which each part of each method works.
 
     Raises:
       ValueError: unless the given graph is one of so many agents that all methods can use.
     """
     if graph.agents != config.agents:
         raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
-    graphs = {method: METHODS[method].graph(graph) for method in config.methods}
-    for method, used in graphs.items():
-        merges = METHODS[method].merge is not None
-        if config.merge_frame == "first" and merges and not (used.mixing_matrices > 0).all():
-            raise ValueError(
-                "merge_frame 'first' has every agent's network aligned with agent 0's, which takes "
-                f"a fully connected graph, not {used.name!r}."
-            )
+    graphs = {
+        name: {part: found.graph(graph) for part, found in algorithm.parts().items()}
+        for name, algorithm in methods.items()
+    }
+    for used in graphs.values():
+        for part, of_part in used.items():
+            if part == "gossip" or config.merge_frame == "own":
+                continue
+            if not (of_part.mixing_matrices > 0).all():
+                raise ValueError(
+                    "merge_frame 'first' has every agent's network aligned with agent 0's, which "
+                    f"takes a fully connected graph, not {of_part.name!r}."
+                )
     return graphs
 
 
@@ -258,7 +191,7 @@ def choose_batch_size(config: Config, examples: int) -> int:
     Raises:
       ValueError: if it is larger than an agent's share.
     """
-    batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_AN_EPOCH))
+    batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_PER_EPOCH))
     if batch_size > examples:
         raise ValueError(
             f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "

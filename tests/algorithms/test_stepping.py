@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from dimat_jax.execution.population import take
 from helpers.small_runs import (
     assert_trees_close,
     compilations,
@@ -19,7 +20,6 @@ import dimat_jax as dj
 from dimat_jax.algorithms import METHODS, exchanges
 from dimat_jax.algorithms import stepping as gossiping
 from dimat_jax.algorithms.base import Algorithm, Gossip
-from dimat_jax.execution.population import take
 from dimat_jax.models.convnet import ConvNet
 from dimat_jax.simulation import engine
 from dimat_jax.simulation.setup import prepare, seed_keys

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimat_jax.execution.population import AGENTS, REPLICATED
 from helpers.small_runs import (
     compilations,
     equations,
@@ -23,7 +24,6 @@ from helpers.small_runs import (
 import dimat_jax as dj
 from dimat_jax.execution import population
 from dimat_jax.execution.kernels import SWITCH
-from dimat_jax.execution.population import AGENTS, REPLICATED
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging import statistics
 from dimat_jax.training import local as training

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dimat_jax.execution.population import Execution, spread
 
 import dimat_jax as dj
-from dimat_jax.execution.population import Execution, spread
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging.merger import Batches, Merger, make_merger
 from helpers.small_runs import execution_of, noise, normaliser, random_variables

@@ -5,12 +5,12 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dimat_jax.execution.population import Execution
 from jax.sharding import AxisType, Mesh
 
 import dimat_jax as dj
 from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.execution import population
-from dimat_jax.execution.population import Execution
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 

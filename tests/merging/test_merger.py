@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimat_jax.execution.population import replicate, spread
+from dimat_jax.simulation.engine import consensus_distance
 from helpers.mergers import AGENTS, DATASET, EXAMPLES, SHAPE, Case, case, own_batches, population_of
 from helpers.small_runs import (
     assert_trees_close,
@@ -19,11 +21,9 @@ from helpers.small_runs import (
 import dimat_jax as dj
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, Merged, MergeRound
-from dimat_jax.execution.population import replicate, spread
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging import statistics
 from dimat_jax.merging.merger import Batches, make_merger
-from dimat_jax.simulation.engine import consensus_distance
 
 
 def merge(method, case, variables, graph, batches, round=0, first_frame=False) -> Merged:

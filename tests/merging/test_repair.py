@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimat_jax.execution.population import spread
 from helpers.mergers import AGENTS, case, own_batches, population_of
 from helpers.small_runs import assert_trees_close, random_variables
 
 import dimat_jax as dj
-from dimat_jax.execution.population import spread
 from dimat_jax.merging.repair import EPSILON, Preactivations, batch_preactivations, fold
 from dimat_jax.merging.units import find_units
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
+from dimat_jax.execution.population import choose_execution
 from helpers.small_runs import compilations, noise, small_config
 
 import dimat_jax as dj
 from dimat_jax import topology
-from dimat_jax.execution.population import choose_execution
 from dimat_jax.simulation import setup
 from dimat_jax.simulation.setup import prepare
 

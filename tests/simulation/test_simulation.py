@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from dimat_jax.execution.population import choose_execution
 from helpers.small_runs import (
     Counter,
     assert_trees_close,
@@ -21,7 +22,6 @@ from helpers.small_runs import (
 import dimat_jax as dj
 from dimat_jax import communication, topology
 from dimat_jax.algorithms import METHODS
-from dimat_jax.execution.population import choose_execution
 from dimat_jax.metrics import Row
 from dimat_jax.models.convnet import ConvNet
 from dimat_jax.simulation import engine, setup, simulation

@@ -2,13 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
+from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.metrics import Row, append_row
-from dimat_jax.simulation import simulation
+from dimat_jax.simulation.result import Observer, Result
+from dimat_jax.simulation.run import run
 from dimat_jax.simulation.setup import Setup
-from dimat_jax.simulation.simulation import Observer, Result
 from dimat_jax.topology import Topology
 from dimat_jax.types import Model
 
@@ -19,6 +21,7 @@ def simulate(
     model: Model | None = None,
     dataset: Dataset | None = None,
     topology: Topology | None = None,
+    methods: Mapping[str, Algorithm] | None = None,
     observer: Observer = Observer(),
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -30,6 +33,8 @@ def simulate(
       model: used instead of ``config.model``.
       dataset: used instead of ``config.dataset``.
       topology: used instead of ``config.topology``.
+      methods: of one's own, name to `dimat_jax.algorithms.Algorithm`, besides those that there are;
+        those that ``config.methods`` does not name follow the ones that it does.
       observer: is told of what happens. A run that leaves its results in a folder ends where a
         method diverges, whatever the observer says.
 
@@ -39,7 +44,7 @@ def simulate(
         and the step.
     """
     if config.out is None:
-        return simulation.run(config, model, dataset, topology, observer)
+        return run(config, model, dataset, topology, methods, observer)
     # Here, so that a run that writes nothing does without matplotlib.
     from dimat_jax.report import folder
 
@@ -58,6 +63,6 @@ def simulate(
         observer.on_row(row)
 
     recorder = Observer(on_start, observer.on_phase, on_row)
-    result = simulation.run(config, model, dataset, topology, recorder)
+    result = run(config, model, dataset, topology, methods, recorder)
     folder.write_report(result)
     return result

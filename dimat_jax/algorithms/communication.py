@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from dimat_jax.algorithms import Algorithm, Sends
+from dimat_jax.algorithms.base import Algorithm, Gossip, Merge, Message
 from dimat_jax.topology import Topology
 from dimat_jax.types import Variables
 
@@ -41,46 +41,47 @@ def variables_bytes(variables: Variables) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
 
 
-def message_bytes(sends: Sends, variables: Variables) -> int:
+def message_bytes(message: Message, variables: Variables) -> int:
     """Bytes of one message.
 
     Args:
-      sends: what it holds.
+      message: what it holds.
       variables: one agent's, as in `variables_bytes`.
     """
     parameters = variables_bytes(variables["params"])
     statistics = variables_bytes(variables) - parameters
-    content = sends.parameters * parameters + sends.statistics * statistics
-    return content + sends.scalars * SCALAR_BYTES
+    content = message.parameters * parameters + message.statistics * statistics
+    return content + message.scalars * SCALAR_BYTES
 
 
-def messages(algorithm: Algorithm, topology: Topology, exchange: int) -> Int[np.ndarray, " agents"]:
+def messages(message: Message, topology: Topology, exchange: int) -> Int[np.ndarray, " agents"]:
     """How many messages each agent sends in one exchange.
 
-    As many as `Sends` says to each other agent that hears from it, or to all others; one to the
+    As many as `Message` says to each other agent that hears from it, or to all others; one to the
     server, by those whose model is in its mean.
 
     Args:
-      algorithm: the method.
-      topology: the graph on which it works (`Algorithm.graph`); π_ij ≠ 0 where i hears from j.
+      message: what is sent, and to whom.
+      topology: the graph on which the method works (`Gossip.graph`, `Merge.graph`); π_ij ≠ 0 where
+        i hears from j.
       exchange: counted from 0; a time-varying graph repeats after its period.
     """
     hears = topology.mixing_matrix(exchange % topology.period) != 0
-    if algorithm.sends.to_server:
+    if message.to_server:
         return hears.any(0).astype(np.int64)
-    to = np.ones_like(hears) if algorithm.sends.to_everyone else hears
+    to = np.ones_like(hears) if message.to_everyone else hears
     receivers = (to & ~np.eye(topology.agents, dtype=bool)).sum(0, dtype=np.int64)
-    return algorithm.sends.messages * receivers
+    return message.messages * receivers
 
 
 def traffic(
-    algorithm: Algorithm, topology: Topology, first: int, number: int, variables: Variables
+    message: Message, topology: Topology, first: int, number: int, variables: Variables
 ) -> Traffic:
     """What is sent in several exchanges in a row.
 
     Args:
-      algorithm: the method.
-      topology: the graph on which it works.
+      message: what is sent, and to whom.
+      topology: the graph on which the method works.
       first: the first exchange, counted from 0.
       number: of exchanges.
       variables: one agent's.
@@ -88,19 +89,19 @@ def traffic(
     Returns:
       Exact counts. A server's answers, one to every agent, stand in ``total`` alone.
     """
-    size, period = message_bytes(algorithm.sends, variables), topology.period
+    size, period = message_bytes(message, variables), topology.period
     turns = np.bincount((first + np.arange(number)) % period, minlength=period)
-    each = [messages(algorithm, topology, turn) for turn in range(period)]
+    each = [messages(message, topology, turn) for turn in range(period)]
     count = (turns[:, None] * np.array(each)).sum(0)
-    answers = number * topology.agents if algorithm.sends.to_server else 0
+    answers = number * topology.agents if message.to_server else 0
     return Traffic(number, count, size * count, size * (int(count.sum()) + answers))
 
 
 def sent(
-    algorithm: Algorithm, topology: Topology, first: int, number: int, variables: Variables
+    message: Message, topology: Topology, first: int, number: int, variables: Variables
 ) -> float:
     """Bytes that an agent sends in several exchanges, in the mean over agents; see `traffic`."""
-    return float(traffic(algorithm, topology, first, number, variables).bytes.mean())
+    return float(traffic(message, topology, first, number, variables).bytes.mean())
 
 
 def rounds_per_epoch(
@@ -115,13 +116,16 @@ def rounds_per_epoch(
 
     Args:
       algorithm: the method.
-      topology: the graph on which it works.
+      topology: the graph that it is given.
       steps: of an agent in an epoch.
-      epochs_per_round: of local training between two merges. One final merge (`Algorithm.at_end`)
-        counts for nothing.
+      epochs_per_round: of local training between two merges. One final merge counts for nothing.
     """
-    each = np.mean([messages(algorithm, topology, turn) for turn in range(topology.period)])
-    exchanges = (algorithm.gossip is not None) * float(steps)
-    if algorithm.merge is not None and not algorithm.at_end:
-        exchanges += 1 / epochs_per_round
-    return float(exchanges * algorithm.sends.parameters * each)
+
+    def networks(part: Gossip | Merge) -> float:
+        graph = part.graph(topology)
+        each = [messages(part.message, graph, turn) for turn in range(graph.period)]
+        return float(np.mean(each)) * part.message.parameters
+
+    in_steps = networks(algorithm.gossip) * steps if algorithm.gossip else 0.0
+    in_merges = networks(algorithm.merge) / epochs_per_round if algorithm.merge else 0.0
+    return in_steps + in_merges

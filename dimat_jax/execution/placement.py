@@ -1,0 +1,156 @@
+"""Where the agents are: which devices, how many on each, and how their arrays get there.
+
+A population is a pytree whose leaves carry a leading axis of agents, sharded over the devices of a
+one-dimensional mesh. Every device holds as many *lanes*. Where the devices do not divide the
+agents, the last lanes are masked: they repeat the last agent bit for bit, nobody takes anything
+from them, and they never reach the host. ::
+
+    5 agents on 4 devices: 2 lanes each on 3 of them
+
+    device      0      1      2
+    lanes     0  1   2  3   4  4'     4' repeats agent 4
+
+Arrays with those lanes are ``[lanes, ...]`` in what follows, those without ``[agents, ...]``.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from dimat_jax.execution.devices import virtual_devices
+
+AGENTS = PartitionSpec("agents")
+REPLICATED = PartitionSpec()
+
+FORWARD_BATCH = 64
+"""Images in a batch of evaluation, matching and statistics: on CPU few enough that a layer's
+activations stay in a core's cache, which is twice as fast as 500. The same for every form of
+execution, for statistics depend on it."""
+
+PyTree = Any
+
+
+class Execution(NamedTuple):
+    """How a population is laid out and run.
+
+    Attributes:
+      mesh: devices along one axis ``agents``.
+      agents: number of agents.
+      lanes: agents on each device, masked ones included; agent a lives on device ``a // lanes``.
+      lanes_at_once: how many of a device's lanes are computed at the same time (vmapped); the
+        others wait. Fewer take less memory. Divides ``lanes``.
+      sequential: whether Python loops over steps and lanes, calling compiled parts; else the steps
+        are scanned in one compiled call.
+    """
+
+    mesh: Mesh
+    agents: int
+    lanes: int
+    lanes_at_once: int
+    sequential: bool
+
+    @property
+    def all_lanes(self) -> int:
+        """The lanes of all devices: the agents, and the masked ones that repeat the last."""
+        return self.mesh.size * self.lanes
+
+    @property
+    def agent_of_lane(self) -> Int[np.ndarray, "lanes"]:
+        """Which agent each lane holds; a masked one the last."""
+        return np.minimum(np.arange(self.all_lanes, dtype=np.int32), self.agents - 1)
+
+
+def choose_execution(
+    agents: int,
+    convolutions: bool,
+    devices: int | None = None,
+    agents_at_once: int | None = None,
+) -> Execution:
+    """Chooses where and in which form a population runs: the only place where that is decided.
+
+    On CPU, models with convolutions run lane by lane, and Python loops over the steps: XLA's CPU
+    backend turns a vmapped convolution over per-agent weights into a grouped one (12 times slower),
+    and runs any convolution in a while-loop 40 times slower. Everywhere else lanes are vmapped and
+    steps scanned, one call for all of them.
+
+    Args:
+      agents: number of agents.
+      convolutions: whether the model has any.
+      devices: how many of JAX's devices to use; by default as many as there are, at most one for
+        each agent.
+      agents_at_once: how many agents of a device are computed at the same time, at most; by default
+        all of them, and one where they run lane by lane.
+
+    Raises:
+      ValueError: if there are fewer devices than asked for, or more than agents.
+    """
+    available = jax.devices()
+    allowed = min(len(available), agents)
+    devices = allowed if devices is None else devices
+    if not 1 <= devices <= allowed:
+        raise ValueError(
+            f"devices must be 1 to {allowed} ({len(available)} there are, for {agents} agents), "
+            f"not {devices}."
+        )
+    on_cpu = available[0].platform == "cpu"
+    if on_cpu and len(available) == 1 < virtual_devices(agents):
+        warnings.warn(
+            "JAX has started with one CPU device, so the agents share one core: call "
+            f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
+            stacklevel=2,
+        )
+    lanes = -(-agents // devices)
+    sequential = on_cpu and convolutions
+    at_once = min(lanes, agents_at_once or (1 if sequential else lanes))
+    at_once = max(d for d in range(1, at_once + 1) if lanes % d == 0)
+    used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.
+    mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
+    return Execution(mesh, agents, lanes, at_once, sequential)
+
+
+def has_convolutions(function: Callable[..., Any], *args: PyTree) -> bool:
+    """Whether a function's jaxpr, or one that it holds, has a convolution."""
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
+
+
+def pad(execution: Execution, tree: PyTree) -> PyTree:
+    """``[agents, ...]`` → ``[lanes, ...]``: masked lanes repeat the last agent."""
+    if execution.all_lanes == execution.agents:
+        return tree
+    return jax.tree.map(lambda x: x[execution.agent_of_lane], tree)
+
+
+def shard(execution: Execution, tree: PyTree) -> PyTree:
+    """Shards arrays over the devices by their first axis, which these divide."""
+    return jax.device_put(tree, NamedSharding(execution.mesh, AGENTS))
+
+
+def place(execution: Execution, tree: PyTree) -> PyTree:
+    """Puts arrays ``[agents, ...]`` on the agents' devices, ``[lanes, ...]``."""
+    return shard(execution, pad(execution, tree))
+
+
+def replicate(execution: Execution, tree: PyTree) -> PyTree:
+    """Puts a copy of a pytree of arrays on every device."""
+    return jax.device_put(tree, NamedSharding(execution.mesh, REPLICATED))
+
+
+def zeros(execution: Execution, shapes: PyTree) -> PyTree:
+    """Zeros for every agent, ``[lanes, ...]``, of the shapes and dtypes of one agent's pytree."""
+    sharding = NamedSharding(execution.mesh, AGENTS)
+
+    def make(x: jax.ShapeDtypeStruct):
+        return jnp.zeros((execution.all_lanes, *x.shape), x.dtype, device=sharding)
+
+    return jax.tree.map(make, shapes)
+
+
+def to_host(execution: Execution, tree: PyTree) -> PyTree:
+    """Arrays ``[lanes, ...]`` as NumPy arrays ``[agents, ...]``."""
+    return jax.tree.map(lambda x: x[: execution.agents], jax.device_get(tree))

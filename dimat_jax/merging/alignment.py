@@ -1,0 +1,152 @@
+"""Alignment of a whole population: every agent's sources brought into its own frame, at once.
+
+By activations on the agents' devices, by weights and into one universe on the host.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int
+
+from dimat_jax.execution.forms import Update, map_agents, repeat
+from dimat_jax.execution.placement import Execution, place, to_host, zeros
+from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.matching import (
+    assign,
+    combine_moments,
+    cross_moments,
+    match_universe,
+    match_weights,
+    scores,
+)
+from dimat_jax.merging.batches import Batches
+from dimat_jax.symmetries import Symmetries, read_sites
+from dimat_jax.types import Key, Model, Permutations, Prepare, Variables
+
+COUNTER = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class MatchState(NamedTuple):
+    """What matching adds up; stacked with a leading ``lanes`` axis.
+
+    Attributes:
+      moments: of the target's units with those of each source, by read site.
+      batch: the next batch, int32. shape=()
+    """
+
+    moments: Any
+    batch: Int[Array, "*lanes"]
+
+
+def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
+    """Adds the moments of one batch to one agent's `MatchState`.
+
+    The operands are the variables of the target, those of each source, and the rows of the batches
+    ``[batches, batch]``; the resident arrays are the images on the agent's device.
+    """
+    read = read_sites(symmetries, model)
+
+    def update(state: MatchState, operands: Any, images: Any) -> MatchState:
+        target, sources, rows = operands
+        x = normalise(images[rows[state.batch]])
+        activations = read(target, x)
+        moments = [
+            combine_moments(before, cross_moments(symmetries, activations, read(source, x)))
+            for before, source in zip(state.moments, sources, strict=True)
+        ]
+        return MatchState(moments, state.batch + 1)
+
+    return update
+
+
+def activation_matcher(
+    execution: Execution,
+    model: Model,
+    symmetries: Symmetries,
+    normalise: Prepare,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    stopwatch: Stopwatch,
+) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
+    """Builds ``(target, sources, batches) -> permutations``, one a source.
+
+    Those of each agent bring the source into the frame of ``target``, by activations on the agent's
+    batches. None at all for a model without hidden units to align.
+    """
+    activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
+    moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
+    if not jax.tree.leaves(moments):
+        return lambda target, sources, batches: []  # There is nothing to align.
+    scoring = map_agents(execution, scores, stopwatch)
+    update = match_update(symmetries, model, normalise)
+
+    @functools.cache
+    def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
+        return repeat(execution, update, stopwatch, spec)
+
+    def match(
+        target: Variables, sources: Sequence[Variables], batches: Batches
+    ) -> list[Permutations]:
+        with stopwatch.measure("match"):
+            nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
+            operands = target, tuple(sources), batches.rows
+            state = matching(batches.spec)(nothing, operands, batches.images, batches.number)
+            tables = to_host(execution, [scoring(moments) for moments in state.moments])
+        with stopwatch.measure("assign"):
+            return [place(execution, assign(symmetries, table)) for table in tables]
+
+    return match
+
+
+def weight_matcher(
+    execution: Execution, symmetries: Symmetries, stopwatch: Stopwatch
+) -> Callable[[Variables, Sequence[Variables], Key], list[Permutations]]:
+    """Builds ``(target, sources, key) -> permutations``, one a source, on the host."""
+
+    def match(target: Variables, sources: Sequence[Variables], key: Key) -> list[Permutations]:
+        if not symmetries.groups:
+            return []
+        with stopwatch.measure("assign"):
+            targets = unstack(execution, target)
+            keys = [jax.random.fold_in(key, agent) for agent in range(execution.agents)]
+            pairs = [zip(targets, unstack(execution, s), keys, strict=True) for s in sources]
+            return [
+                stack(execution, [match_weights(symmetries, t, s, k) for t, s, k in of_source])
+                for of_source in pairs
+            ]
+
+    return match
+
+
+def universe_matcher(
+    execution: Execution, symmetries: Symmetries, stopwatch: Stopwatch
+) -> Callable[[Variables, Key], list[Permutations]]:
+    """Builds ``(variables, key) -> permutations``, on the host.
+
+    One dict, of every agent into a frame that is found for all of them together; none for a model
+    without hidden units.
+    """
+
+    def match(variables: Variables, key: Key) -> list[Permutations]:
+        if not symmetries.groups:
+            return []
+        with stopwatch.measure("assign"):
+            networks = unstack(execution, variables)
+            return [stack(execution, match_universe(symmetries, networks, key))]
+
+    return match
+
+
+def unstack(execution: Execution, tree: Any) -> list[Any]:
+    """Each agent's part of a pytree stacked ``[lanes, ...]``, on the host."""
+    tree = to_host(execution, tree)
+    return [jax.tree.map(lambda x: x[agent], tree) for agent in range(execution.agents)]  # noqa: B023
+
+
+def stack(execution: Execution, trees: Sequence[Any]) -> Any:
+    """One pytree ``[lanes, ...]`` of one for each agent, laid out over the devices."""
+    return place(execution, jax.tree.map(lambda *leaves: np.stack(leaves), *trees))

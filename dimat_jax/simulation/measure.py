@@ -1,0 +1,52 @@
+"""What is measured of all agents: distance from consensus, divergence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dimat_jax.types import Variables
+
+
+class Diverged(ValueError):
+    """The training loss, or a parameter, is no longer finite."""
+
+
+def consensus_distance(variables: Variables, agents: int | None = None) -> Float[Array, ""]:
+    """How far agents are from their mean: √(1/n Σ_i ‖x_i − x̄‖²), over the parameters.
+
+    It depends on the order of each agent's hidden units, as the parameters do.
+
+    Args:
+      variables: stacked ``[agents, ...]``, masked lanes after them.
+      agents: how many there are; None: all.
+    """
+
+    def squares(x):
+        x = x[:agents]
+        return jnp.sum((x - x.mean(0)) ** 2) / len(x)
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(variables["params"]))))
+
+
+def is_finite(variables: Variables) -> Bool[Array, ""]:
+    """Whether one agent's parameters, and the sum of their squares, are finite numbers."""
+    return jnp.isfinite(sum(jnp.sum(x**2) for x in jax.tree.leaves(variables["params"])))
+
+
+def check_finite(diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "agents"]) -> None:
+    """Raises `Diverged`, which names the first agent, and its step, whose loss went astray.
+
+    The last step of an epoch has no loss after it: it shows in the parameters alone.
+    """
+    if (diverged >= 0).any():
+        agent = int(np.argmin(np.where(diverged >= 0, diverged, np.iinfo(np.int32).max)))
+        raise Diverged(
+            f"The training loss of agent {agent} was not finite at step "
+            f"{diverged[agent] + 1}: a smaller learning_rate is needed (steps count from 1)."
+        )
+    if not finite.all():
+        raise Diverged(
+            f"The parameters of agent {int(finite.argmin())} are not finite after the last step of "
+            "an epoch: a smaller learning_rate is needed."
+        )

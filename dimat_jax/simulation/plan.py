@@ -1,0 +1,90 @@
+"""The events of a run, in order of time."""
+
+import enum
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from dimat_jax.algorithms import Algorithm
+from dimat_jax.config import Config
+from dimat_jax.metrics import PRETRAINING, Phase
+
+
+class Action(enum.Enum):
+    """What happens in an event."""
+
+    START = "a seed starts: every agent's initial state"
+    BEGIN = "a method begins, from the pretrained agents"
+    TRAIN = "an epoch of every agent"
+    MERGE = "what the method does between two stretches of training"
+    FINAL = "what the method does when all training has ended"
+    RECOMPUTE = "normalisation statistics are recomputed"
+    MEASURE = "every agent is evaluated, and a row written"
+
+
+class Event(NamedTuple):
+    """One transition of a run.
+
+    Attributes:
+      action: what happens.
+      seed: of the run.
+      method: whose event it is; `PRETRAINING` for the shared pretraining.
+      round: 0 in pretraining, then counted from 1.
+      epoch: of the stretch of training, counted from 1; 0 in other events.
+      phase: what a row is measured after; None where there is no row.
+      ends: whether the method ends with it.
+    """
+
+    action: Action
+    seed: int
+    method: str = PRETRAINING
+    round: int = 0
+    epoch: int = 0
+    phase: Phase | None = None
+    ends: bool = False
+
+
+def plan(config: Config, methods: Mapping[str, Algorithm]) -> tuple[Event, ...]:
+    """All events of a run: every seed is pretrained once, and goes on by each method.
+
+    Args:
+      config: the run.
+      methods: its methods, in their order.
+    """
+    return tuple(event for seed in config.seeds for event in seed_events(config, methods, seed))
+
+
+def seed_events(config: Config, methods: Mapping[str, Algorithm], seed: int) -> Iterator[Event]:
+    """The events of one seed."""
+    yield Event(Action.START, seed)
+    for epoch in range(1, config.pretrain_epochs + 1):
+        yield Event(Action.TRAIN, seed, epoch=epoch)
+    yield Event(Action.MEASURE, seed, phase="pretrain")
+    for method, algorithm in methods.items():
+        yield Event(Action.BEGIN, seed, method)
+        yield from method_events(config, algorithm, Event(Action.MEASURE, seed, method))
+
+
+def method_events(config: Config, algorithm: Algorithm, event: Event) -> Iterator[Event]:
+    """The events of one method, once it has begun; ``event`` names it."""
+    for round in range(1, config.rounds + 1):
+        now = event._replace(round=round)
+        if algorithm.merge:
+            yield now._replace(action=Action.MERGE)
+            yield now._replace(phase="merge")
+        for epoch in range(1, config.epochs_per_round + 1):
+            yield now._replace(action=Action.TRAIN, epoch=epoch)
+        if algorithm.gossip and config.recompute_statistics:
+            yield now._replace(action=Action.RECOMPUTE)
+        yield now._replace(phase="train", ends=round == config.rounds and not algorithm.final)
+    if algorithm.final:
+        now = event._replace(round=config.rounds + 1)
+        yield now._replace(action=Action.FINAL)
+        yield now._replace(phase="merge", ends=True)
+    elif config.rounds == 0:
+        yield event._replace(ends=True)
+
+
+def share_done(events: tuple[Event, ...], number: int) -> float:
+    """The share of all epochs that have ended before event ``number``, 0 to 1."""
+    ended = sum(event.action is Action.TRAIN for event in events[:number])
+    return ended / max(1, sum(event.action is Action.TRAIN for event in events))

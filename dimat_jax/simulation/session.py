@@ -1,0 +1,402 @@
+"""A run, step by step: `Session.advance` takes a `RunState` to the next one.
+
+Compiled parts are made once. Everything that a run is lies in the state; who wants to watch, store
+or stop it does so between two calls.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dimat_jax.algorithms import Exchange, Merge, MergeRound, exchanges
+from dimat_jax.algorithms.communication import sent
+from dimat_jax.config import Config
+from dimat_jax.datasets import Dataset
+from dimat_jax.execution.compile_cache import keep_compilations
+from dimat_jax.execution.devices import prepare_devices
+from dimat_jax.execution.placement import replicate, to_host
+from dimat_jax.matching.assignment import NotFinite
+from dimat_jax.merging.batches import Batches
+from dimat_jax.metrics import PRETRAINING, Phase, Row
+from dimat_jax.simulation.checks import all_methods, check_options
+from dimat_jax.simulation.images import Shards, common_batches, own_batches, place_shards
+from dimat_jax.simulation.measure import Diverged, check_finite
+from dimat_jax.simulation.parts import Parts, make_parts
+from dimat_jax.simulation.plan import Action, Event, plan
+from dimat_jax.simulation.setup import Setup, prepare
+from dimat_jax.simulation.state import MethodState, Position, RunState, seed_keys
+from dimat_jax.topology import Topology, neighbor_slots
+from dimat_jax.types import Key, Model
+
+
+class Session(NamedTuple):
+    """A run that is ready to go: what it works with, its compiled parts, its events.
+
+    Every method that takes a state reuses its memory: go on with the one that comes back.
+
+    Attributes:
+      setup: what it works with.
+      parts: compiled when first used.
+      plan: what `advance` goes through.
+      shards: ``(seed, part, pooled) -> shards``, see `place_shards`.
+      graphs: ``(method) -> exchanges`` of its gossip, on every device.
+    """
+
+    setup: Setup
+    parts: Parts
+    plan: tuple[Event, ...]
+    shards: Callable[[int, int, bool], Shards]
+    graphs: Callable[[str], Exchange]
+
+    def start(self, seed: int | None = None) -> RunState:
+        """The agents of a seed, by default the first, with their initial weights."""
+        seed = self.setup.config.seeds[0] if seed is None else seed
+        starts = [i for i, e in enumerate(self.plan) if (e.action, e.seed) == (Action.START, seed)]
+        if not starts:
+            raise ValueError(f"seed must be one of {self.setup.config.seeds}, not {seed}.")
+        keys = seed_keys(seed)
+        return RunState(Position(starts[0] + 1, seed), keys, self.parts.init(keys.init))
+
+    def next_event(self, state: RunState) -> Event | None:
+        """What `advance` will do; None where the run has ended."""
+        number = state.position.event
+        return self.plan[number] if number < len(self.plan) else None
+
+    def advance(self, state: RunState) -> tuple[RunState, Row | None]:
+        """Goes through one event of the plan.
+
+        Args:
+          state: whose memory is reused.
+
+        Returns:
+          The next state; the row of ``metrics.jsonl`` that the event gave, if it gave one.
+
+        Raises:
+          Diverged: if an agent's loss or parameters are no longer finite.
+          ValueError: if the run has ended.
+        """
+        event, row = self.next_event(state), None
+        if event is None:
+            raise ValueError("The run has ended: there is no event left.")
+        if event.action is Action.START:
+            return self.start(event.seed), None
+        if event.action not in (Action.MERGE, Action.FINAL):  # Those go on to the next round.
+            state = state._replace(position=state.position._replace(round=event.round))
+        match event.action:
+            case Action.BEGIN:
+                state = self.begin(state, event.method)
+            case Action.TRAIN:
+                state = self.train(state)
+            case Action.MERGE:
+                state = self.merge(state)
+            case Action.FINAL:
+                state = self.merge(state, final=True)
+            case Action.RECOMPUTE:
+                state = self.recompute(state)
+            case Action.MEASURE:
+                state, row = self._measure(state, event)
+        position = state.position._replace(event=state.position.event + 1)
+        return state._replace(position=position), row
+
+    def skip_method(self, state: RunState) -> RunState:
+        """Leaves out what the method has still to do, as one that diverged.
+
+        Args:
+          state: of which nothing but the position and the pretrained agents is looked at.
+        """
+        left = range(state.position.event, len(self.plan))
+        now = self.plan[state.position.event]
+        same = (event for event in left if self.plan[event][1:3] != now[1:3])
+        number = next(same, len(self.plan))
+        return state._replace(position=state.position._replace(event=number))
+
+    def method_of(self, state: RunState) -> str:
+        """The name of the method that a state is in."""
+        number = state.position.method
+        return PRETRAINING if number < 0 else list(self.setup.methods)[number]
+
+    def shards_of(self, state: RunState) -> Shards:
+        """The agents' training examples at this point of the run."""
+        method = self.method_of(state)
+        if method == PRETRAINING:
+            return self.shards(state.position.seed, 0, False)
+        return self.shards(state.position.seed, 1, self.setup.methods[method].pooled)
+
+    def begin(self, state: RunState, method: str) -> RunState:
+        """Begins a method from the pretrained agents, or from the agents as they are.
+
+        Args:
+          state: in pretraining, or in another method, which ends.
+          method: its name.
+        """
+        setup, algorithm = self.setup, self.setup.methods[method]
+        pretrained = state.agents if state.pretrained is None else state.pretrained
+        own = dict(setup.config.method_learning_rate).get(method, setup.learning_rate)
+        agents = jax.tree.map(jnp.copy, pretrained)
+        agents = agents._replace(rate_scale=agents.rate_scale * (own / setup.learning_rate))
+        kept = MethodState(
+            merge=algorithm.merge and algorithm.merge.init(agents.variables),
+            final=algorithm.final and algorithm.final.init(agents.variables),
+        )
+        if algorithm.gossip is not None:
+            parts = self.parts.gossip(algorithm.gossip)
+            agents, gossip = parts.start(agents, self.graphs(method))
+            kept = kept._replace(gossip=gossip)
+        epochs = setup.config.pretrain_epochs
+        position = state.position._replace(
+            method=list(setup.methods).index(method), round=0, epoch=epochs, first_epoch=epochs
+        )
+        return RunState(position, state.keys, agents, kept, pretrained)
+
+    def train(self, state: RunState) -> RunState:
+        """Trains every agent for an epoch, by itself or as the method has it.
+
+        Raises:
+          Diverged: if an agent's loss is no longer finite, or its parameters are not.
+        """
+        parts, shards, position = self.parts, self.shards_of(state), state.position
+        method, order = self.method_of(state), state.keys.order
+        gossip = None if method == PRETRAINING else self.setup.methods[method].gossip
+        agents = state.agents._replace(loss=jnp.zeros_like(state.agents.loss))
+        kept, bytes_sent = state.method, state.bytes_sent
+        with parts.stopwatch.measure("train") as timer:
+            if gossip is None:
+                agents = parts.train(agents, shards, order, position.epoch)
+            else:
+                train, graph = parts.gossip(gossip).train, self.graphs(method)
+                agents, after = train(agents, kept.gossip, graph, shards, order, position.epoch)
+                kept = kept._replace(gossip=after)
+            check = agents.loss, agents.diverged, parts.finite(agents.variables)
+            losses, diverged, finite = to_host(self.setup.execution, check)
+        check_finite(diverged, finite)
+        if gossip is not None:
+            first = (position.epoch - position.first_epoch) * shards.steps
+            graph = self.setup.graphs[method]["gossip"]
+            abstract = self.setup.abstract[0]
+            bytes_sent += sent(gossip.message, graph, first, shards.steps, abstract)
+        images = self.setup.config.agents * shards.steps * self.setup.batch_size
+        return state._replace(
+            position=position._replace(epoch=position.epoch + 1),
+            agents=agents,
+            method=kept,
+            bytes_sent=bytes_sent,
+            train_loss=float(losses.mean()) / max(1, shards.steps),
+            images_per_second=images / timer.seconds,
+        )
+
+    def merge(self, state: RunState, final: bool = False) -> RunState:
+        """Does what the method does between two stretches of training.
+
+        Args:
+          state: of a method that does something there.
+          final: whether it is what the method does when training has ended.
+
+        Raises:
+          Diverged: if networks have diverged so far that their units cannot be compared.
+          ValueError: if the method does nothing there.
+        """
+        setup, method = self.setup, self.method_of(state)
+        name = "final" if final else "merge"
+        part = None if method == PRETRAINING else setup.methods[method].parts().get(name)
+        if not isinstance(part, Merge):
+            raise ValueError(f"The method {method!r} has no {name}.")
+        graph, round = setup.graphs[method][name], state.position.round + 1
+        inputs = merge_round(self, state, graph, round)
+        before = state.agents.variables
+        try:
+            merged = part.apply(self.parts.merger, before, getattr(state.method, name), inputs)
+        except NotFinite as error:
+            raise Diverged(str(error)) from error
+        state = state._replace(
+            position=state.position._replace(round=round),
+            agents=state.agents._replace(variables=merged.variables),
+            method=state.method._replace(**{name: merged.state}),
+            permutations=tuple(merged.permutations),
+            train_loss=None,
+            images_per_second=None,
+            bytes_sent=state.bytes_sent
+            + sent(part.message, graph, 0 if final else round - 1, 1, setup.abstract[0]),
+        )
+        return after_merge(self, state, before, merged.moved)
+
+    def recompute(self, state: RunState) -> RunState:
+        """Recomputes the agents' normalisation statistics from the images of this round."""
+        batches = statistics_batches(self, state, max(1, state.position.round))
+        variables = self.parts.merger.recompute(state.agents.variables, batches)
+        return state._replace(agents=state.agents._replace(variables=variables))
+
+    def measure(self, state: RunState, phase: Phase = "train") -> Row:
+        """Evaluates every agent; the row that says where the run stands.
+
+        Args:
+          state: which is left as it is.
+          phase: what has just ended.
+        """
+        parts, position = self.parts, state.position
+        with parts.stopwatch.measure("evaluate"):
+            score = to_host(
+                self.setup.execution, parts.evaluate(state.agents.variables, parts.tests)
+            )
+            distance = float(parts.consensus_distance(state.agents.variables))
+        tests = int((parts.tests[1] >= 0).sum())
+        accuracy = score.correct / tests
+        return Row(
+            method=self.method_of(state),
+            seed=position.seed,
+            round=position.round,
+            epoch=position.epoch,
+            phase=phase,
+            test_accuracy=float(accuracy.mean()),
+            test_accuracy_std=float(accuracy.std()),
+            test_accuracy_agents=accuracy.tolist(),
+            test_loss=float(score.loss.mean()) / tests,
+            train_loss=state.train_loss,
+            consensus_distance=distance,
+            bytes_sent=state.bytes_sent,
+            images_per_second=state.images_per_second,
+            seconds=parts.stopwatch.take(),
+        )
+
+    def _measure(self, state: RunState, event: Event) -> tuple[RunState, Row | None]:
+        """An event of `Action.MEASURE`: the last of a method is on all test images, too."""
+        parts, tests = self.parts, len(self.setup.dataset.test_labels)
+        if event.ends:
+            # Before the row, whose seconds hold those of this evaluation.
+            with parts.stopwatch.measure("evaluate"):
+                score = parts.evaluate(state.agents.variables, parts.all_tests)
+                correct = to_host(self.setup.execution, score.correct)
+            state = state._replace(final_accuracy=correct / tests)
+        if event.phase == "pretrain":
+            state = state._replace(pretrained=state.agents)
+        if event.phase is None:
+            parts.stopwatch.take()  # There is no row that these seconds belong to.
+            return state, None
+        return state, self.measure(state, event.phase)
+
+
+def make_session(
+    config: Config = Config(),
+    *,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    topology: Topology | None = None,
+    methods: Mapping | None = None,
+) -> Session:
+    """Checks a configuration and makes a run that is ready to go; nothing is compiled yet.
+
+    Args:
+      config: the run; ``out`` and ``overwrite`` are not looked at.
+      model: used instead of ``config.model``.
+      dataset: used instead of ``config.dataset``.
+      topology: used instead of ``config.topology``.
+      methods: of one's own, by name, besides those of the registry.
+
+    Raises:
+      ValueError: for a configuration that cannot be run.
+    """
+    setup = prepare_run(config, model, dataset, topology, methods)
+    return session_of(setup)
+
+
+def prepare_run(
+    config: Config,
+    model: Model | None = None,
+    dataset: Dataset | None = None,
+    topology: Topology | None = None,
+    methods: Mapping | None = None,
+) -> Setup:
+    """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
+    check_options(config, all_methods(methods))
+    prepare_devices(config.agents, config.devices)
+    keep_compilations()
+    return prepare(config, model, dataset, topology, methods)
+
+
+def session_of(setup: Setup) -> Session:
+    """A session on what is prepared already."""
+
+    @functools.lru_cache(maxsize=2)
+    def shards(seed: int, part: int, pooled: bool) -> Shards:
+        return place_shards(setup, seed, part, pooled)
+
+    @functools.cache
+    def graphs(method: str) -> Exchange:
+        rounds = exchanges(setup.graphs[method]["gossip"], setup.execution)
+        return replicate(setup.execution, rounds)
+
+    events = plan(setup.config, setup.methods)
+    return Session(setup, make_parts(setup), events, shards, graphs)
+
+
+def after_merge(session: Session, state: RunState, before, moved: bool) -> RunState:
+    """What remembers the agents' units starts afresh after a merge, or goes with them.
+
+    Args:
+      session: the run.
+      state: after the merge.
+      before: the agents' variables before it.
+      moved: whether the agents' own units stand in another order now.
+    """
+    parts, method = session.parts, session.method_of(state)
+    gossip, agents = session.setup.methods[method].gossip, state.agents
+    kept = state.method.gossip
+    if session.setup.config.optimizer_after_merge == "fresh":
+        agents = parts.fresh(agents)
+        if gossip is not None and kept is not None:
+            agents, new = parts.gossip(gossip).start(agents, session.graphs(method))
+            kept = new._replace(turn=kept.turn)
+    elif moved:
+        own = None if kept is None else kept.method
+        remembered = agents.optimizer, own
+        for permutations in state.permutations:
+            remembered = parts.merger.permute_state(permutations, before, remembered)
+        optimizer, own = remembered
+        agents = agents._replace(optimizer=optimizer)
+        kept = kept and kept._replace(method=own)
+    if gossip is not None and kept is not None:
+        kept = parts.gossip(gossip).resume(agents, kept, session.graphs(method))
+    return state._replace(agents=agents, method=state.method._replace(gossip=kept))
+
+
+def merge_round(session: Session, state: RunState, graph: Topology, round: int) -> MergeRound:
+    """Chooses the neighbours and the images of a merge round, counted from 1."""
+    config = session.setup.config
+    sources, weights = neighbor_slots(graph, round - 1)
+    return MergeRound(
+        sources=sources,
+        weights=weights,
+        matching=matching_batches(session, state, round),
+        statistics=statistics_batches(session, state, round)
+        if config.recompute_statistics
+        else None,
+        first_frame=config.merge_frame == "first",
+        key=round_key(state, round),
+    )
+
+
+def matching_batches(session: Session, state: RunState, round: int) -> Batches:
+    """The images on which units are compared: own ones, agent 0's, or of all agents."""
+    setup, config = session.setup, session.setup.config
+    shards, key = session.shards_of(state), round_key(state, round)
+    if config.matching_data == "shared":
+        return common_batches(setup, shards, key, config.matching_images, config.agents)
+    if config.merge_frame == "first":
+        return common_batches(setup, shards, key, config.matching_images, 1)
+    return own_batches(setup, shards, key, config.matching_images)
+
+
+def statistics_batches(session: Session, state: RunState, round: int) -> Batches:
+    """The images from which a round's statistics are recomputed: own ones, or of all agents."""
+    setup, config = session.setup, session.setup.config
+    shards, key = session.shards_of(state), round_key(state, round)
+    if config.matching_data == "shared":
+        return common_batches(setup, shards, key, config.statistics_images, config.agents)
+    return own_batches(setup, shards, key, config.statistics_images)
+
+
+def round_key(state: RunState, round: int) -> Key:
+    """Drives all that is random in a merge round, counted from 1."""
+    return jax.random.fold_in(state.keys.merge, round)

@@ -1,0 +1,82 @@
+"""All that a run is, as one pytree."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dimat_jax.algorithms.stepping import GossipState
+from dimat_jax.training.state import AgentState
+from dimat_jax.types import Key, Permutations
+
+
+class Keys(NamedTuple):
+    """Independent keys for all that is random in one seed's run."""
+
+    partition: Key
+    init: Key
+    order: Key
+    merge: Key
+
+
+def seed_keys(seed: int) -> Keys:
+    """The keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 4))
+
+
+class Position(NamedTuple):
+    """Where a run stands; whole numbers.
+
+    Attributes:
+      event: the next entry of `Session.plan`.
+      seed: the seed.
+      method: which of the run's methods, counted from 0; -1 in the shared pretraining.
+      round: 0 in pretraining, then that of the last merge, or of the training under way.
+      epoch: epochs trained since the start, pretraining included.
+      first_epoch: what `epoch` was when the method began.
+    """
+
+    event: int
+    seed: int
+    method: int = -1
+    round: int = 0
+    epoch: int = 0
+    first_epoch: int = 0
+
+
+class MethodState(NamedTuple):
+    """What the parts of a method remember; stacked ``[lanes, ...]``, None for parts it has not."""
+
+    gossip: GossipState | None = None
+    merge: Any = None
+    final: Any = None
+
+
+class RunState(NamedTuple):
+    """All that a run is. Arrays are stacked ``[lanes, ...]`` and stay on the devices.
+
+    Attributes:
+      position: where it stands.
+      keys: of its seed.
+      agents: variables, optimizer state and counters of every agent.
+      method: what the method remembers.
+      pretrained: the agents as they were when pretraining ended, from whom every method starts;
+        None before.
+      bytes_sent: by an agent since the start, in the mean.
+      permutations: those of the last merge, see `dimat_jax.algorithms.Merged`.
+      train_loss: mean over agents and steps of the last epoch; None if a merge came after it.
+      images_per_second: of the last epoch, all agents together; likewise.
+      final_accuracy: of each agent on all test images, once the method has ended.
+    """
+
+    position: Position
+    keys: Keys
+    agents: AgentState
+    method: MethodState = MethodState()
+    pretrained: AgentState | None = None
+    bytes_sent: float = 0.0
+    permutations: tuple[Permutations, ...] = ()
+    train_loss: float | None = None
+    images_per_second: float | None = None
+    final_accuracy: Float[np.ndarray, "agents"] | None = None

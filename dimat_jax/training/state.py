@@ -1,0 +1,90 @@
+"""What an agent carries from step to step, and what it starts from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dimat_jax.types import Key, Model, Variables
+
+
+class AgentState(NamedTuple):
+    """All that an agent carries from step to step; stacked with a leading ``agents`` axis.
+
+    Attributes:
+      variables: the model's variables; nothing else holds its parameters.
+      optimizer: the local optimizer's state.
+      key: drives augmentation and dropout. shape=()
+      step: steps since the start of the run, int32. shape=()
+      rate_scale: multiplies the learning rate. shape=()
+      loss: sum of the training losses since it was last reset. shape=()
+      diverged: the first step whose loss was not finite, or -1; int32. shape=()
+    """
+
+    variables: Variables
+    optimizer: Any
+    key: Key
+    step: Int[Array, "*agents"]
+    rate_scale: Float[Array, "*agents"]
+    loss: Float[Array, "*agents"]
+    diverged: Int[Array, "*agents"]
+
+
+def init_population(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    agents: int,
+    image_shape: tuple[int, ...],
+    same: bool = False,
+) -> AgentState:
+    """Makes every agent's initial state.
+
+    Compute it on one device: it is then the same bit for bit wherever it is used after.
+
+    Args:
+      model: the model of all agents.
+      optimizer: the local optimizer.
+      key: the same key, the same population.
+      agents: number of agents.
+      image_shape: ``(height, width, channels)``.
+      same: whether all agents start from the same weights.
+
+    Returns:
+      States stacked ``[agents, ...]``, parameters in JAX's default float type.
+    """
+    init_key, step_key = jax.random.split(key)
+    dtype = jnp.result_type(float)
+    image = jnp.zeros((1, *image_shape), dtype)
+
+    def init_one(keys: tuple[Key, Key]) -> AgentState:
+        init_key, step_key = keys
+        variables = jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            model.init(init_key, image),
+        )
+        return AgentState(
+            variables=variables,
+            optimizer=optimizer.init(variables["params"]),
+            key=step_key,
+            step=jnp.zeros((), jnp.int32),
+            rate_scale=jnp.ones((), dtype),
+            loss=jnp.zeros((), dtype),
+            diverged=jnp.full((), -1, jnp.int32),
+        )
+
+    init_keys = jax.random.split(init_key, agents)
+    if same:
+        init_keys = jnp.broadcast_to(init_keys[0], (agents,))
+    # A loop over agents compiles in half the time of a vmap.
+    return jax.lax.map(init_one, (init_keys, jax.random.split(step_key, agents)))
+
+
+def count_loss(
+    total: Float[Array, ""], diverged: Int[Array, ""], loss: Float[Array, ""], step: Int[Array, ""]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Adds a step's loss to the sum, and notes the step if it is the first not to be finite."""
+    fine = jnp.isfinite(loss) | (diverged >= 0)
+    return total + loss.astype(total.dtype), jnp.where(fine, diverged, step)
