@@ -277,7 +277,7 @@ CORRECTIONS = {
     "RESET": {"recompute": True, "repair": False},
     "REPAIR": {"recompute": True, "repair": True},
 }
-"""What is done to a merged network, as arguments of `dimat_jax.algorithms.merging.neighbor_average`."""
+"""What is done to a merged network, as arguments of `neighbor_average`."""
 
 
 def measure_techniques(
