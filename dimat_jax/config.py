@@ -66,13 +66,15 @@ class Config:
     methods: tuple[str, ...] = ("dimat", "wa")
     """The methods to compare, all from the same pretrained agents."""
     matching_data: Literal["own", "shared"] = "own"
-    """On what neighbours' units are compared and BatchNorm statistics recomputed: each agent's own
-    images, or images of all agents, the same for all."""
+    """On what neighbours' units are compared: each agent's own images, or images of all agents, the
+    same for all, which count as sent."""
     matching_images: int = 512
     """Number of images for matching."""
     recompute_statistics: bool = True
     """Whether BatchNorm statistics are recomputed: after a merge, and for methods that exchange
     something in every step after each round of training. Else a merge averages them."""
+    statistics_data: Literal["own", "shared"] = "own"
+    """From what BatchNorm statistics are recomputed: as in matching_data."""
     statistics_images: int = 1024
     """Number of images for recomputing BatchNorm statistics."""
     merge_frame: Literal["own", "first"] = "own"
@@ -116,6 +118,6 @@ PRESETS = {
 """Named configurations. ``quick`` is sized for two CPU cores; ``paper`` has the network, data,
 number of agents and epochs of the published headline result (arXiv 2404.08079, table 2: ResNet-20
 of width 8 on CIFAR-100). It matches as ``quick`` does; the published code on the images of all
-agents: ``matching_data="shared"``."""
+agents: ``matching_data="shared", statistics_data="shared"``."""
 
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3}
