@@ -23,11 +23,18 @@ class Topology:
 
     Attributes:
       name: for messages and tables.
-      mixing_matrices: float64 ``[period, agents, agents]``; period 1 when the graph is static.
+      mixing_matrices: float64 ``[period, agents, agents]``, no weight negative; period 1 when the
+        graph is static.
+
+    Raises:
+      ValueError: for a weight that is negative or not finite.
     """
 
     name: str
     mixing_matrices: Matrices
+
+    def __post_init__(self) -> None:
+        check_weights(self.name, self.mixing_matrices)
 
     @property
     def agents(self) -> int:
@@ -64,14 +71,25 @@ class Topology:
         return 1 - left ** (1 / self.period)
 
 
+def check_weights(name: str, matrices: Matrices) -> None:
+    """Raises a `ValueError` that names the first weight which is negative or not finite."""
+    # NaN is not >= 0.
+    wrong = np.argwhere(~(np.isfinite(matrices) & (matrices >= 0)))
+    if len(wrong):
+        round, i, j = wrong[0]
+        where = f" in round {round}" if len(matrices) > 1 else ""
+        weight = matrices[round, i, j]
+        problem = "below 0" if np.isfinite(weight) else "which is not a finite number"
+        raise ValueError(
+            f"The mixing matrix of {name!r}{where}: entry ({i}, {j}) is {weight:.6g}, {problem}."
+        )
+
+
 def check_doubly_stochastic(topology: Topology, tolerance: float = 1e-6) -> None:
-    """Raises a `ValueError` unless every row and column is non-negative and sums to 1."""
+    """Raises a `ValueError` unless every row and column sums to 1."""
     for round, matrix in enumerate(topology.mixing_matrices):
         where = f" in round {round}" if topology.period > 1 else ""
         prefix = f"The mixing matrix of {topology.name!r} is not doubly stochastic{where}:"
-        if matrix.min() < 0:
-            i, j = np.unravel_index(matrix.argmin(), matrix.shape)
-            raise ValueError(f"{prefix} entry ({i}, {j}) is {matrix[i, j]:.6g}, below 0.")
         for line, sums in (("row", matrix.sum(1)), ("column", matrix.sum(0))):
             worst = int(np.abs(sums - 1).argmax())
             if abs(sums[worst] - 1) > tolerance:
@@ -126,11 +144,11 @@ def neighbor_slots(
 def from_matrix(array: Any, name: str = "matrix") -> Topology:
     """A topology of given weights, ``[agents, agents]`` or ``[period, agents, agents]``.
 
-    Nothing is asked of the weights but that they are finite numbers: methods check what they need
-    by `check_doubly_stochastic` and `check_connected`.
+    Nothing is asked of the weights but that they are finite and not negative: methods check what
+    they need by `check_doubly_stochastic` and `check_connected`.
 
     Raises:
-      ValueError: for any other shape, or a weight that is not finite.
+      ValueError: for any other shape, or a weight that is negative or not finite.
     """
     matrices = np.array(array, np.float64)
     shape = matrices.shape
@@ -139,9 +157,6 @@ def from_matrix(array: Any, name: str = "matrix") -> Topology:
         raise ValueError(
             f"A mixing matrix is [agents, agents] or [period, agents, agents], not {list(shape)}."
         )
-    if not np.isfinite(matrices).all():
-        _, i, j = np.argwhere(~np.isfinite(matrices))[0]
-        raise ValueError(f"Entry ({i}, {j}) of the mixing matrix is not a finite number.")
     return Topology(name, matrices)
 
 

@@ -105,7 +105,10 @@ def test_from_matrix_keeps_the_weights():
         (lambda: T.from_graph(nx.DiGraph([(0, 1)])), "need an undirected graph"),
         (lambda: T.from_graph(nx.Graph()), "the graph has none"),
         (lambda: T.from_matrix(np.ones((2, 3))), r"\[agents, agents\] or .*not \[2, 3\]"),
-        (lambda: T.from_matrix([[1, np.nan], [0, 1]]), r"Entry \(0, 1\).*not a finite number"),
+        (
+            lambda: T.from_matrix([[1, np.nan], [0, 1]]),
+            r"entry \(0, 1\) is nan.*not a finite number",
+        ),
     ],
 )
 def test_bad_input(make, sentence):
@@ -113,13 +116,23 @@ def test_bad_input(make, sentence):
         make()
 
 
+@pytest.mark.parametrize("make", [T.from_matrix, lambda a: T.Topology("matrix", np.array(a))])
+def test_negative_weights_are_refused_and_named(make):
+    swap = np.array([[1.1, -0.1], [-0.1, 1.1]])  # doubly stochastic but for its signs
+    with pytest.raises(ValueError, match=r"'matrix': entry \(0, 1\) is -0\.1, below 0\.$"):
+        make(swap[None])
+    with pytest.raises(ValueError, match=r"'matrix' in round 1: entry \(0, 1\) is -0\.1, below"):
+        make([np.eye(2), swap])
+    with pytest.raises(ValueError, match=r"entry \(1, 0\) is inf, which is not a finite number"):
+        make([np.eye(2), [[1, 0], [np.inf, 1]]])
+    make([np.eye(2), np.full((2, 2), 0.5)])
+
+
 def test_which_row_or_column_is_not_stochastic_and_by_how_much():
     with pytest.raises(ValueError, match=r"row 1 sums to 1\.1, \+0\.1 away from 1"):
         T.check_doubly_stochastic(T.from_matrix([[0.5, 0.5], [0.5, 0.6]]))
     with pytest.raises(ValueError, match=r"column 0 sums to 1\.8, \+0\.8 away from 1"):
         T.check_doubly_stochastic(T.from_matrix([[0.6, 0.2, 0.2]] * 3))
-    with pytest.raises(ValueError, match=r"in round 1: entry \(0, 1\) is -0\.5, below 0"):
-        T.check_doubly_stochastic(T.from_matrix([np.eye(2), [[1.5, -0.5], [-0.5, 1.5]]]))
 
 
 def test_who_is_cut_off():
