@@ -141,7 +141,7 @@ def print_banner(console: "Console", setup: "Setup") -> None:
     from dimat_jax.simulation.setup import OWN
 
     config, dataset = setup.config, setup.dataset
-    if "stand-in" in dataset.name:
+    if dataset.stand_in_for is not None:
         console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
     tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)

@@ -22,7 +22,7 @@ Directory = str | os.PathLike | None
 
 
 def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
-    """Loads CIFAR-10 if it can be had, otherwise `shapes`, whose name then says so.
+    """Loads CIFAR-10 if it can be had, otherwise `shapes`, which then say so.
 
     Where there is no network, no more than 2 s go into finding that out.
     """
@@ -30,8 +30,10 @@ def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Datase
         return cifar.load(cifar.CIFAR10, data_dir, cache_dir)
     except DataNotFoundError as error:
         _log.warning("%s Taking synthetic shapes instead.", error)
-        stand_in = shapes.load(data_dir, cache_dir)
-        return stand_in._replace(name=STAND_IN)
+        title = cifar.CIFAR10.title
+        return shapes.load(data_dir, cache_dir)._replace(
+            name=f"shapes (synthetic stand-in for {title})", stand_in_for=title
+        )
 
 
 SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
@@ -43,12 +45,6 @@ SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
     "shapes": shapes.load,
 }
 """Name → ``load(data_dir, cache_dir)``."""
-
-STAND_IN = "shapes (synthetic stand-in for CIFAR-10)"
-MIRRORED = (
-    cifar.CIFAR10.title, cifar.CIFAR100.title, tiny_imagenet.TITLE, shapes.TITLE, STAND_IN,
-)  # fmt: skip
-"""The names of those data sets whose images keep their class when flipped and moved."""
 
 
 def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -69,18 +65,3 @@ def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> 
       ValueError: for an unknown name (with the nearest one), or damaged data (which file).
     """
     return SOURCES[choose("data set", name, SOURCES)](data_dir, cache_dir)
-
-
-def augmentation_for(dataset: Dataset) -> Augmentation:
-    """The augmentation that suits a data set, by its name.
-
-    Args:
-      dataset: one that `load` returned, or one's own.
-
-    Returns:
-      `flip_and_crop` for photographs and shapes, the identity for digits (a mirrored digit is no
-      digit) and for data sets not known here.
-    """
-    # What a name adds in brackets (JPEG, a part) changes nothing.
-    mirrored = any(dataset.name == t or dataset.name.startswith(f"{t} (") for t in MIRRORED)
-    return AUGMENTATIONS["flip_and_crop" if mirrored else "none"]

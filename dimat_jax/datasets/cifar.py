@@ -146,11 +146,12 @@ def load(
         path, form = _find_original(cifar, directory) or (_download(cifar, directory), cifar.binary)
         files = [*path.iterdir()] if path.is_dir() else [path]
         build = functools.partial(read_original, path, form, cifar)
-    return cached(cifar.name, fingerprint(files), lambda: _say_if_part(build()), cache_dir)
+    return cached(cifar.name, fingerprint(files), lambda: _describe(build()), cache_dir)
 
 
-def _say_if_part(dataset: Dataset) -> Dataset:
-    """Adds to the name that images are missing, if they are."""
+def _describe(dataset: Dataset) -> Dataset:
+    """Adds what suits the images, and to the name that some are missing, if they are."""
+    dataset = dataset._replace(augmentation="flip_and_crop")
     examples = len(dataset.train_labels)
     if (examples, len(dataset.test_labels)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
         return dataset

@@ -251,7 +251,7 @@ def load(
 
     def build() -> Dataset:
         train, test = generate(0, TRAIN_EXAMPLES), generate(1, TEST_EXAMPLES)
-        return Dataset(*train, *test, len(OBJECTS), TITLE)
+        return Dataset(*train, *test, len(OBJECTS), TITLE, "flip_and_crop", synthetic=True)
 
     # The drawing's own source is its identity: whoever changes it gets new images.
     return cached("shapes", [Path(__file__).read_text()], build, cache_dir)

@@ -140,7 +140,8 @@ def _assemble(files: Files) -> Dataset:
     test = {name: label for name, label in test.items() if name in files}
     images, labels = _decode_all(files, train)
     counts = np.bincount(labels, minlength=len(wnids))
-    dataset = Dataset(images, labels, *_decode_all(files, test), len(wnids), title(counts))
+    tests = _decode_all(files, test)
+    dataset = Dataset(images, labels, *tests, len(wnids), title(counts), "flip_and_crop")
     return check(dataset)
 
 
