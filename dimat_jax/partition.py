@@ -5,12 +5,13 @@ lost; `stack` brings them to one length without trimming. What comes out depends
 number of agents and the key only: not on devices, nor on x64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
+from dimat_jax import registry
 from dimat_jax.types import Key
 
 Labels = Integer[Array | np.ndarray, " examples"]
@@ -143,10 +144,7 @@ def pretrain_iid_finetune_by_class(
     )
 
 
-PARTITIONS: dict[str, Callable] = {
-    partition.__name__: partition
-    for partition in (iid, by_class, dirichlet, pretrain_iid_finetune_by_class)
-}
+PARTITIONS: Mapping[str, Callable] = registry.PARTITIONS
 """Name → function of ``(labels, n, key)``; `dirichlet` takes ``alpha`` too, and
 `pretrain_iid_finetune_by_class` returns a pair of lists."""
 

@@ -1,50 +1,26 @@
-"""Image classification data sets, by name, as uint8 arrays on the host."""
+"""Image classification data sets, by name, as uint8 arrays on the host; what augments them.
 
-import functools
-import logging
-import os
-from collections.abc import Callable
+Knows neither of agents nor of models: may import `types`, `registry` and `jaxprs`. Adding one: a
+file with ``load(data_dir, cache_dir)``, and a line in `dimat_jax.registry`.
+"""
 
-from dimat_jax.datasets import cifar, digits, shapes, tiny_imagenet
-from dimat_jax.datasets.augment import AUGMENTATIONS as AUGMENTATIONS
+from collections.abc import Callable, Mapping
+
+from dimat_jax import registry
 from dimat_jax.datasets.augment import Augmentation as Augmentation
 from dimat_jax.datasets.augment import channel_statistics as channel_statistics
 from dimat_jax.datasets.augment import flip_and_crop as flip_and_crop
 from dimat_jax.datasets.augment import normalize as normalize
 from dimat_jax.datasets.base import DataNotFoundError as DataNotFoundError
 from dimat_jax.datasets.base import Dataset as Dataset
+from dimat_jax.datasets.base import Directory
 from dimat_jax.datasets.base import check as check
-from dimat_jax.registry import choose
 
-_log = logging.getLogger(__name__)
-
-Directory = str | os.PathLike | None
-
-
-def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
-    """Loads CIFAR-10 if it can be had, otherwise `shapes`, which then say so.
-
-    Where there is no network, no more than 2 s go into finding that out.
-    """
-    try:
-        return cifar.load(cifar.CIFAR10, data_dir, cache_dir)
-    except DataNotFoundError as error:
-        _log.warning("%s Taking synthetic shapes instead.", error)
-        title = cifar.CIFAR10.title
-        return shapes.load(data_dir, cache_dir)._replace(
-            name=f"shapes (synthetic stand-in for {title})", stand_in_for=title
-        )
-
-
-SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
-    "auto": load_auto,
-    "cifar10": functools.partial(cifar.load, cifar.CIFAR10),
-    "cifar100": functools.partial(cifar.load, cifar.CIFAR100),
-    "tiny_imagenet": tiny_imagenet.load,
-    "digits": digits.load,
-    "shapes": shapes.load,
-}
+SOURCES: Mapping[str, Callable[[Directory, Directory], Dataset]] = registry.DATASETS
 """Name → ``load(data_dir, cache_dir)``."""
+
+AUGMENTATIONS: Mapping[str, Augmentation] = registry.AUGMENTATIONS
+"""Name → augmentation."""
 
 
 def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -64,4 +40,4 @@ def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> 
       DataNotFoundError: (a ValueError) if it can be had neither here nor from the network.
       ValueError: for an unknown name (with the nearest one), or damaged data (which file).
     """
-    return SOURCES[choose("data set", name, SOURCES)](data_dir, cache_dir)
+    return SOURCES[registry.choose("data set", name, SOURCES)](data_dir, cache_dir)

@@ -133,7 +133,3 @@ def channel_statistics(
     mean, square = sums.sum(axis=(1, 2)) / (images.size / images.shape[-1])
     std = np.sqrt(np.maximum(square - mean**2, 0)) / 255
     return (mean / 255).astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip_and_crop": flip_and_crop}
-"""Name → augmentation."""

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32, Shaped, UInt8
 
-from dimat_jax.datasets.augment import AUGMENTATIONS
-from dimat_jax.registry import choose
+from dimat_jax.registry import AUGMENTATIONS, choose
+
+Directory = str | os.PathLike | None
+"""A folder; None: where such things lie by default."""
 
 
 class Dataset(NamedTuple):
@@ -40,7 +42,7 @@ class Dataset(NamedTuple):
     stand_in_for: str | None = None
 
 
-def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
+def data_directory(data_dir: Directory = None) -> Path:
     """``data_dir`` if given, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dimat_jax.datasets.base import Dataset
+from dimat_jax.datasets.base import Dataset, Directory
 
 FORMAT = 2  # goes up when a decoder's output changes, so that no older decoding is taken for it
 
@@ -33,7 +33,7 @@ def cached(
     name: str,
     identity: Sequence,
     build: Callable[[], Dataset],
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: Directory = None,
 ) -> Dataset:
     """Reads a data set from the cache, or builds it and keeps it there.
 

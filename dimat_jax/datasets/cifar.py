@@ -5,7 +5,6 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from dimat_jax.datasets import prepared
 from dimat_jax.datasets.base import (
     DataNotFoundError,
     Dataset,
+    Directory,
     check,
     data_directory,
     in_a_line,
@@ -117,8 +117,8 @@ CIFAR100 = Cifar(
 
 def load(
     cifar: Cifar,
-    data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    data_dir: Directory = None,
+    cache_dir: Directory = None,
 ) -> Dataset:
     """Loads a CIFAR data set from wherever it can be had.
 
@@ -147,6 +147,10 @@ def load(
         files = [*path.iterdir()] if path.is_dir() else [path]
         build = functools.partial(read_original, path, form, cifar)
     return cached(cifar.name, fingerprint(files), lambda: _describe(build()), cache_dir)
+
+
+load_cifar10 = functools.partial(load, CIFAR10)
+load_cifar100 = functools.partial(load, CIFAR100)
 
 
 def _describe(dataset: Dataset) -> Dataset:

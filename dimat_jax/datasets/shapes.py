@@ -7,14 +7,13 @@ trained centrally 81% after two epochs and 89% after five (Adam 1e-3, batch 100,
 """
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from dimat_jax.datasets.base import Dataset
+from dimat_jax.datasets.base import Dataset, Directory
 from dimat_jax.datasets.cache import cached
 
 TITLE = "shapes (synthetic)"
@@ -236,9 +235,7 @@ def generate(
     return np.concatenate([draw(rng, labels[i : i + CHUNK]) for i in parts]), labels
 
 
-def load(
-    data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None
-) -> Dataset:
+def load(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
     """Draws the data set: 20,000 training and 4,000 test images of ten classes, always the same.
 
     Args:

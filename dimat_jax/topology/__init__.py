@@ -2,11 +2,11 @@
 
 `base` has the `Topology` and its checks; the graphs lie by idea in `deterministic`,
 `random_graphs` and `schedules` (time-varying). Knows of graphs only, neither of models nor of
-methods: may import `registry`. Adding one: a function of the number of agents, and its line in
-`TOPOLOGIES`.
+methods: may import `registry`. Adding one: a file with a function of the number of agents, and a
+line in `dimat_jax.registry`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimat_jax import registry
@@ -31,21 +31,7 @@ from dimat_jax.topology.random_graphs import random_regular as random_regular
 from dimat_jax.topology.schedules import base_k as base_k
 from dimat_jax.topology.schedules import one_peer_exponential as one_peer_exponential
 
-TOPOLOGIES: dict[str, Callable[..., Topology]] = {
-    "ring": ring,
-    "fully_connected": fully_connected,
-    "bipartite": bipartite,
-    "disconnected": disconnected,
-    "star": star,
-    "torus": squarest_torus,
-    "exponential": exponential,
-    "one_peer_exponential": one_peer_exponential,
-    "base_k": base_k,
-    "hypercube": hypercube,
-    "erdos_renyi": erdos_renyi,
-    "random_regular": random_regular,
-    "digraph": digraph,
-}
+TOPOLOGIES: Mapping[str, Callable[..., Topology]] = registry.TOPOLOGIES
 """Name → factory of the number of agents."""
 
 
