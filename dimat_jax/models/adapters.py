@@ -85,7 +85,7 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
     ``variables`` is a plain dict of dicts with string keys: ``params`` for every `nnx.Param`,
     ``batch_stats`` for `nnx.BatchStat`, ``state`` for other variables, each of the latter two only
-    if there are any. Random streams are no variables: ``key`` sets them anew in every call.
+    if there are any. Random streams are no variables: ``key`` sets them again in every call.
     Training mode is set by the module's own ``train()`` and ``eval()``, and by the argument of its
     ``__call__`` if it has one that `from_linen` would find.
 

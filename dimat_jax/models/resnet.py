@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import NORMS, normalize
+from dimat_jax.models.norm import NORMS, norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -30,7 +30,7 @@ class ConvNorm(nn.Module):
     ) -> Float[Array, "batch new_height new_width channels"]:
         """Returns the normalised features, before any nonlinearity."""
         x = layers.conv(x, self.channels, self.size, self.strides, bias=self.norm == "none")
-        return normalize(x, self.norm, train)
+        return norm_layer(x, self.norm, train)
 
 
 class Shortcut(nn.Module):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import normalize
+from dimat_jax.models.norm import norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -29,10 +29,10 @@ class Block(nn.Module):
         """Returns the residual stream after the block."""
         dtype = layers.param_dtype(x)
         units = x.shape[-1]
-        y = normalize(x, "layer", train)
+        y = norm_layer(x, "layer", train)
         y = nn.MultiHeadDotProductAttention(HEADS, param_dtype=dtype)(y)
         x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-        y = normalize(x, "layer", train)
+        y = norm_layer(x, "layer", train)
         y = nn.gelu(nn.Dense(4 * units, param_dtype=dtype)(y))
         y = nn.Dense(units, param_dtype=dtype)(y)
         return x + nn.Dropout(self.dropout)(y, deterministic=not train)
@@ -62,7 +62,7 @@ class ViT(nn.Module):
         x = x + self.param("positions", initial, (1, *x.shape[1:]), dtype)
         for _ in range(self.depth):
             x = Block(self.dropout)(x, train)
-        x = normalize(x, "layer", train)
+        x = norm_layer(x, "layer", train)
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(1)
         return layers.classify(pooled, self.num_classes)
 
