@@ -53,7 +53,7 @@ class Shortcut(nn.Module):
         missing = self.channels - x.shape[-1]
         if self.strides == 1 and missing == 0:
             return x
-        if self.kind == "padding":
+        if self.kind == "padding":  # Zeros for the new channels: no parameters.
             x = x[:, :: self.strides, :: self.strides]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
         size = 3 if self.kind == "conv3x3" else 1
@@ -136,6 +136,7 @@ class ResNet(nn.Module):
             x = jax.nn.relu(ConvNorm(self.channels[0], self.norm, name="stem")(x, train))
         for stage, (blocks, channels) in enumerate(zip(self.blocks, self.channels, strict=True)):
             for index in range(blocks):
+                # Each stage but the first begins by halving the image.
                 strides = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
                 block = self.block(channels, self.norm, self.shortcut, strides, name=name)

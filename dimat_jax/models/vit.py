@@ -58,6 +58,7 @@ class ViT(nn.Module):
         if self.pooling == "cls":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.units), dtype)
             x = jnp.concatenate([jnp.repeat(token, len(x), 0), x], axis=1)
+        # One embedding per token: later images must have as many tokens as the first.
         initial = nn.initializers.normal(0.02)
         x = x + self.param("positions", initial, (1, *x.shape[1:]), dtype)
         for _ in range(self.depth):
@@ -72,6 +73,7 @@ def patches(
 ) -> Shaped[Array | np.ndarray, "batch tokens pixels"]:
     """Cuts images into squares: rows of ``size * size * channels`` numbers."""
     batch, height, width, channels = x.shape
+    # 32 x 32 x 3 in squares of 4: [batch, 8, 4, 8, 4, 3], then [batch, 64, 48].
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 

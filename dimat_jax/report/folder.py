@@ -83,10 +83,7 @@ def write_report(result: Result) -> dict[str, Any]:
     }
     summary = summarize(rows, name, plain(config), all_tests)
     tables = [accuracy_table(rows), cost_table(rows)]
-    sections = [
-        f"# {name}",
-        *(f"{table.title}\n\n{to_markdown(table)}" for table in tables),
-    ]
+    sections = [f"# {name}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
     made_up = dataset.synthetic or dataset.stand_in_for is not None
     figure = accuracy_figure(rows, name, subtitle, made_up)

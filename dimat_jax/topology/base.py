@@ -101,6 +101,7 @@ def check_doubly_stochastic(topology: Topology, tolerance: float = 1e-6) -> None
 
 def check_connected(topology: Topology) -> None:
     """Raises a `ValueError` unless models travel from everyone to everyone within some periods."""
+    # An edge i -> j: agent i receives from j. Both ways, over all rounds of a period.
     union = nx.DiGraph((topology.mixing_matrices != 0).any(0))
     mutual = nx.descendants(union, 0) & nx.ancestors(union, 0)
     cut_off = sorted(set(range(1, topology.agents)) - mutual)
@@ -128,6 +129,8 @@ def neighbor_slots(
       order, unused slots hold the agent again. ``weights``, float64 ``[agents, slots]``: 0 in
       unused slots.
     """
+    # A ring of 4, round 0: sources [[0, 1, 3], [1, 0, 2], [2, 1, 3], [3, 0, 2]], weights all 1/3.
+    # Were agent 3 cut off from 0: its row [3, 2, 3], whose last slot is unused, of weight 0.
     n = topology.agents
     off_diagonal = (topology.mixing_matrices != 0) & ~np.eye(n, dtype=bool)
     slots = 1 + int(off_diagonal.sum(-1).max())
@@ -180,6 +183,7 @@ def from_graph(graph: nx.Graph, name: str = "graph") -> Topology:
         edges[index[a], index[b]] = edges[index[b], index[a]] = True
     np.fill_diagonal(edges, False)
     degree = edges.sum(1)
+    # At most degree_i / (1 + degree_i) goes to neighbours, so that the diagonal stays positive.
     matrix = np.where(edges, 1 / (1 + np.maximum(degree[:, None], degree)), 0.0)
     np.fill_diagonal(matrix, 1 - matrix.sum(1))
     return Topology(name, matrix[None])

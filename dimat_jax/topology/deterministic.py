@@ -96,6 +96,7 @@ def digraph(n: int) -> Topology:
     columns sum to 1 and rows do not. Only push-sum averages evenly on it.
     """
     check_agents("digraph", n, 3)
+    # Column j of ``sends`` is to whom agent j sends: to itself, the next, and the one after it.
     senders = np.arange(n)
     sends = np.eye(n)
     sends[(senders + 1) % n, senders] = 1
