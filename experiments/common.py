@@ -12,11 +12,21 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
+from dimat_jax import registry
 from dimat_jax.config import PRESETS, Config
 from dimat_jax.registry import choose
 
@@ -28,6 +38,14 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 NUMBERS = {int: "a whole number", float: "a number"}
+NAMED: dict[str, Iterable[str]] = {
+    "topology": registry.TOPOLOGIES,
+    "dataset": registry.DATASETS,
+    "partition": registry.PARTITIONS,
+    "augmentation": registry.AUGMENTATIONS,
+    "model": registry.MODELS,
+}
+"""Option → the names that it takes."""
 Options = TypeVar("Options")
 
 
@@ -73,13 +91,28 @@ def command_line(
         hint = get_type_hints(options)[option]
         for value in values:
             check_value(option, hint, value)
-    return tyro.cli(
-        options,
+    listed = with_names(options)
+    found = tyro.cli(
+        listed,
         prog=f"python -m experiments.{name}",
         description=(description or "").replace("`", ""),
         args=list(arguments),
-        default=default,
+        default=None if default is None else listed(**vars(default)),
     )
+    return options(**vars(found))
+
+
+def with_names(options: type[Options]) -> type[Options]:
+    """The same options, whose help adds the names that those in `NAMED` take."""
+    hints, fields = get_type_hints(options), []
+    for field in dataclasses.fields(options):  # pyrefly: ignore
+        if field.name in NAMED:
+            hint = functools.partial(
+                "(names: {}; default: {})".format, ", ".join(NAMED[field.name])
+            )
+            listed = Annotated[hints[field.name], tyro.conf.arg(help_behavior_hint=hint)]
+            fields.append((field.name, listed, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
 
 
 def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -141,7 +174,7 @@ def print_banner(console: "Console", setup: "Setup") -> None:
     from dimat_jax.simulation.setup import OWN
 
     config, dataset = setup.config, setup.dataset
-    if "stand-in" in dataset.name:
+    if dataset.stand_in_for is not None:
         console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
     tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)

@@ -11,6 +11,7 @@ from dimat_jax import config, datasets, models, partition, topology
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.simulation import setup
 from dimat_jax.training.local import OPTIMIZERS
+from experiments import common
 
 
 def help_texts() -> dict[str, str]:
@@ -36,11 +37,19 @@ def test_every_option_is_explained():
         ("partition", partition.PARTITIONS),
         ("augmentation", datasets.AUGMENTATIONS),
         ("model", models.FACTORIES),
-        ("preset", PRESETS),
     ],
 )
-def test_the_help_lists_every_name_there_is(option, names):
-    assert [name for name in names if name not in help_texts()[option]] == []
+def test_the_help_lists_every_name_there_is(option, names, capsys):
+    with pytest.raises(SystemExit):
+        common.parse("", "", ["--help"])
+    lines = capsys.readouterr().out.split(f"--{option} ")[1].splitlines()
+    text = " ".join(word for line in lines for word in line.split() if word not in "│╭╰")
+    listed = text.split("(names: ")[1].split("; default: ")[0]
+    assert listed.split(", ") == list(names)
+
+
+def test_the_help_says_what_presets_there_are():
+    assert [name for name in PRESETS if name not in help_texts()["preset"]] == []
 
 
 def test_the_help_gives_the_default_learning_rates():

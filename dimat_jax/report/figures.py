@@ -13,7 +13,7 @@ from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of
 # Okabe & Ito: told apart with any kind of colour vision; line styles tell on paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
-STAND_IN = "#B00020"
+MADE_UP = "#B00020"
 
 
 class Curve(NamedTuple):
@@ -56,14 +56,16 @@ def curve(rows: Sequence[Row], method: str) -> Curve:
     )
 
 
-def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Figure:
+def accuracy_figure(
+    rows: Sequence[Row], dataset: str, subtitle: str = "", made_up: bool = False
+) -> Figure:
     """Accuracy over rounds (left) and over megabytes that an agent has sent (right).
 
     Args:
       rows: of any number of seeds.
-      dataset: the display name of the data set actually used; a stand-in or synthetic one is set
-        in red.
+      dataset: the display name of the data set actually used.
       subtitle: what was run.
+      made_up: whether that is synthetic or a stand-in: the title is set in red.
 
     Returns:
       A figure that belongs to no global state; save it with ``figure.savefig(path)``.
@@ -80,8 +82,7 @@ def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Fi
     left.set_ylabel("test accuracy in % (± std over agents, seeds)")
     left.legend(frameon=False)
     left.xaxis.get_major_locator().set_params(integer=True)
-    made_up = "stand-in" in dataset or "synthetic" in dataset
-    color = {"color": STAND_IN} if made_up else {}
+    color = {"color": MADE_UP} if made_up else {}
     figure.suptitle("\n".join(filter(None, [dataset, subtitle])), fontweight="bold", **color)
     return figure
 
