@@ -109,6 +109,36 @@ MODELS: Registry[Callable] = Registry(
 )
 """Each ``(num_classes, width, **options) -> Model``."""
 
+METHODS: Registry = Registry(
+    "dimat_jax.algorithms",
+    {
+        "local_only": "merging:local_only",
+        "dimat": "merging:dimat",
+        "wm": "merging:wm",
+        "universe": "merging:universe",
+        "wa": "merging:wa",
+        "wa_published": "merging:wa_published",
+        "final_dimat": "merging:final_dimat",
+        "final_wa": "merging:final_wa",
+        "dimat_repair": "merging:dimat_repair",
+        "wa_repair": "merging:wa_repair",
+        "cdsgd": "gossip:cdsgd",
+        "cdmsgd": "gossip:cdmsgd",
+        "sgp": "push_sum:sgp",
+        "cga": "cross_gradient:cga",
+        "dsgd": "gossip:dsgd",
+        "dsgd_nesterov": "gossip:dsgd_nesterov",
+        "d2": "d2:d2",
+        "gradient_tracking": "gradient_tracking:gradient_tracking",
+        "qg_dsgdm_n": "quasi_global:qg_dsgdm_n",
+        "relay_sgd": "relay_sgd:relay_sgd",
+        "local_sgd": "fedavg:local_sgd",
+        "fedavg": "fedavg:fedavg",
+        "centralized": "fedavg:centralized",
+    },
+)
+"""Each an `dimat_jax.algorithms.Algorithm`; tables list them in this order."""
+
 
 def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Returns ``name`` if it is allowed.
