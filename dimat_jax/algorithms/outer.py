@@ -65,7 +65,7 @@ def with_outer_optimizer(merge: Merge, optimizer: optax.GradientTransformation) 
         after = {**merged.variables, "params": params}
         if round.statistics is not None:
             after = merger.recompute(after, round.statistics())
-        kept = jax.tree.map(jnp.copy, params)
-        return merged._replace(variables=after, state=OuterState(kept, outer, merged.state))
+        anchor = jax.tree.map(jnp.copy, params)  # The agents' own will be donated.
+        return merged._replace(variables=after, state=OuterState(anchor, outer, merged.state))
 
     return merge._replace(apply=apply, init=init)

@@ -45,7 +45,7 @@ def merge(
     Args:
       symmetries: the model's permutation groups.
       variables_list: the networks' variables.
-      weights: one a network.
+      weights: one per network.
       permutations_list: one dict a network, group name → integer ``[*outer, size]``; a group that
         is absent stays as it is.
 
