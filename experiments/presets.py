@@ -135,6 +135,7 @@ STUDIES = {
             schedule="exponential",
             merge_frame="first",
             matching_data="shared",
+            statistics_data="shared",
             matching_images=100_000,
             statistics_images=100_000,
         ),
