@@ -20,11 +20,11 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, Float, Int
 
 from dimat_jax.execution.population import Update
+from dimat_jax.jaxprs import called
 from dimat_jax.merging.units import Dims, Unit, Where, find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.taps import bind
-from dimat_jax.symmetries.walk import called
 from dimat_jax.types import Model, Prepare, Variables
 
 EPSILON = 1e-5

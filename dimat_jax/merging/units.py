@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
+from dimat_jax.jaxprs import CONTROL_FLOW, called
 from dimat_jax.symmetries.discovery import as_function
 from dimat_jax.symmetries.groups import Symmetries, path_name
-from dimat_jax.symmetries.walk import called, var_shape
+from dimat_jax.symmetries.walk import var_shape
 
 Where = tuple[int, ...]
 """An equation: indices into nested jaxprs."""
@@ -147,7 +148,7 @@ def _walk(
 def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], where: Where) -> list[Value]:
     varies = any(value.varies for value in operands)
     fixed = [value for value in operands if not value.varies]
-    loop = eqn.primitive.name in LOOPS
+    loop = eqn.primitive.name in CONTROL_FLOW
     if varies:
         # In a loop a leaf may be used any number of times.
         record.uses.update(
@@ -294,7 +295,6 @@ def _convolution(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 SUMS = ("add", "add_any")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
-LOOPS = ("scan", "while", "cond")
 RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
     "broadcast_in_dim": _each(_broadcast),
     "reshape": _reshape,

@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from dimat_jax.jaxprs import called, scan_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axis,
@@ -24,7 +25,7 @@ from dimat_jax.symmetries.axes import (
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
 from dimat_jax.symmetries.slices import Cells, blocks, settle
 from dimat_jax.symmetries.varying import outer_atoms
-from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
+from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
 
 REPORTED = ("no rule", "a captured", "random bits")
@@ -137,7 +138,7 @@ def _reading_order(jaxpr: Jaxpr) -> list[int]:
     position = {var: i for i, var in enumerate(jaxpr.invars)}
     order: dict[int, None] = {}
     for eqn in jaxpr.eqns:
-        inner = called(eqn) or (eqn.params["jaxpr"] if eqn.primitive.name == "scan" else None)
+        inner = called(eqn) or (scan_of(eqn).body if eqn.primitive.name == "scan" else None)
         operands = [eqn.invars[i] for i in _reading_order(inner.jaxpr)] if inner else []
         for var in (*operands, *eqn.invars):
             if not isinstance(var, Literal) and var in position:

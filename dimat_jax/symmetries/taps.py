@@ -12,6 +12,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array
 
+from dimat_jax.jaxprs import called, scan_of
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
 from dimat_jax.symmetries.discovery import (
     Analysis,
@@ -22,7 +23,7 @@ from dimat_jax.symmetries.discovery import (
 )
 from dimat_jax.symmetries.groups import Symmetries
 from dimat_jax.symmetries.slices import Cells
-from dimat_jax.symmetries.walk import Read, Tensor, called
+from dimat_jax.symmetries.walk import Read, Tensor
 from dimat_jax.types import Model
 
 Where = tuple[int, ...]
@@ -299,20 +300,14 @@ def bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 def _evaluate_scan(
     eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Where]
 ) -> tuple[list[Any], Taps]:
-    params = eqn.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts = list(operands[:first])
+    scan = scan_of(eqn)
+    consts, first, stacked = scan.split(operands)
 
     def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], tuple[list[Any], Taps]]:
-        outputs, taps = _evaluate(params["jaxpr"], [*consts, *carry, *slices], wanted)
+        outputs, taps = _evaluate(scan.body, [*consts, *carry, *slices], wanted)
         return outputs[: len(carry)], (outputs[len(carry) :], taps)
 
-    carry, (stacked, taps) = lax.scan(
-        step,
-        list(operands[first:last]),
-        list(operands[last:]),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
+    carry, (outputs, taps) = lax.scan(
+        step, first, stacked, length=scan.length, reverse=scan.reverse, unroll=scan.unroll
     )
-    return [*carry, *stacked], taps
+    return [*carry, *outputs], taps

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from dimat_jax.jaxprs import branches_of, called, scan_of, while_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axes,
@@ -215,21 +216,6 @@ def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
         record.carried.append(Tensor(mixed, steps).carries())
 
 
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
-    if eqn.primitive.name not in CALLS:
-        return None
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
-    inner = next(eqn.params[name] for name in names if name in eqn.params)
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-
-
-CALLS = """
-jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
-custom_vjp_call_jaxpr custom_vmap_call composite
-""".split()
-
-
 # Control flow -----------------------------------------------------------------------------------
 
 
@@ -237,20 +223,15 @@ def _scan(
     record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
 ) -> list[Tensor]:
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
-    params = eqn.params
-    body, first, last = (
-        params["jaxpr"],
-        params["num_consts"],
-        params["num_consts"] + params["num_carry"],
-    )
-    consts, init, stacked = inputs[:first], inputs[first:last], inputs[last:]
-    axis = frozen_axis(params["length"], "the steps of a scan")
+    scan = scan_of(eqn)
+    consts, init, stacked = scan.split(inputs)
+    axis = frozen_axis(scan.length, "the steps of a scan")
     step = Step(where, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
     carry, outputs = _fixpoint(
-        record, lambda carry: walk(record, body, [*consts, *carry, *slices], where), init
+        record, lambda carry: walk(record, scan.body, [*consts, *carry, *slices], where), init
     )
     record.scans = record.scans[:-1]
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
@@ -264,16 +245,13 @@ def _stack(tensor: Tensor, step: Step) -> Tensor:
 def _while(
     record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
 ) -> list[Tensor]:
-    params = eqn.params
-    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    cond_consts, body_consts, init = inputs[:first], inputs[first:last], inputs[last:]
+    loop = while_of(eqn)
+    cond_consts, body_consts, init = loop.split(inputs)
     reads = len(record.reads)
     carry, _ = _fixpoint(
-        record,
-        lambda carry: walk(record, params["body_jaxpr"], [*body_consts, *carry], where),
-        init,
+        record, lambda carry: walk(record, loop.body, [*body_consts, *carry], where), init
     )
-    for predicate in walk(record, params["cond_jaxpr"], [*cond_consts, *carry], where):
+    for predicate in walk(record, loop.cond, [*cond_consts, *carry], where):
         freeze_all(predicate.axes, "the condition of a loop")
     del record.reads[reads:]
     return carry
@@ -283,7 +261,7 @@ def _cond(
     record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
 ) -> list[Tensor]:
     reads = len(record.reads)
-    branches = [walk(record, branch, inputs[1:], where) for branch in eqn.params["branches"]]
+    branches = [walk(record, branch, inputs[1:], where) for branch in branches_of(eqn)]
     del record.reads[reads:]
     joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
     record.carried.extend(tensor.carries() for tensor in joined)

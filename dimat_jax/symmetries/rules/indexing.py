@@ -51,8 +51,8 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
 
 
 SCATTER = """
-scatter scatter_add scatter_mul scatter_min scatter_max
-scatter-add scatter-mul scatter-min scatter-max
+scatter scatter_add scatter_sub scatter_mul scatter_min scatter_max
+scatter-add scatter-sub scatter-mul scatter-min scatter-max
 """.split()
 
 
