@@ -1,7 +1,11 @@
-"""Jaxprs: what the parameters of their primitives mean, from JAX 0.9 to 0.12, and named functions.
+"""Jaxprs: one loop that evaluates them, and what primitives that hold jaxprs mean.
+
+`evaluate` goes through a jaxpr's equations and asks a hook what each of them does, to arrays or to
+whatever is known of them: `dimat_jax.symmetries` finds permutation groups so, taps activations, and
+`dimat_jax.execution.kernels` puts compiled kernels in the place of convolutions.
 
 Primitives keep their meaning from one JAX release to the next, but not the names of their
-parameters: whoever reads a primitive that holds jaxprs does so here.
+parameters: those that hold jaxprs are read here only, for JAX 0.9 to 0.12.
 """
 
 import functools
@@ -9,9 +13,94 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax import lax
+from jax.core import eval_jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 T = TypeVar("T")
+
+Path = tuple[int, ...]
+"""Where an equation stands: its index in the outermost jaxpr, then its index in the jaxpr that the
+equation there holds, and so on."""
+
+Equation = Callable[[Path, JaxprEqn, list[T]], list[T]]
+"""``(path, eqn, operands) -> outputs``: what an equation does to values of some kind."""
+
+# Evaluation --------------------------------------------------------------------------------------
+
+
+def evaluate(
+    closed: ClosedJaxpr,
+    inputs: Sequence[T],
+    equation: Equation[T],
+    constant: Callable[[Any], Any] = lambda value: value,
+    path: Path = (),
+) -> list[T]:
+    """Evaluates a jaxpr on values of any kind.
+
+    Args:
+      closed: the jaxpr.
+      inputs: a value for each of its inputs.
+      equation: what each equation does; `enter_or_bind` is what it does to arrays.
+      constant: makes a value of a captured constant or a literal.
+      path: of the equation that holds this jaxpr.
+
+    Returns:
+      A value for each output.
+    """
+    jaxpr = closed.jaxpr
+    values: dict[Var, T] = dict(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(var: Any) -> T:
+        return constant(var.val) if isinstance(var, Literal) else values[var]
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        outputs = equation((*path, index), eqn, [read(var) for var in eqn.invars])
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+def enter_or_bind(
+    path: Path, eqn: JaxprEqn, operands: list[Any], equation: Equation[Any]
+) -> list[Any]:
+    """What an equation does to arrays; of a call, ``equation`` says it for all that is inside."""
+    inner = called(eqn)
+    if inner is None:
+        return bind(eqn, operands)
+    return evaluate(inner, _behind_barrier(eqn, operands), equation, path=path)
+
+
+def _behind_barrier(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """The operands of a call, as JAX's own lowering hands them on.
+
+    `jax.checkpoint` leaves an equation in the backward pass that computes once more what the
+    forward pass did. XLA would see that both are the same and keep the first result in memory, but
+    for a barrier around the operands.
+    """
+    if eqn.primitive.name != "remat2" or not eqn.params["differentiated"]:
+        return operands
+    prevent_cse = eqn.params["prevent_cse"]
+    if isinstance(prevent_cse, bool):
+        prevent_cse = (prevent_cse,) * len(operands)
+    barred = [x for x, barrier in zip(operands, prevent_cse, strict=True) if barrier]
+    behind = iter(lax.optimization_barrier(barred) if barred else ())
+    return [
+        next(behind) if barrier else x for x, barrier in zip(operands, prevent_cse, strict=True)
+    ]
+
+
+def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation on arrays, as a jaxpr of its own: `eval_jaxpr` knows how."""
+    given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
+    alone = _empty().replace(invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
+    return eval_jaxpr(alone, (), *given.values())
+
+
+@functools.cache
+def _empty() -> Jaxpr:
+    return jax.make_jaxpr(lambda: ())().jaxpr
+
 
 # Calls -------------------------------------------------------------------------------------------
 
@@ -118,12 +207,12 @@ def branches_of(eqn: JaxprEqn) -> list[ClosedJaxpr]:
 
 # Functions whose calls can be found in a jaxpr ---------------------------------------------------
 
-KNOWN = "dimat_jax."
-"""What their names begin with in a jaxpr."""
+NAME_PREFIX = "dimat_jax."
+"""What the names of these functions begin with in a jaxpr, so that they are nobody else's."""
 
 
-def known(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Jits a function under a name by which `dimat_jax.execution.kernels` finds its calls.
+def named_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Jits a function under a name by which `named_call` finds its calls.
 
     Args:
       function: of arrays.
@@ -134,5 +223,16 @@ def known(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     def named(*args: Any) -> Any:
         return function(*args)
 
-    named.__name__ = KNOWN + function.__name__
+    named.__name__ = NAME_PREFIX + function.__name__
     return functools.wraps(function)(jax.jit(named, **options))
+
+
+def named_call(eqn: JaxprEqn) -> str | None:
+    """The name of the `named_jit` function that an equation calls, None if it calls none.
+
+    A call keeps its name when it is vmapped or differentiated.
+    """
+    name = eqn.params.get("name") if eqn.primitive.name == "jit" else None
+    if name is None or not name.startswith(NAME_PREFIX):
+        return None
+    return name.removeprefix(NAME_PREFIX)

@@ -106,7 +106,7 @@ def analyse(
             axes = tuple(frozen_axis(size, "an input") for size in var_shape(var))
             arguments.append(Tensor(axes, varies=True))
     record = Record([tensor.axes for tensor in arguments])
-    outputs = walk(record, closed, arguments, ())
+    outputs = walk(record, closed, arguments)
     for output in outputs:
         freeze_all(output.axes, "an output")
     read = {atom for touched in record.read for atom in atoms(((touched,),))}

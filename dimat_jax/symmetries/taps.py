@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
-from dimat_jax.jaxprs import called, scan_of
+from dimat_jax.jaxprs import Path, bind, enter_or_bind, evaluate, scan_of
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
 from dimat_jax.symmetries.discovery import (
     Analysis,
@@ -26,9 +25,8 @@ from dimat_jax.symmetries.slices import Cells
 from dimat_jax.symmetries.walk import Read, Tensor
 from dimat_jax.types import Model
 
-Where = tuple[int, ...]
-"""An operand of an equation: indices into nested jaxprs, then which operand."""
-Taps = dict[Where, Array]
+Tap = tuple[Path, int]
+"""An equation, and which of its operands."""
 Key = tuple[str, ...]
 
 
@@ -97,11 +95,11 @@ def read_sites(
         sites = _sites(symmetries, analysis)
         leaves = jax.tree.leaves((variables, *inputs))
         operands = [leaf for leaf, used in zip(leaves, analysis.used, strict=True) if used]
-        wanted: set[Where] = {(*site.read.where, site.read.operand) for site in sites}
+        wanted = {(site.read.path, site.read.operand) for site in sites}
         _, taps = _evaluate(analysis.jaxpr, operands, wanted)
         found: dict[Key, list[Array]] = {}
         for site in sites:
-            value = taps[(*site.read.where, site.read.operand)]
+            value = taps[site.read.path, site.read.operand]
             for key, tensor in _extract(value, site.read.tensor, site, symmetries):
                 found.setdefault(key, []).append(tensor)
         return found
@@ -256,58 +254,39 @@ def _split_factors(
 
 
 def _evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], wanted: set[Where]
-) -> tuple[list[Any], Taps]:
+    closed: ClosedJaxpr, inputs: Sequence[Any], wanted: set[Tap], path: Path = ()
+) -> tuple[list[Any], dict[Tap, Array]]:
     """Evaluates a jaxpr and keeps the wanted operands."""
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    taps: dict[Tap, Array] = {}
+    holders = {to[:depth] for to, _ in wanted for depth in range(1, len(to))}
 
-    def value(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        for position, operand in enumerate(operands):
+            if (path, position) in wanted:
+                taps[path, position] = jnp.asarray(operand)
+        if path not in holders:
+            return bind(eqn, operands)
+        if eqn.primitive.name != "scan":
+            return enter_or_bind(path, eqn, operands, equation)
+        outputs, inside = _evaluate_scan(path, eqn, operands, wanted)
+        taps.update(inside)
+        return outputs
 
-    taps: Taps = {}
-    for index, eqn in enumerate(jaxpr.eqns):
-        operands = [value(var) for var in eqn.invars]
-        here: set[Where] = {where[1:] for where in wanted if where[0] == index}
-        inside = {where for where in here if len(where) > 1}
-        found: Taps = {where: jnp.asarray(operands[where[0]]) for where in here - inside}
-        if not inside:
-            outputs = bind(jaxpr, eqn, operands)
-        elif eqn.primitive.name == "scan":
-            outputs, more = _evaluate_scan(eqn, operands, inside)
-            found |= more
-        else:
-            inner = called(eqn)
-            assert inner is not None
-            outputs, more = _evaluate(inner, operands, inside)
-            found |= more
-        for where, tap in found.items():
-            taps[(index, *where)] = tap
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [value(var) for var in jaxpr.outvars], taps
-
-
-def bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation, as a jaxpr of its own: how to bind one depends on the JAX release."""
-    given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
-    alone = jaxpr.replace(
-        constvars=[], invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
-    )
-    return eval_jaxpr(alone, (), *given.values())
+    return evaluate(closed, inputs, equation, path=path), taps
 
 
 def _evaluate_scan(
-    eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Where]
-) -> tuple[list[Any], Taps]:
+    path: Path, eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Tap]
+) -> tuple[list[Any], dict[Tap, Array]]:
+    """A scan whose body is evaluated with taps: they are stacked over its steps."""
     scan = scan_of(eqn)
-    consts, first, stacked = scan.split(operands)
+    consts, first, inputs = scan.split(operands)
 
-    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], tuple[list[Any], Taps]]:
-        outputs, taps = _evaluate(scan.body, [*consts, *carry, *slices], wanted)
+    def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], Any]:
+        outputs, taps = _evaluate(scan.body, [*consts, *carry, *inputs], wanted, path)
         return outputs[: len(carry)], (outputs[len(carry) :], taps)
 
     carry, (outputs, taps) = lax.scan(
-        step, first, stacked, length=scan.length, reverse=scan.reverse, unroll=scan.unroll
+        step, first, inputs, length=scan.length, reverse=scan.reverse, unroll=scan.unroll
     )
     return [*carry, *outputs], taps

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from dimat_jax.jaxprs import branches_of, called, scan_of, while_of
+from dimat_jax.jaxprs import Path, branches_of, called, evaluate, scan_of, while_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axes,
@@ -31,11 +31,11 @@ class Step(NamedTuple):
     """The position in a scan: an axis that values inside the scan have besides their own.
 
     Attributes:
-      scan: which scan, as indices of equations.
+      scan: which scan: the path of its equation.
       axis: its steps. Two nested scans may run over the same layers, not in step.
     """
 
-    scan: tuple[int, ...]
+    scan: Path
     axis: Axis
 
 
@@ -62,14 +62,14 @@ class Read(NamedTuple):
     """A tensor where positions of it are mixed.
 
     Attributes:
-      where: the equation, as indices into nested jaxprs.
+      path: of the equation.
       operand: which of its inputs.
       tensor: what is read.
       contraction: along which axes.
       scans: the axes of the scans that it stands in, the outermost first.
     """
 
-    where: tuple[int, ...]
+    path: Path
     operand: int
     tensor: Tensor
     contraction: Contraction
@@ -111,7 +111,7 @@ def freeze_all(axes: Axes, why: str) -> None:
 
 
 def walk(
-    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], where: tuple[int, ...]
+    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], path: Path = ()
 ) -> list[Tensor]:
     """Walks a jaxpr's equations in order and returns what is known of its outputs.
 
@@ -119,24 +119,16 @@ def walk(
       record: what the walk leaves behind.
       closed: the jaxpr.
       inputs: what is known of its inputs.
-      where: where this jaxpr stands inside others, as indices of equations.
+      path: of the equation that holds this jaxpr.
     """
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    needed = _needed(closed.jaxpr)
 
-    def read(var: Any) -> Tensor:
-        return _constant(var.val) if isinstance(var, Literal) else env[var]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Tensor]) -> list[Tensor]:
+        if path[-1] in needed:
+            return _equation(record, eqn, operands, path)
+        return [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
 
-    needed = _needed(jaxpr)
-    for index, eqn in enumerate(jaxpr.eqns):
-        if index in needed:
-            operands = [read(var) for var in eqn.invars]
-            outputs = _equation(record, eqn, operands, (*where, index))
-        else:
-            outputs = [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
+    return evaluate(closed, inputs, equation, _constant, path)
 
 
 def _needed(jaxpr: Jaxpr) -> set[int]:
@@ -179,14 +171,12 @@ def _uniform(array: np.ndarray) -> tuple[bool, ...]:
     return tuple(bool((side == side[:1]).all()) for side in sides)
 
 
-def _equation(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     name = eqn.primitive.name
     if inner := called(eqn):
-        return walk(record, inner, inputs, where)
+        return walk(record, inner, inputs, path)
     if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](record, eqn, inputs, where)
+        return CONTROL_FLOW[name](record, eqn, inputs, path)
     if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
     record.read.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
@@ -202,7 +192,7 @@ def _equation(
     for contraction in contractions(equation):
         tensor = inputs[contraction.operand]
         _contract(record, tensor, contraction)
-        record.reads.append(Read(where, contraction.operand, tensor, contraction, record.scans))
+        record.reads.append(Read(path, contraction.operand, tensor, contraction, record.scans))
     return outputs
 
 
@@ -219,19 +209,17 @@ def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
 # Control flow -----------------------------------------------------------------------------------
 
 
-def _scan(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
     scan = scan_of(eqn)
     consts, init, stacked = scan.split(inputs)
     axis = frozen_axis(scan.length, "the steps of a scan")
-    step = Step(where, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
+    step = Step(path, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
     carry, outputs = _fixpoint(
-        record, lambda carry: walk(record, scan.body, [*consts, *carry, *slices], where), init
+        record, lambda carry: walk(record, scan.body, [*consts, *carry, *slices], path), init
     )
     record.scans = record.scans[:-1]
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
@@ -242,26 +230,22 @@ def _stack(tensor: Tensor, step: Step) -> Tensor:
     return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
 
-def _while(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     loop = while_of(eqn)
     cond_consts, body_consts, init = loop.split(inputs)
     reads = len(record.reads)
     carry, _ = _fixpoint(
-        record, lambda carry: walk(record, loop.body, [*body_consts, *carry], where), init
+        record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
     )
-    for predicate in walk(record, loop.cond, [*cond_consts, *carry], where):
+    for predicate in walk(record, loop.cond, [*cond_consts, *carry], path):
         freeze_all(predicate.axes, "the condition of a loop")
     del record.reads[reads:]
     return carry
 
 
-def _cond(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     reads = len(record.reads)
-    branches = [walk(record, branch, inputs[1:], where) for branch in branches_of(eqn)]
+    branches = [walk(record, branch, inputs[1:], path) for branch in branches_of(eqn)]
     del record.reads[reads:]
     joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
     record.carried.extend(tensor.carries() for tensor in joined)
