@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from dimat_jax.jaxprs import CONTROL_FLOW, Path, called, evaluate
 from dimat_jax.symmetries.discovery import as_function
 from dimat_jax.symmetries.groups import Symmetries, path_name
+from dimat_jax.symmetries.reasons import Reason
 from dimat_jax.symmetries.walk import var_shape
 
 Dims = tuple[int | None, ...]
@@ -96,7 +97,7 @@ def find_units(
     record = Record(shapes, [], Counter(), set())
     _walk(record, closed, values, ())
     carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
-    outputs = {frozen.path for frozen in symmetries.frozen if frozen.why == "an output"}
+    outputs = {f.path for f in symmetries.frozen if f.cause.reason is Reason.OUTPUT}
     found = tuple(
         unit
         for unit, _ in record.found

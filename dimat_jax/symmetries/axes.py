@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dimat_jax.symmetries.reasons import Cause, Reason
+
 
 @dataclass(eq=False, slots=True)
 class Atom:
@@ -32,7 +34,7 @@ class Atom:
     """
 
     size: int
-    frozen: str | None = None
+    frozen: Cause | None = None
     mixed: bool = False
     link: Axis | None = None
 
@@ -66,12 +68,12 @@ def free_axis(size: int) -> Axis:
     return ((Atom(size),),) if size > 1 else ((),) * size
 
 
-def frozen_axis(size: int, why: str) -> Axis:
+def frozen_axis(size: int, why: Cause) -> Axis:
     """An axis of fixed positions, as those of an input are."""
     return ((Atom(size, frozen=why),),) if size > 1 else ((),) * size
 
 
-def mixed_axis(size: int, why: str) -> Axis:
+def mixed_axis(size: int, why: Cause) -> Axis:
     """An axis of new positions, made of others by something that is no permutation of them."""
     return ((Atom(size, why, mixed=True),),) if size > 1 else ((),) * size
 
@@ -140,7 +142,7 @@ def atoms(axis: Axis) -> Iterator[Atom]:
                 yield from atoms(factor.segments)
 
 
-def freeze(axis: Axis, why: str) -> None:
+def freeze(axis: Axis, why: Cause) -> None:
     """Allows nothing but the identity on the axis. Positions that are equal anyway stay wild."""
     for atom in atoms(axis):
         atom.frozen = atom.frozen or why
@@ -202,7 +204,7 @@ def _reshape_block(axes: Axes, sizes: Sequence[int]) -> list[Axis]:
     for size in sizes:
         taken = _take(factors, size)
         if taken is None:
-            why = "a reshape whose factors do not nest"
+            why = Cause(Reason.RESHAPE)
             for axis in axes:
                 freeze(axis, why)
             return [mixed_axis(size, why) for size in sizes]
@@ -237,7 +239,7 @@ def _cut_segment(segment: Segment, position: int) -> tuple[Segment, Segment]:
         left, right = _part_of(head, outer), _part_of(head, head.size - outer)
         head.link = ((left,), (right,))
         return (left, *rest), (right, *rest)
-    why = "a boundary through a product of factors"
+    why = Cause(Reason.BOUNDARY)
     freeze((segment,), why)
     return mixed_axis(position, why)[0], mixed_axis(size - position, why)[0]
 
@@ -298,7 +300,7 @@ def _join_products(x: Segment, y: Segment) -> Segment:
             size = max(f.size for f in (x[0], y[0]) if isinstance(f, Sum))
         taken_x, taken_y = _take(x, size), _take(y, size)
         if taken_x is None or taken_y is None:
-            why = "products of factors that do not nest"
+            why = Cause(Reason.PRODUCTS)
             freeze((x,), why)
             freeze((y,), why)
             return (*out, *mixed_axis(segment_size(x), why)[0])

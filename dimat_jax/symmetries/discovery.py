@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,13 +24,11 @@ from dimat_jax.symmetries.axes import (
     segment_size,
 )
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
+from dimat_jax.symmetries.reasons import REPORTED, Cause, Reason
 from dimat_jax.symmetries.slices import Cells, blocks, settle
 from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
-
-REPORTED = ("no rule", "a captured", "random bits")
-"""Reasons for freezing that are not in the nature of the model, as its inputs and outputs are."""
 
 
 class Analysis(NamedTuple):
@@ -103,12 +102,12 @@ def analyse(
             leaves[len(arguments)] = paths[index]
             arguments.append(Tensor(tuple(map(free_axis, var_shape(var)))))
         else:
-            axes = tuple(frozen_axis(size, "an input") for size in var_shape(var))
+            axes = tuple(frozen_axis(size, Cause(Reason.INPUT)) for size in var_shape(var))
             arguments.append(Tensor(axes, varies=True))
     record = Record([tensor.axes for tensor in arguments])
     outputs = walk(record, closed, arguments)
     for output in outputs:
-        freeze_all(output.axes, "an output")
+        freeze_all(output.axes, Cause(Reason.OUTPUT))
     read = {atom for touched in record.read for atom in atoms(((touched,),))}
     in_order = {
         leaves[i]: arguments[i]
@@ -196,11 +195,12 @@ def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> 
     """Names for the frozen atoms along which groups vary, after the leaf where they stand first."""
     used = {o for company in outer.values() for o in company if o.frozen}
     names: dict[Atom, str] = {}
+    begin: Counter[str] = Counter()
     for path, atom, place, _ in standing:
         if atom in used and atom not in names:
             name = f"{path}[{place.axis}]:fixed"
-            several = sum(other.startswith(name) for other in names.values())
-            names[atom] = f"{name}.{several}" if several else name
+            names[atom] = f"{name}.{begin[name]}" if begin[name] else name
+            begin[name] += 1
     return names
 
 
@@ -272,11 +272,13 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
 
 def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
-    why = [f"no rule for the primitive {name!r}" for name in analysis.record.without_rule]
-    for part in frozen:
-        if part.why.startswith(REPORTED):
-            why.append(f"{part.path}, axis {part.axis}, is frozen by {part.why}")
-    return tuple(dict.fromkeys(why))
+    notes = [str(Cause(Reason.NO_RULE, name)) for name in analysis.record.without_rule]
+    notes += [
+        f"{part.path}, axis {part.axis}, is frozen by {part.cause}"
+        for part in frozen
+        if part.cause.reason in REPORTED
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def places(dim: int, axis: Axis, start: int = 0, after: int = 1) -> Iterator[tuple[Atom, Place]]:

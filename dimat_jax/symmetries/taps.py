@@ -21,6 +21,7 @@ from dimat_jax.symmetries.discovery import (
     symmetries_of,
 )
 from dimat_jax.symmetries.groups import Symmetries
+from dimat_jax.symmetries.rules import Kind
 from dimat_jax.symmetries.slices import Cells
 from dimat_jax.symmetries.walk import Read, Tensor
 from dimat_jax.types import Model
@@ -176,9 +177,10 @@ CONTRACTED, REDUCED, VARIABLE, CARRIED, NOT_READ = range(5)
 
 def _kind(read: Read) -> int:
     """For groups whose positions are mixed."""
-    kinds = {"product": CONTRACTED, "reduction": REDUCED}
-    other = VARIABLE if read.contraction.kind == "product" else NOT_READ
-    return kinds.get(read.contraction.kind, NOT_READ) if read.tensor.varies else other
+    kind = read.contraction.kind
+    if not read.tensor.varies:
+        return VARIABLE if kind is Kind.PRODUCT else NOT_READ
+    return {Kind.PRODUCT: CONTRACTED, Kind.REDUCTION: REDUCED}.get(kind, NOT_READ)
 
 
 def _beside(read: Read) -> int:

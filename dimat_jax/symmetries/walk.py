@@ -23,7 +23,15 @@ from dimat_jax.symmetries.axes import (
     resolve,
     wild_axis,
 )
-from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
+from dimat_jax.symmetries.reasons import Cause, Reason
+from dimat_jax.symmetries.rules import (
+    RULES,
+    Contraction,
+    Equation,
+    Kind,
+    contractions,
+    freeze_everything,
+)
 from dimat_jax.symmetries.slices import Slice
 
 
@@ -104,7 +112,7 @@ def var_shape(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
-def freeze_all(axes: Axes, why: str) -> None:
+def freeze_all(axes: Axes, why: Cause) -> None:
     """Freezes every axis of a tensor."""
     for axis in axes:
         freeze(axis, why)
@@ -154,7 +162,7 @@ def _constant(value: Any) -> Tensor:
         value.dtype, jax.dtypes.extended
     )
     uniform = _uniform(np.asarray(value)) if concrete else (False,) * len(shape)
-    why = f"a captured constant {value.dtype}[{','.join(map(str, shape))}]"
+    why = Cause(Reason.CONSTANT, f"{value.dtype}[{','.join(map(str, shape))}]")
     return Tensor(
         tuple(
             wild_axis(size) if same else frozen_axis(size, why)
@@ -201,7 +209,7 @@ def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
     axes, steps = tensor.axes, tensor.steps
     left = tuple(axis for dim, axis in enumerate(axes) if dim not in contraction.dims)
     record.carried.append(Tensor(left, steps).carries())
-    if contraction.kind == "product":
+    if contraction.kind is Kind.PRODUCT:
         mixed = tuple(axes[dim] for dim in (*contraction.dims, *contraction.batch))
         record.carried.append(Tensor(mixed, steps).carries())
 
@@ -213,7 +221,7 @@ def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
     scan = scan_of(eqn)
     consts, init, stacked = scan.split(inputs)
-    axis = frozen_axis(scan.length, "the steps of a scan")
+    axis = frozen_axis(scan.length, Cause(Reason.SCAN_STEPS))
     step = Step(path, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
@@ -238,7 +246,7 @@ def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> l
         record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
     )
     for predicate in walk(record, loop.cond, [*cond_consts, *carry], path):
-        freeze_all(predicate.axes, "the condition of a loop")
+        freeze_all(predicate.axes, Cause(Reason.LOOP_CONDITION))
     del record.reads[reads:]
     return carry
 

@@ -3,6 +3,7 @@
 from functools import reduce
 
 from dimat_jax.symmetries.axes import Axes, Axis, axis_size, join, wild_axis
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
 
 ELEMENTWISE = """
@@ -52,4 +53,4 @@ random_wrap rng_bit_generator rng_uniform threefry2x32
 @rule(*RANDOM)
 def _random(equation: Equation, *inputs: Axes) -> list[Axes]:
     """Random bits are bound to their positions."""
-    return freeze_everything(equation, *inputs, why="random bits")
+    return freeze_everything(equation, *inputs, why=Cause(Reason.RANDOM_BITS))

@@ -19,9 +19,9 @@ def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -
         if axis_size(old) == axis_size(new):
             axes.append(join(old, new))
             continue
-        freeze(old, equation.name)
-        freeze(new, equation.name)
-        axes.append(mixed_axis(axis_size(old), equation.name))
+        freeze(old, equation.cause)
+        freeze(new, equation.cause)
+        axes.append(mixed_axis(axis_size(old), equation.cause))
     return [tuple(axes)]
 
 
@@ -29,9 +29,9 @@ def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -
 def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     """Whole axes pass; axes that are indexed, and the axis of index vectors, freeze."""
     numbers, (shape,) = equation.params["dimension_numbers"], equation.shapes
-    freeze(indices[-1], "gather")
+    freeze(indices[-1], equation.cause)
     for dim in picked_dims(numbers):
-        freeze(x[dim], "gather")
+        freeze(x[dim], equation.cause)
     batch = list(indices[:-1])
     for i, j in zip(
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
@@ -44,8 +44,8 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     for dim, size in enumerate(shape):
         axis = next(windows) if dim in numbers.offset_dims else next(batches)
         if axis_size(axis) != size:
-            freeze(axis, "gather")
-            axis = mixed_axis(size, "gather")
+            freeze(axis, equation.cause)
+            axis = mixed_axis(size, equation.cause)
         axes.append(axis)
     return [tuple(axes)]
 
@@ -59,7 +59,7 @@ scatter-add scatter-sub scatter-mul scatter-min scatter-max
 @rule(*SCATTER)
 def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[Axes]:
     """Whole window axes pass; everything that is indexed, or indexes, freezes."""
-    numbers, why = equation.params["dimension_numbers"], equation.name
+    numbers, why = equation.params["dimension_numbers"], equation.cause
     gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     dims = [dim for dim in range(len(x)) if dim not in gone]
     whole: dict[int, Axis] = {}

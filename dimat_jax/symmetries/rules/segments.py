@@ -3,6 +3,7 @@
 from functools import reduce
 
 from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, join, mixed_axis
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 from dimat_jax.symmetries.slices import copy_others
 
@@ -21,7 +22,7 @@ def _concatenate(equation: Equation, *inputs: Axes) -> list[Axes]:
 @rule("stack")
 def _stack(equation: Equation, *inputs: Axes) -> list[Axes]:
     axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
-    axes.insert(equation.params["axis"], mixed_axis(len(inputs), "stack"))
+    axes.insert(equation.params["axis"], mixed_axis(len(inputs), equation.cause))
     return [tuple(axes)]
 
 
@@ -42,7 +43,7 @@ def _unstack(equation: Equation, x: Axes) -> list[Axes]:
 
 @rule("slice")
 def _slice(equation: Equation, x: Axes) -> list[Axes]:
-    params, why = equation.params, "a slice with a stride"
+    params, why = equation.params, Cause(Reason.STRIDED_SLICE)
     strides = params["strides"] or (1,) * len(x)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     for dim, (start, stop, stride) in enumerate(bounds):
