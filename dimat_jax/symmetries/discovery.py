@@ -25,7 +25,7 @@ from dimat_jax.symmetries.axes import (
 )
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
 from dimat_jax.symmetries.reasons import REPORTED, Cause, Reason
-from dimat_jax.symmetries.slices import Cells, blocks, settle
+from dimat_jax.symmetries.slices import PerSlice, blocks, settle
 from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
@@ -39,14 +39,14 @@ class Analysis(NamedTuple):
       used: for each leaf of ``(variables, *inputs)``, whether it is read.
       leaves: path → axes of the variables' leaves that are read, in the order of reading.
       record: what the walk saw.
-      cells: the atoms that stand for different permutations in different slices.
+      per_slice: the atoms that stand for different permutations in different slices.
     """
 
     jaxpr: ClosedJaxpr
     used: list[bool]
     leaves: dict[str, Tensor]
     record: Record
-    cells: Cells
+    per_slice: PerSlice
 
 
 def find_symmetries(
@@ -114,8 +114,8 @@ def analyse(
         for i in _reading_order(jaxpr)
         if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
     }
-    cells = settle(record.slices, record.carried)
-    return Analysis(closed, used, in_order, record, cells)
+    per_slice = settle(record.slices, record.carried)
+    return Analysis(closed, used, in_order, record, per_slice)
 
 
 def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
@@ -187,7 +187,7 @@ def position_names(analysis: Analysis) -> dict[Atom, str]:
 
 def _outer(analysis: Analysis, standing: list[Standing]) -> dict[Atom, list[Atom]]:
     order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
-    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
+    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.per_slice))
     return outer_atoms(carried, order)
 
 
@@ -235,7 +235,7 @@ def _standing(analysis: Analysis) -> list[Standing]:
     """Every atom of the leaves with where it stands, in the order of reading."""
     found = []
     for path, tensor in analysis.leaves.items():
-        parts = blocks(tensor.axes, analysis.cells)
+        parts = blocks(tensor.axes, analysis.per_slice)
         for dim, axis in enumerate(tensor.axes):
             here = [
                 (atom, place, tuple(Place(i, (s, n), (1, n, 1)) for i, s, n in where))
@@ -243,7 +243,7 @@ def _standing(analysis: Analysis) -> list[Standing]:
                 for atom, place in places(dim, block[dim])
             ]
             pairs = [(atom, place) for atom, place, _ in here]
-            if any(dim == i for i, _, _ in parts[0][1]):  # the cells themselves
+            if any(dim == i for i, _, _ in parts[0][1]):  # the axis that was cut, whole
                 here = [(atom, place, ()) for atom, place in places(dim, axis)]
             for atom, place, within in here:
                 everywhere = pairs.count((atom, place)) == len(parts)

@@ -22,7 +22,7 @@ from dimat_jax.symmetries.discovery import (
 )
 from dimat_jax.symmetries.groups import Symmetries
 from dimat_jax.symmetries.rules import Kind
-from dimat_jax.symmetries.slices import Cells
+from dimat_jax.symmetries.slices import PerSlice
 from dimat_jax.symmetries.walk import Read, Tensor
 from dimat_jax.types import Model
 
@@ -140,7 +140,7 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     best: dict[str, int] = {}
     candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
     for read in analysis.record.reads:
-        carried, mixed = _carried_and_mixed(read, names, analysis.cells)
+        carried, mixed = _carried_and_mixed(read, names, analysis.per_slice)
         for kind, found in ((_kind(read), mixed), (_beside(read), carried - mixed)):
             for name in found:
                 best[name] = min(kind, best.get(name, kind))
@@ -155,14 +155,14 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
 
 
 def _carried_and_mixed(
-    read: Read, names: dict[Atom, str], cells: Cells
+    read: Read, names: dict[Atom, str], per_slice: PerSlice
 ) -> tuple[set[str], set[str]]:
     """The groups that the tensor carries, and those whose positions are mixed.
 
     None if it carries one of them twice, or if it is the whole of something whose slices are
     permuted in different ways.
     """
-    if any(atom in cells for axis in read.tensor.axes for atom in atoms(axis)):
+    if any(atom in per_slice for axis in read.tensor.axes for atom in atoms(axis)):
         return set(), set()
     per_axis = [{names[a] for a in atoms(axis) if a in names} for axis in read.tensor.axes]
     carried = set().union(*per_axis)

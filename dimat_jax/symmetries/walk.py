@@ -19,8 +19,8 @@ from dimat_jax.symmetries.axes import (
     atoms,
     freeze,
     frozen_axis,
-    join,
     resolve,
+    unify,
     wild_axis,
 )
 from dimat_jax.symmetries.reasons import Cause, Reason
@@ -32,7 +32,7 @@ from dimat_jax.symmetries.rules import (
     contractions,
     freeze_everything,
 )
-from dimat_jax.symmetries.slices import Slice
+from dimat_jax.symmetries.slices import SlicedAxis
 
 
 class Step(NamedTuple):
@@ -93,7 +93,7 @@ class Record:
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    slices: list[Slice] = field(default_factory=list)
+    slices: list[SlicedAxis] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
     read: set[Atom] = field(default_factory=set)
@@ -222,7 +222,7 @@ def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
     scan = scan_of(eqn)
     consts, init, stacked = scan.split(inputs)
     axis = frozen_axis(scan.length, Cause(Reason.SCAN_STEPS))
-    step = Step(path, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
+    step = Step(path, reduce(unify, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
@@ -255,14 +255,14 @@ def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
     reads = len(record.reads)
     branches = [walk(record, branch, inputs[1:], path) for branch in branches_of(eqn)]
     del record.reads[reads:]
-    joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
-    record.carried.extend(tensor.carries() for tensor in joined)
-    return joined
+    unified = [reduce(_unify_tensors, outputs) for outputs in zip(*branches, strict=True)]
+    record.carried.extend(tensor.carries() for tensor in unified)
+    return unified
 
 
-def _join_tensors(x: Tensor, y: Tensor) -> Tensor:
+def _unify_tensors(x: Tensor, y: Tensor) -> Tensor:
     """A value that is sometimes one, sometimes the other."""
-    axes = tuple(join(a, b) for a, b in zip(x.axes, y.axes, strict=True))
+    axes = tuple(unify(a, b) for a, b in zip(x.axes, y.axes, strict=True))
     return Tensor(axes, tuple(step for step in x.steps if step in y.steps), x.varies or y.varies)
 
 
@@ -277,12 +277,12 @@ def _fixpoint(
     while True:
         mark = record.mark()
         outputs = body(carry)
-        joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
-        if all(map(_same, carry, joined)):
-            record.carried.extend(tensor.carries() for tensor in joined)
-            return joined, outputs
+        unified = [_unify_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
+        if all(map(_same, carry, unified)):
+            record.carried.extend(tensor.carries() for tensor in unified)
+            return unified, outputs
         record.forget(mark)
-        carry = joined
+        carry = unified
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

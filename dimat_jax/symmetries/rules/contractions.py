@@ -13,8 +13,8 @@ from dimat_jax.symmetries.axes import (
     axis_size,
     free_axis,
     freeze,
-    join,
     mixed_axis,
+    unify,
 )
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
@@ -82,8 +82,8 @@ def picked_dims(numbers: GatherDimensionNumbers) -> tuple[int, ...]:
 def _dot_general(equation: Equation, x: Axes, y: Axes) -> list[Axes]:
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     for i, j in zip(left, right, strict=True):
-        join(x[i], y[j])
-    batch = [join(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+        unify(x[i], y[j])
+    batch = [unify(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     free_x = [axis for i, axis in enumerate(x) if i not in (*left, *left_batch)]
     free_y = [axis for j, axis in enumerate(y) if j not in (*right, *right_batch)]
     return [(*batch, *free_x, *free_y)]
@@ -95,7 +95,7 @@ def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axe
     if params["batch_group_count"] > 1:
         return freeze_everything(equation, x, kernel, why=Cause(Reason.BATCH_GROUPS))
     lhs, rhs, out = params["dimension_numbers"]
-    channels = _tie_channels(
+    channels = _unify_channels(
         x[lhs[1]], kernel[rhs[1]], kernel[rhs[0]], params["feature_group_count"]
     )
     axes = dict(zip(out, (x[lhs[0]], channels), strict=False))
@@ -110,9 +110,9 @@ def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axe
     return [tuple(axes[dim] for dim in range(len(shape)))]
 
 
-def _tie_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
+def _unify_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
     """Groups are the outermost factor of both channel axes and share the kernel's inputs."""
     group = free_axis(groups)
-    join(inputs, ((Sum(group), Sum(kernel_inputs)),))
+    unify(inputs, ((Sum(group), Sum(kernel_inputs)),))
     per_group = axis_size(outputs) // groups
-    return join(outputs, ((Sum(group), Wild(per_group)),))
+    return unify(outputs, ((Sum(group), Wild(per_group)),))

@@ -2,7 +2,7 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, Axis, axis_size, join, wild_axis
+from dimat_jax.symmetries.axes import Axes, Axis, axis_size, unify, wild_axis
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
 
@@ -27,7 +27,7 @@ def _elementwise(equation: Equation, *inputs: Axes) -> list[Axes]:
     full = [axes for axes in inputs if len(axes) == len(shape)]
     return [
         tuple(
-            reduce(join, (stretch(axes[dim], size) for axes in full), wild_axis(size))
+            reduce(unify, (stretch(axes[dim], size) for axes in full), wild_axis(size))
             for dim, size in enumerate(shape)
         )
     ]

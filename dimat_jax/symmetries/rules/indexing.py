@@ -1,6 +1,6 @@
 """Primitives that read or write at computed positions."""
 
-from dimat_jax.symmetries.axes import Axes, Axis, axis_size, freeze, join, mixed_axis
+from dimat_jax.symmetries.axes import Axes, Axis, axis_size, freeze, mixed_axis, unify
 from dimat_jax.symmetries.rules.contractions import picked_dims
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
@@ -17,7 +17,7 @@ def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -
     axes: list[Axis] = []
     for old, new in zip(x, update, strict=True):
         if axis_size(old) == axis_size(new):
-            axes.append(join(old, new))
+            axes.append(unify(old, new))
             continue
         freeze(old, equation.cause)
         freeze(new, equation.cause)
@@ -36,7 +36,7 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     for i, j in zip(
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
     ):
-        batch[j] = join(x[i], batch[j])
+        batch[j] = unify(x[i], batch[j])
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     windows = iter([axis for dim, axis in enumerate(x) if dim not in gone])
     batches = iter(batch)
@@ -66,7 +66,7 @@ def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[
     for dim, window in zip(dims, sorted(numbers.update_window_dims), strict=True):
         indexed = dim in numbers.scatter_dims_to_operand_dims
         if not indexed and axis_size(x[dim]) == axis_size(updates[window]):
-            whole[dim] = join(x[dim], updates[window])
+            whole[dim] = unify(x[dim], updates[window])
         else:
             freeze(updates[window], why)
     batch = [axis for dim, axis in enumerate(updates) if dim not in numbers.update_window_dims]

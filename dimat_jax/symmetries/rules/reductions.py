@@ -2,7 +2,7 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, axis_size, freeze, join, mixed_axis
+from dimat_jax.symmetries.axes import Axes, axis_size, freeze, mixed_axis, unify
 from dimat_jax.symmetries.rules.contractions import REDUCTIONS
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
@@ -51,7 +51,7 @@ def _rev(equation: Equation, x: Axes) -> list[Axes]:
 def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
     """sort(P x) = sort(x): one operand alone freezes its result only."""
     dim = equation.params["dimension"]
-    axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
+    axes = [reduce(unify, parts) for parts in zip(*inputs, strict=True)]
     if len(inputs) > 1:
         freeze(axes[dim], equation.cause)
     axes[dim] = mixed_axis(axis_size(axes[dim]), equation.cause)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dimat_jax.symmetries.axes import Axes, freeze, mixed_axis
 from dimat_jax.symmetries.reasons import Cause, Reason
-from dimat_jax.symmetries.slices import Slice
+from dimat_jax.symmetries.slices import SlicedAxis
 
 
 class Equation(NamedTuple):
@@ -21,7 +21,7 @@ class Equation(NamedTuple):
     name: str
     params: dict[str, Any]
     shapes: Sequence[tuple[int, ...]]
-    slices: list[Slice]
+    slices: list[SlicedAxis]
 
     @property
     def cause(self) -> Cause:
