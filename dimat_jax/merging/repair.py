@@ -18,19 +18,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import JaxprEqn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from dimat_jax.execution.forms import Update, map_agents, repeat
 from dimat_jax.execution.placement import Execution, zeros
 from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.jaxprs import Path, enter_or_bind, evaluate
 from dimat_jax.merging.batches import Batches
-from dimat_jax.merging.units import Dims, Unit, Units, Where, find_units
+from dimat_jax.merging.units import Dims, Unit, Units, find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.symmetries.groups import path_name
-from dimat_jax.symmetries.taps import bind
-from dimat_jax.symmetries.walk import called
 from dimat_jax.types import Model, Prepare, Variables
 
 EPSILON = 1e-5
@@ -88,14 +87,15 @@ def batch_preactivations(
       Two dicts, path of the bias → array of its shape: of what was there before correction.
     """
     units = find_units(symmetries, model, variables, x)
-    by_place = {unit.where: unit for unit in units.found}
+    by_path = {unit.path: unit for unit in units.found}
     means: dict[str, Array] = {}
     variances: dict[str, Array] = {}
 
-    def visit(where: Where, value: Array) -> Array:
-        unit = by_place.get(where)
-        if unit is None:
-            return value
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        outputs = enter_or_bind(path, eqn, operands, equation)
+        return [corrected(by_path[path], *outputs)] if path in by_path else outputs
+
+    def corrected(unit: Unit, value: Array) -> Array:
         others = tuple(d for d in range(value.ndim) if d not in unit.dims)
         mean = value.mean(others, keepdims=True)
         variance = jnp.square(value - mean).mean(others, keepdims=True)
@@ -107,7 +107,7 @@ def batch_preactivations(
         scale = to_axes(wanted.deviation, unit.dims, value.ndim) / jnp.sqrt(variance + EPSILON)
         return (value - mean) * scale + to_axes(wanted.mean, unit.dims, value.ndim)
 
-    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), visit, ())
+    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), equation)
     return means, variances
 
 
@@ -124,28 +124,6 @@ def from_axes(values: Array, dims: Dims, shape: tuple[int, ...]) -> Array:
     wide = [dim for dim in dims if dim is not None]
     rest = [dim for dim in range(values.ndim) if dim not in wide]
     return values.transpose(*wide, *rest).reshape(shape)
-
-
-def evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], visit: Callable[..., Array], where: Where
-) -> list[Any]:
-    """Evaluates a jaxpr; each equation's first output is what ``visit(where, output)`` gives."""
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
-
-    for index, eqn in enumerate(jaxpr.eqns):
-        operands, inner = [read(var) for var in eqn.invars], called(eqn)
-        if inner is None:
-            outputs = bind(jaxpr, eqn, operands)
-            outputs[:1] = [visit((*where, index), x) for x in outputs[:1]]
-        else:
-            outputs = evaluate(inner, operands, visit, (*where, index))
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
 
 
 def mean_preactivations(total: PreactivationSum) -> Goal:

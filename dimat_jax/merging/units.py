@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from dimat_jax.jaxprs import CONTROL_FLOW, Path, called, evaluate
 from dimat_jax.symmetries.discovery import as_function
 from dimat_jax.symmetries.groups import Symmetries, path_name
-from dimat_jax.symmetries.walk import called, var_shape
+from dimat_jax.symmetries.reasons import Reason
+from dimat_jax.symmetries.walk import var_shape
 
-Where = tuple[int, ...]
-"""An equation: indices into nested jaxprs."""
 Dims = tuple[int | None, ...]
 """For each axis of a value: the axis of a leaf that stands there, or None."""
 
@@ -28,7 +28,7 @@ class Unit(NamedTuple):
     """One layer's preactivations.
 
     Attributes:
-      where: the equation whose output they are.
+      path: of the equation whose output they are.
       bias: path of the leaf that is added.
       gain: path of the leaf that they are proportional to.
       dims: for each axis of the bias, which axis of the preactivations it is; None if of size 1.
@@ -36,7 +36,7 @@ class Unit(NamedTuple):
       shape: of the bias.
     """
 
-    where: Where
+    path: Path
     bias: str
     gain: str
     dims: Dims
@@ -97,7 +97,7 @@ def find_units(
     record = Record(shapes, [], Counter(), set())
     _walk(record, closed, values, ())
     carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
-    outputs = {frozen.path for frozen in symmetries.frozen if frozen.why == "an output"}
+    outputs = {f.path for f in symmetries.frozen if f.cause.reason is Reason.OUTPUT}
     found = tuple(
         unit
         for unit, _ in record.found
@@ -124,30 +124,20 @@ class Record(NamedTuple):
     kernels: set[str]
 
 
-def _walk(
-    record: Record, closed: ClosedJaxpr, inputs: Sequence[Value], where: Where
-) -> list[Value]:
-    env = dict.fromkeys(closed.jaxpr.constvars, Value())
-    env.update(zip(closed.jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Value:
-        return Value() if isinstance(var, Literal) else env[var]
-
-    for index, eqn in enumerate(closed.jaxpr.eqns):
-        operands = [read(var) for var in eqn.invars]
+def _walk(record: Record, closed: ClosedJaxpr, inputs: Sequence[Value], path: Path) -> list[Value]:
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         inner = called(eqn)
         if inner is not None:
-            outputs = _walk(record, inner, operands, (*where, index))
-        else:
-            outputs = _equation(record, eqn, operands, (*where, index))
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in closed.jaxpr.outvars]
+            return _walk(record, inner, operands, path)
+        return _equation(record, eqn, operands, path)
+
+    return evaluate(closed, inputs, equation, lambda _: Value(), path)
 
 
-def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], where: Where) -> list[Value]:
+def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], path: Path) -> list[Value]:
     varies = any(value.varies for value in operands)
     fixed = [value for value in operands if not value.varies]
-    loop = eqn.primitive.name in LOOPS
+    loop = eqn.primitive.name in CONTROL_FLOW
     if varies:
         # In a loop a leaf may be used any number of times.
         record.uses.update(
@@ -161,14 +151,12 @@ def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], where: Where
         kernels = frozenset().union(*(value.kernels for value in operands))
     gains = RULES.get(eqn.primitive.name, lambda eqn, operands: {})(eqn, operands)
     if eqn.primitive.name in SUMS and varies:
-        record.found.extend((unit, kernels) for unit in _candidates(record, eqn, operands, where))
+        record.found.extend((unit, kernels) for unit in _candidates(record, eqn, operands, path))
     leaves = frozenset().union(*(value.leaves for value in fixed)) if not varies else frozenset()
     return [Value(varies, leaves, gains, kernels) for _ in eqn.outvars]
 
 
-def _candidates(
-    record: Record, eqn: JaxprEqn, operands: list[Value], where: Where
-) -> Iterator[Unit]:
+def _candidates(record: Record, eqn: JaxprEqn, operands: list[Value], path: Path) -> Iterator[Unit]:
     """The preactivations that a sum may be: something that varies, and a leaf by itself."""
     for one, other in (operands, operands[::-1]):
         if not one.varies or other.varies or len(other.leaves) != 1 or not other.gains:
@@ -182,7 +170,7 @@ def _candidates(
         for gain, axes in one.gains.items():
             at = tuple(None if dim is None else axes[dim] for dim in dims)
             if all(a is not None for a, dim in zip(at, dims, strict=True) if dim is not None):
-                yield Unit(where, bias, gain, dims, at, sizes)
+                yield Unit(path, bias, gain, dims, at, sizes)
                 break
 
 
@@ -294,7 +282,6 @@ def _convolution(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 SUMS = ("add", "add_any")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
-LOOPS = ("scan", "while", "cond")
 RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
     "broadcast_in_dim": _each(_broadcast),
     "reshape": _reshape,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from dimat_jax.jaxprs import called, scan_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axis,
@@ -22,13 +24,11 @@ from dimat_jax.symmetries.axes import (
     segment_size,
 )
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
-from dimat_jax.symmetries.slices import Cells, blocks, settle
+from dimat_jax.symmetries.reasons import REPORTED, Cause, Reason
+from dimat_jax.symmetries.slices import PerSlice, blocks, settle
 from dimat_jax.symmetries.varying import outer_atoms
-from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
+from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
-
-REPORTED = ("no rule", "a captured", "random bits")
-"""Reasons for freezing that are not in the nature of the model, as its inputs and outputs are."""
 
 
 class Analysis(NamedTuple):
@@ -39,14 +39,14 @@ class Analysis(NamedTuple):
       used: for each leaf of ``(variables, *inputs)``, whether it is read.
       leaves: path → axes of the variables' leaves that are read, in the order of reading.
       record: what the walk saw.
-      cells: the atoms that stand for different permutations in different slices.
+      per_slice: the atoms that stand for different permutations in different slices.
     """
 
     jaxpr: ClosedJaxpr
     used: list[bool]
     leaves: dict[str, Tensor]
     record: Record
-    cells: Cells
+    per_slice: PerSlice
 
 
 def find_symmetries(
@@ -102,20 +102,20 @@ def analyse(
             leaves[len(arguments)] = paths[index]
             arguments.append(Tensor(tuple(map(free_axis, var_shape(var)))))
         else:
-            axes = tuple(frozen_axis(size, "an input") for size in var_shape(var))
+            axes = tuple(frozen_axis(size, Cause(Reason.INPUT)) for size in var_shape(var))
             arguments.append(Tensor(axes, varies=True))
     record = Record([tensor.axes for tensor in arguments])
-    outputs = walk(record, closed, arguments, ())
+    outputs = walk(record, closed, arguments)
     for output in outputs:
-        freeze_all(output.axes, "an output")
+        freeze_all(output.axes, Cause(Reason.OUTPUT))
     read = {atom for touched in record.read for atom in atoms(((touched,),))}
     in_order = {
         leaves[i]: arguments[i]
         for i in _reading_order(jaxpr)
         if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
     }
-    cells = settle(record.slices, record.carried)
-    return Analysis(closed, used, in_order, record, cells)
+    per_slice = settle(record.slices, record.carried)
+    return Analysis(closed, used, in_order, record, per_slice)
 
 
 def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
@@ -137,7 +137,7 @@ def _reading_order(jaxpr: Jaxpr) -> list[int]:
     position = {var: i for i, var in enumerate(jaxpr.invars)}
     order: dict[int, None] = {}
     for eqn in jaxpr.eqns:
-        inner = called(eqn) or (eqn.params["jaxpr"] if eqn.primitive.name == "scan" else None)
+        inner = called(eqn) or (scan_of(eqn).body if eqn.primitive.name == "scan" else None)
         operands = [eqn.invars[i] for i in _reading_order(inner.jaxpr)] if inner else []
         for var in (*operands, *eqn.invars):
             if not isinstance(var, Literal) and var in position:
@@ -187,7 +187,7 @@ def position_names(analysis: Analysis) -> dict[Atom, str]:
 
 def _outer(analysis: Analysis, standing: list[Standing]) -> dict[Atom, list[Atom]]:
     order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
-    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
+    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.per_slice))
     return outer_atoms(carried, order)
 
 
@@ -195,11 +195,12 @@ def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> 
     """Names for the frozen atoms along which groups vary, after the leaf where they stand first."""
     used = {o for company in outer.values() for o in company if o.frozen}
     names: dict[Atom, str] = {}
+    begin: Counter[str] = Counter()
     for path, atom, place, _ in standing:
         if atom in used and atom not in names:
             name = f"{path}[{place.axis}]:fixed"
-            several = sum(other.startswith(name) for other in names.values())
-            names[atom] = f"{name}.{several}" if several else name
+            names[atom] = f"{name}.{begin[name]}" if begin[name] else name
+            begin[name] += 1
     return names
 
 
@@ -234,7 +235,7 @@ def _standing(analysis: Analysis) -> list[Standing]:
     """Every atom of the leaves with where it stands, in the order of reading."""
     found = []
     for path, tensor in analysis.leaves.items():
-        parts = blocks(tensor.axes, analysis.cells)
+        parts = blocks(tensor.axes, analysis.per_slice)
         for dim, axis in enumerate(tensor.axes):
             here = [
                 (atom, place, tuple(Place(i, (s, n), (1, n, 1)) for i, s, n in where))
@@ -242,7 +243,7 @@ def _standing(analysis: Analysis) -> list[Standing]:
                 for atom, place in places(dim, block[dim])
             ]
             pairs = [(atom, place) for atom, place, _ in here]
-            if any(dim == i for i, _, _ in parts[0][1]):  # the cells themselves
+            if any(dim == i for i, _, _ in parts[0][1]):  # the axis that was cut, whole
                 here = [(atom, place, ()) for atom, place in places(dim, axis)]
             for atom, place, within in here:
                 everywhere = pairs.count((atom, place)) == len(parts)
@@ -271,11 +272,13 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
 
 def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
-    why = [f"no rule for the primitive {name!r}" for name in analysis.record.without_rule]
-    for part in frozen:
-        if part.why.startswith(REPORTED):
-            why.append(f"{part.path}, axis {part.axis}, is frozen by {part.why}")
-    return tuple(dict.fromkeys(why))
+    notes = [str(Cause(Reason.NO_RULE, name)) for name in analysis.record.without_rule]
+    notes += [
+        f"{part.path}, axis {part.axis}, is frozen by {part.cause}"
+        for part in frozen
+        if part.cause.reason in REPORTED
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def places(dim: int, axis: Axis, start: int = 0, after: int = 1) -> Iterator[tuple[Atom, Place]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from dimat_jax.symmetries.reasons import Cause
 from dimat_jax.types import Key
 
 
@@ -95,7 +96,12 @@ class Frozen(NamedTuple):
     path: str
     axis: int
     size: int
-    why: str
+    cause: Cause
+
+    @property
+    def why(self) -> str:
+        """The cause in words."""
+        return str(self.cause)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Symmetries:
         the model reads its leaves; where a leaf begins several, the axis follows in brackets.
       positions: name → size of the axes of fixed positions (scanned layers) along which groups
         vary.
-      frozen: the parts of leaves that belong to no group, with the reason of each.
+      frozen: the parts of leaves that belong to no group, with the cause of each.
       notes: what made the groups smaller than they may truly be: primitives without a rule,
         captured constants, random bits. Empty for most models.
       shapes: path → shape of the leaves that carry groups; `permute` accepts no other ones.

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
+from dimat_jax.jaxprs import Path, bind, enter_or_bind, evaluate, scan_of
 from dimat_jax.symmetries.axes import Atom, Axis, Factor, Segment, Sum, atoms, resolve, segment_size
 from dimat_jax.symmetries.discovery import (
     Analysis,
@@ -21,13 +21,13 @@ from dimat_jax.symmetries.discovery import (
     symmetries_of,
 )
 from dimat_jax.symmetries.groups import Symmetries
-from dimat_jax.symmetries.slices import Cells
-from dimat_jax.symmetries.walk import Read, Tensor, called
+from dimat_jax.symmetries.rules import Kind
+from dimat_jax.symmetries.slices import PerSlice
+from dimat_jax.symmetries.walk import Read, Tensor
 from dimat_jax.types import Model
 
-Where = tuple[int, ...]
-"""An operand of an equation: indices into nested jaxprs, then which operand."""
-Taps = dict[Where, Array]
+Tap = tuple[Path, int]
+"""An equation, and which of its operands."""
 Key = tuple[str, ...]
 
 
@@ -96,11 +96,11 @@ def read_sites(
         sites = _sites(symmetries, analysis)
         leaves = jax.tree.leaves((variables, *inputs))
         operands = [leaf for leaf, used in zip(leaves, analysis.used, strict=True) if used]
-        wanted: set[Where] = {(*site.read.where, site.read.operand) for site in sites}
+        wanted = {(site.read.path, site.read.operand) for site in sites}
         _, taps = _evaluate(analysis.jaxpr, operands, wanted)
         found: dict[Key, list[Array]] = {}
         for site in sites:
-            value = taps[(*site.read.where, site.read.operand)]
+            value = taps[site.read.path, site.read.operand]
             for key, tensor in _extract(value, site.read.tensor, site, symmetries):
                 found.setdefault(key, []).append(tensor)
         return found
@@ -140,7 +140,7 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
     best: dict[str, int] = {}
     candidates: dict[tuple[int, int], tuple[Read, set[str]]] = {}
     for read in analysis.record.reads:
-        carried, mixed = _carried_and_mixed(read, names, analysis.cells)
+        carried, mixed = _carried_and_mixed(read, names, analysis.per_slice)
         for kind, found in ((_kind(read), mixed), (_beside(read), carried - mixed)):
             for name in found:
                 best[name] = min(kind, best.get(name, kind))
@@ -155,14 +155,14 @@ def _sites(symmetries: Symmetries, analysis: Analysis) -> list[_Site]:
 
 
 def _carried_and_mixed(
-    read: Read, names: dict[Atom, str], cells: Cells
+    read: Read, names: dict[Atom, str], per_slice: PerSlice
 ) -> tuple[set[str], set[str]]:
     """The groups that the tensor carries, and those whose positions are mixed.
 
     None if it carries one of them twice, or if it is the whole of something whose slices are
     permuted in different ways.
     """
-    if any(atom in cells for axis in read.tensor.axes for atom in atoms(axis)):
+    if any(atom in per_slice for axis in read.tensor.axes for atom in atoms(axis)):
         return set(), set()
     per_axis = [{names[a] for a in atoms(axis) if a in names} for axis in read.tensor.axes]
     carried = set().union(*per_axis)
@@ -177,9 +177,10 @@ CONTRACTED, REDUCED, VARIABLE, CARRIED, NOT_READ = range(5)
 
 def _kind(read: Read) -> int:
     """For groups whose positions are mixed."""
-    kinds = {"product": CONTRACTED, "reduction": REDUCED}
-    other = VARIABLE if read.contraction.kind == "product" else NOT_READ
-    return kinds.get(read.contraction.kind, NOT_READ) if read.tensor.varies else other
+    kind = read.contraction.kind
+    if not read.tensor.varies:
+        return VARIABLE if kind is Kind.PRODUCT else NOT_READ
+    return {Kind.PRODUCT: CONTRACTED, Kind.REDUCTION: REDUCED}.get(kind, NOT_READ)
 
 
 def _beside(read: Read) -> int:
@@ -255,64 +256,39 @@ def _split_factors(
 
 
 def _evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], wanted: set[Where]
-) -> tuple[list[Any], Taps]:
+    closed: ClosedJaxpr, inputs: Sequence[Any], wanted: set[Tap], path: Path = ()
+) -> tuple[list[Any], dict[Tap, Array]]:
     """Evaluates a jaxpr and keeps the wanted operands."""
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    taps: dict[Tap, Array] = {}
+    holders = {to[:depth] for to, _ in wanted for depth in range(1, len(to))}
 
-    def value(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        for position, operand in enumerate(operands):
+            if (path, position) in wanted:
+                taps[path, position] = jnp.asarray(operand)
+        if path not in holders:
+            return bind(eqn, operands)
+        if eqn.primitive.name != "scan":
+            return enter_or_bind(path, eqn, operands, equation)
+        outputs, inside = _evaluate_scan(path, eqn, operands, wanted)
+        taps.update(inside)
+        return outputs
 
-    taps: Taps = {}
-    for index, eqn in enumerate(jaxpr.eqns):
-        operands = [value(var) for var in eqn.invars]
-        here: set[Where] = {where[1:] for where in wanted if where[0] == index}
-        inside = {where for where in here if len(where) > 1}
-        found: Taps = {where: jnp.asarray(operands[where[0]]) for where in here - inside}
-        if not inside:
-            outputs = bind(jaxpr, eqn, operands)
-        elif eqn.primitive.name == "scan":
-            outputs, more = _evaluate_scan(eqn, operands, inside)
-            found |= more
-        else:
-            inner = called(eqn)
-            assert inner is not None
-            outputs, more = _evaluate(inner, operands, inside)
-            found |= more
-        for where, tap in found.items():
-            taps[(index, *where)] = tap
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [value(var) for var in jaxpr.outvars], taps
-
-
-def bind(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation, as a jaxpr of its own: how to bind one depends on the JAX release."""
-    given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
-    alone = jaxpr.replace(
-        constvars=[], invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
-    )
-    return eval_jaxpr(alone, (), *given.values())
+    return evaluate(closed, inputs, equation, path=path), taps
 
 
 def _evaluate_scan(
-    eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Where]
-) -> tuple[list[Any], Taps]:
-    params = eqn.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts = list(operands[:first])
+    path: Path, eqn: JaxprEqn, operands: Sequence[Any], wanted: set[Tap]
+) -> tuple[list[Any], dict[Tap, Array]]:
+    """A scan whose body is evaluated with taps: they are stacked over its steps."""
+    scan = scan_of(eqn)
+    consts, first, inputs = scan.split(operands)
 
-    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], tuple[list[Any], Taps]]:
-        outputs, taps = _evaluate(params["jaxpr"], [*consts, *carry, *slices], wanted)
+    def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], Any]:
+        outputs, taps = _evaluate(scan.body, [*consts, *carry, *inputs], wanted, path)
         return outputs[: len(carry)], (outputs[len(carry) :], taps)
 
-    carry, (stacked, taps) = lax.scan(
-        step,
-        list(operands[first:last]),
-        list(operands[last:]),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
+    carry, (outputs, taps) = lax.scan(
+        step, first, inputs, length=scan.length, reverse=scan.reverse, unroll=scan.unroll
     )
-    return [*carry, *stacked], taps
+    return [*carry, *outputs], taps

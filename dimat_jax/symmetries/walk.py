@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from dimat_jax.jaxprs import Path, branches_of, called, evaluate, scan_of, while_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axes,
@@ -18,23 +19,31 @@ from dimat_jax.symmetries.axes import (
     atoms,
     freeze,
     frozen_axis,
-    join,
     resolve,
+    unify,
     wild_axis,
 )
-from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
-from dimat_jax.symmetries.slices import Slice
+from dimat_jax.symmetries.reasons import Cause, Reason
+from dimat_jax.symmetries.rules import (
+    RULES,
+    Contraction,
+    Equation,
+    Kind,
+    contractions,
+    freeze_everything,
+)
+from dimat_jax.symmetries.slices import SlicedAxis
 
 
 class Step(NamedTuple):
     """The position in a scan: an axis that values inside the scan have besides their own.
 
     Attributes:
-      scan: which scan, as indices of equations.
+      scan: which scan: the path of its equation.
       axis: its steps. Two nested scans may run over the same layers, not in step.
     """
 
-    scan: tuple[int, ...]
+    scan: Path
     axis: Axis
 
 
@@ -61,14 +70,14 @@ class Read(NamedTuple):
     """A tensor where positions of it are mixed.
 
     Attributes:
-      where: the equation, as indices into nested jaxprs.
+      path: of the equation.
       operand: which of its inputs.
       tensor: what is read.
       contraction: along which axes.
       scans: the axes of the scans that it stands in, the outermost first.
     """
 
-    where: tuple[int, ...]
+    path: Path
     operand: int
     tensor: Tensor
     contraction: Contraction
@@ -84,7 +93,7 @@ class Record:
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    slices: list[Slice] = field(default_factory=list)
+    slices: list[SlicedAxis] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
     read: set[Atom] = field(default_factory=set)
@@ -103,14 +112,14 @@ def var_shape(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
-def freeze_all(axes: Axes, why: str) -> None:
+def freeze_all(axes: Axes, why: Cause) -> None:
     """Freezes every axis of a tensor."""
     for axis in axes:
         freeze(axis, why)
 
 
 def walk(
-    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], where: tuple[int, ...]
+    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], path: Path = ()
 ) -> list[Tensor]:
     """Walks a jaxpr's equations in order and returns what is known of its outputs.
 
@@ -118,24 +127,16 @@ def walk(
       record: what the walk leaves behind.
       closed: the jaxpr.
       inputs: what is known of its inputs.
-      where: where this jaxpr stands inside others, as indices of equations.
+      path: of the equation that holds this jaxpr.
     """
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    needed = _needed(closed.jaxpr)
 
-    def read(var: Any) -> Tensor:
-        return _constant(var.val) if isinstance(var, Literal) else env[var]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Tensor]) -> list[Tensor]:
+        if path[-1] in needed:
+            return _equation(record, eqn, operands, path)
+        return [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
 
-    needed = _needed(jaxpr)
-    for index, eqn in enumerate(jaxpr.eqns):
-        if index in needed:
-            operands = [read(var) for var in eqn.invars]
-            outputs = _equation(record, eqn, operands, (*where, index))
-        else:
-            outputs = [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
+    return evaluate(closed, inputs, equation, _constant, path)
 
 
 def _needed(jaxpr: Jaxpr) -> set[int]:
@@ -161,7 +162,7 @@ def _constant(value: Any) -> Tensor:
         value.dtype, jax.dtypes.extended
     )
     uniform = _uniform(np.asarray(value)) if concrete else (False,) * len(shape)
-    why = f"a captured constant {value.dtype}[{','.join(map(str, shape))}]"
+    why = Cause(Reason.CONSTANT, f"{value.dtype}[{','.join(map(str, shape))}]")
     return Tensor(
         tuple(
             wild_axis(size) if same else frozen_axis(size, why)
@@ -178,14 +179,12 @@ def _uniform(array: np.ndarray) -> tuple[bool, ...]:
     return tuple(bool((side == side[:1]).all()) for side in sides)
 
 
-def _equation(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     name = eqn.primitive.name
     if inner := called(eqn):
-        return walk(record, inner, inputs, where)
+        return walk(record, inner, inputs, path)
     if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](record, eqn, inputs, where)
+        return CONTROL_FLOW[name](record, eqn, inputs, path)
     if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
     record.read.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
@@ -201,7 +200,7 @@ def _equation(
     for contraction in contractions(equation):
         tensor = inputs[contraction.operand]
         _contract(record, tensor, contraction)
-        record.reads.append(Read(where, contraction.operand, tensor, contraction, record.scans))
+        record.reads.append(Read(path, contraction.operand, tensor, contraction, record.scans))
     return outputs
 
 
@@ -210,47 +209,25 @@ def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
     axes, steps = tensor.axes, tensor.steps
     left = tuple(axis for dim, axis in enumerate(axes) if dim not in contraction.dims)
     record.carried.append(Tensor(left, steps).carries())
-    if contraction.kind == "product":
+    if contraction.kind is Kind.PRODUCT:
         mixed = tuple(axes[dim] for dim in (*contraction.dims, *contraction.batch))
         record.carried.append(Tensor(mixed, steps).carries())
-
-
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
-    if eqn.primitive.name not in CALLS:
-        return None
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
-    inner = next(eqn.params[name] for name in names if name in eqn.params)
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-
-
-CALLS = """
-jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
-custom_vjp_call_jaxpr custom_vmap_call composite
-""".split()
 
 
 # Control flow -----------------------------------------------------------------------------------
 
 
-def _scan(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
-    params = eqn.params
-    body, first, last = (
-        params["jaxpr"],
-        params["num_consts"],
-        params["num_consts"] + params["num_carry"],
-    )
-    consts, init, stacked = inputs[:first], inputs[first:last], inputs[last:]
-    axis = frozen_axis(params["length"], "the steps of a scan")
-    step = Step(where, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
+    scan = scan_of(eqn)
+    consts, init, stacked = scan.split(inputs)
+    axis = frozen_axis(scan.length, Cause(Reason.SCAN_STEPS))
+    step = Step(path, reduce(unify, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
     carry, outputs = _fixpoint(
-        record, lambda carry: walk(record, body, [*consts, *carry, *slices], where), init
+        record, lambda carry: walk(record, scan.body, [*consts, *carry, *slices], path), init
     )
     record.scans = record.scans[:-1]
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
@@ -261,38 +238,31 @@ def _stack(tensor: Tensor, step: Step) -> Tensor:
     return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
 
-def _while(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
-    params = eqn.params
-    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    cond_consts, body_consts, init = inputs[:first], inputs[first:last], inputs[last:]
+def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
+    loop = while_of(eqn)
+    cond_consts, body_consts, init = loop.split(inputs)
     reads = len(record.reads)
     carry, _ = _fixpoint(
-        record,
-        lambda carry: walk(record, params["body_jaxpr"], [*body_consts, *carry], where),
-        init,
+        record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
     )
-    for predicate in walk(record, params["cond_jaxpr"], [*cond_consts, *carry], where):
-        freeze_all(predicate.axes, "the condition of a loop")
+    for predicate in walk(record, loop.cond, [*cond_consts, *carry], path):
+        freeze_all(predicate.axes, Cause(Reason.LOOP_CONDITION))
     del record.reads[reads:]
     return carry
 
 
-def _cond(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     reads = len(record.reads)
-    branches = [walk(record, branch, inputs[1:], where) for branch in eqn.params["branches"]]
+    branches = [walk(record, branch, inputs[1:], path) for branch in branches_of(eqn)]
     del record.reads[reads:]
-    joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
-    record.carried.extend(tensor.carries() for tensor in joined)
-    return joined
+    unified = [reduce(_unify_tensors, outputs) for outputs in zip(*branches, strict=True)]
+    record.carried.extend(tensor.carries() for tensor in unified)
+    return unified
 
 
-def _join_tensors(x: Tensor, y: Tensor) -> Tensor:
+def _unify_tensors(x: Tensor, y: Tensor) -> Tensor:
     """A value that is sometimes one, sometimes the other."""
-    axes = tuple(join(a, b) for a, b in zip(x.axes, y.axes, strict=True))
+    axes = tuple(unify(a, b) for a, b in zip(x.axes, y.axes, strict=True))
     return Tensor(axes, tuple(step for step in x.steps if step in y.steps), x.varies or y.varies)
 
 
@@ -307,12 +277,12 @@ def _fixpoint(
     while True:
         mark = record.mark()
         outputs = body(carry)
-        joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
-        if all(map(_same, carry, joined)):
-            record.carried.extend(tensor.carries() for tensor in joined)
-            return joined, outputs
+        unified = [_unify_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
+        if all(map(_same, carry, unified)):
+            record.carried.extend(tensor.carries() for tensor in unified)
+            return unified, outputs
         record.forget(mark)
-        carry = joined
+        carry = unified
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

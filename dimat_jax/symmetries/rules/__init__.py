@@ -10,13 +10,14 @@ the next. Those that hold jaxprs (jit, scan, ...) are walked in `dimat_jax.symme
 """
 
 from dimat_jax.symmetries.rules import elementwise, indexing, reductions, segments, shapes
-from dimat_jax.symmetries.rules.contractions import Contraction, contractions
+from dimat_jax.symmetries.rules.contractions import Contraction, Kind, contractions
 from dimat_jax.symmetries.rules.table import RULES, Equation, freeze_everything
 
 __all__ = [
     "RULES",
     "Contraction",
     "Equation",
+    "Kind",
     "contractions",
     "elementwise",
     "freeze_everything",

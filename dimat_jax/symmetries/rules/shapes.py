@@ -45,5 +45,5 @@ def _iota(equation: Equation, *_: Axes) -> list[Axes]:
     (shape,) = equation.shapes
     axes = [wild_axis(size) for size in shape]
     dim = equation.params["dimension"]
-    axes[dim] = frozen_axis(shape[dim], "iota")
+    axes[dim] = frozen_axis(shape[dim], equation.cause)
     return [tuple(axes)]
