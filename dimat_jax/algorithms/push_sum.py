@@ -58,6 +58,7 @@ def stochastic_gradient_push() -> Gossip:
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
+        # What is mixed is x = w z; gradients are taken at z, and steps are made from x.
         held = descend(by_agent(jnp.multiply, params, state.weight), rate, g)
         weight = mix(exchange.matrix, state.weight)
         params = by_agent(jnp.divide, mix(exchange.matrix, held), weight)

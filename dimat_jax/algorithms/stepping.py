@@ -75,6 +75,7 @@ def gradient_update(model: Model, prepare: Prepare) -> Update:
         gradient, loss, changed = batch_gradient(
             model, prepare, variables, key, step, order, resident
         )
+        # Every pass runs the agent's own batch; only the one at its own parameters is training.
         statistics = {
             name: jax.tree.map(lambda new, old: jnp.where(at.own, new, old), changed[name], before)
             for name, before in carry.statistics.items()
@@ -173,6 +174,7 @@ def gossip_training(
             after = gradient_step(GradientPass(memory, *moving), operands, resident)
             return tuple(after[1:]), after.gradient
 
+        # One pass of all agents for each point. Gradients are written over those of the last step.
         points = [At(params, own), *(At(point, other) for point in state.points)]
         items = list(zip(points, state.gradients, strict=True))
         moving = statistics, agents.loss, agents.diverged

@@ -140,6 +140,10 @@ def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array]
         return None
     import dimat_jax_cpu
 
+    # The passes of one layer, as JAX writes them for NHWC images and HWIO kernels:
+    #   forward           images NHWC, kernel HWIO, strides
+    #   images' gradient  the same, inputs and outputs of the kernel exchanged, strides as dilation
+    #   kernel's gradient batch and channels exchanged: the batch is summed over, strides lie apart
     top, left = corner
     stride, dilation, apart = (down for down, _ in steps)
     lhs, kernel, out = p["dimension_numbers"]

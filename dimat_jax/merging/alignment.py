@@ -92,6 +92,8 @@ def activation_matcher(
         target: Variables, sources: Sequence[Variables], batches: Batches
     ) -> list[Permutations]:
         with stopwatch.measure("match"):
+            # All sources of a call share the target's forward passes: moments are summed over the
+            # batches on the devices, and only scores [units, units] come to the host.
             nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
             operands = target, tuple(sources), batches.rows
             state = matching(batches.spec)(nothing, operands, batches.images, batches.number)

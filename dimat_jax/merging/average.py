@@ -104,6 +104,7 @@ def permute_state(
         def reorder(params: Any) -> Any:
             return permute(symmetries, permutations, {**variables, "params": params})["params"]
 
+        # Further axes before the parameters': a relay's messages are [slots, ...] of each agent.
         for _ in range(before):
             reorder = jax.vmap(reorder)
         return reorder(part)

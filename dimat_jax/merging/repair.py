@@ -96,6 +96,7 @@ def batch_preactivations(
         return [corrected(by_path[path], *outputs)] if path in by_path else outputs
 
     def corrected(unit: Unit, value: Array) -> Array:
+        # A convolution's value [batch, H, W, units] with dims (3,): all but the units are averaged.
         others = tuple(d for d in range(value.ndim) if d not in unit.dims)
         mean = value.mean(others, keepdims=True)
         variance = jnp.square(value - mean).mean(others, keepdims=True)
@@ -113,6 +114,7 @@ def batch_preactivations(
 
 def to_axes(values: Array, dims: Dims, ndim: int) -> Array:
     """Puts each axis where ``dims`` says among ``ndim`` axes, the others of size 1."""
+    # A bias [units] with dims (3,) among 4 axes becomes [1, 1, 1, units].
     wide = [(dim, values.shape[axis]) for axis, dim in enumerate(dims) if dim is not None]
     order = np.argsort([dim for dim, _ in wide])
     shape = [dict(wide).get(dim, 1) for dim in range(ndim)]
@@ -151,6 +153,7 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     flat, structure = jax.tree_util.tree_flatten_with_path(variables)
     leaves = {path_name(path): leaf for path, leaf in flat}
     for unit in units:
+        # (gain x + bias - mean) s + wanted = (s gain) x + (bias - mean) s + wanted
         had, wanted = found[unit.bias], goal[unit.bias]
         scale = wanted.deviation / had.deviation
         gain = leaves[unit.gain]

@@ -141,6 +141,7 @@ class Session(NamedTuple):
         pretrained = state.agents if state.pretrained is None else state.pretrained
         own = dict(setup.config.method_learning_rate).get(method, setup.learning_rate)
         agents = jax.tree.map(jnp.copy, pretrained)
+        # The schedule is the run's; a rate of the method's own is a factor on it.
         agents = agents._replace(rate_scale=agents.rate_scale * (own / setup.learning_rate))
         remembered = MethodState(
             merge=algorithm.merge and algorithm.merge.init(agents.variables),
@@ -165,6 +166,7 @@ class Session(NamedTuple):
         parts, shards, position = self.parts, self.shards_of(state), state.position
         method, order = self.method_of(state), state.keys.order
         gossip = None if method == PRETRAINING else self.setup.methods[method].gossip
+        # The loss is summed over the steps of an epoch, on the device.
         agents = state.agents._replace(loss=jnp.zeros_like(state.agents.loss))
         remembered, bytes_sent = state.method, state.bytes_sent
         with parts.stopwatch.measure("train") as timer:
