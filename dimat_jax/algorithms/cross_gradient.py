@@ -99,8 +99,8 @@ def agree(gradients: Params, slot_mask: Float[Array, "slots"]) -> Params:
     Returns:
       The point, without the axis ``slots``.
     """
-    # Minimise ½‖g_0 + Σ u_s g_s‖²: a quadratic in as many unknowns as slots, whose matrix is that of
-    # inner products. Divided by the lengths its diagonal is 1, whatever the gradients' scales.
+    # Minimise ½‖g_0 + Σ u_s g_s‖²: a quadratic in as many unknowns as slots, whose matrix is that
+    # of inner products. Divided by the lengths its diagonal is 1, whatever the gradients' scales.
     gram = inner_products(gradients)
     lengths = jnp.sqrt(jnp.diagonal(gram))
     per_length = jnp.where(lengths > 0, 1 / lengths, 0)
