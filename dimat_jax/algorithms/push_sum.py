@@ -28,7 +28,8 @@ def column_stochastic(topology: Topology) -> Topology:
     """The given graph.
 
     Raises:
-      ValueError: unless every column of its matrices sums to 1 and every row has a positive entry (else that agent's push-sum weight vanishes), and it is connected.
+      ValueError: unless every column of its matrices sums to 1 and every row has a positive entry
+        (else that agent's push-sum weight vanishes), and it is connected.
     """
     for round, matrix in enumerate(topology.mixing_matrices):
         prefix = f"Push-sum cannot use the mixing matrix of {topology.name!r} in round {round}:"
