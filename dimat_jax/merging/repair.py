@@ -90,6 +90,7 @@ def batch_preactivations(
         return [corrected(by_path[path], *outputs)] if path in by_path else outputs
 
     def corrected(unit: Unit, value: Array) -> Array:
+        # All but the units' own axes: examples, pixels, tokens.
         others = tuple(d for d in range(value.ndim) if d not in unit.dims)
         mean = value.mean(others, keepdims=True)
         variance = jnp.square(value - mean).mean(others, keepdims=True)
@@ -107,6 +108,7 @@ def batch_preactivations(
 
 def to_axes(values: Array, dims: Dims, ndim: int) -> Array:
     """Puts each axis where ``dims`` says among ``ndim`` axes, the others of size 1."""
+    # A bias [heads, size] with dims (2, 3) and ndim 4 becomes [1, 1, heads, size].
     wide = [(dim, values.shape[axis]) for axis, dim in enumerate(dims) if dim is not None]
     order = np.argsort([dim for dim, _ in wide])
     shape = [dict(wide).get(dim, 1) for dim in range(ndim)]
@@ -146,6 +148,8 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     leaves = {path_name(path): leaf for path, leaf in flat}
     for unit in units:
         had, wanted = found[unit.bias], goal[unit.bias]
+        # y = gain · x + bias has the mean m and the deviation s; (y − m) s'/s + m' has m' and s', and
+        # is a gain times x plus a bias again.
         scale = wanted.deviation / had.deviation
         gain = leaves[unit.gain]
         leaves[unit.gain] = gain * to_axes(scale, unit.axes, gain.ndim)
