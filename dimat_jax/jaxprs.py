@@ -23,7 +23,7 @@ Path = tuple[int, ...]
 """Where an equation stands: its index in the outermost jaxpr, then its index in the jaxpr that the
 equation there holds, and so on."""
 
-Equation = Callable[[Path, JaxprEqn, list[T]], list[T]]
+Hook = Callable[[Path, JaxprEqn, list[T]], list[T]]
 """``(path, eqn, operands) -> outputs``: what an equation does to values of some kind."""
 
 # Evaluation --------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ Equation = Callable[[Path, JaxprEqn, list[T]], list[T]]
 def evaluate(
     closed: ClosedJaxpr,
     inputs: Sequence[T],
-    equation: Equation[T],
+    equation: Hook[T],
     constant: Callable[[Any], Any] = lambda value: value,
     path: Path = (),
 ) -> list[T]:
@@ -61,9 +61,7 @@ def evaluate(
     return [read(var) for var in jaxpr.outvars]
 
 
-def enter_or_bind(
-    path: Path, eqn: JaxprEqn, operands: list[Any], equation: Equation[Any]
-) -> list[Any]:
+def enter_or_bind(path: Path, eqn: JaxprEqn, operands: list[Any], equation: Hook[Any]) -> list[Any]:
     """What an equation does to arrays; of a call, ``equation`` says it for all that is inside."""
     inner = called(eqn)
     if inner is None:

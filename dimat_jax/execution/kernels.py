@@ -71,6 +71,7 @@ def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[...
         return function
 
     def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        # Before it is entered: a named function is a call, too.
         fast = _convolution(eqn, threads) or _function(eqn, threads)
         if fast is None:
             return enter_or_bind(path, eqn, operands, equation)
@@ -128,6 +129,7 @@ def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array]
     p = eqn.params
     arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
     images, _, result = arrays
+    # Padding at the end need not be known: the result's shape says where to stop.
     corner = [before for before, _ in p["padding"]]
     steps = [p[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
     if (
@@ -146,6 +148,9 @@ def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array]
     #   kernel's gradient batch and channels exchanged: the batch is summed over, strides lie apart
     top, left = corner
     stride, dilation, apart = (down for down, _ in steps)
+    # JAX writes the gradient of the images as a convolution of the result's gradient, dilated by
+    # the stride, with the kernel turned round; and that of the kernel as one of the images with the
+    # result's gradient, batch and channels exchanged, whose window is dilated by the stride.
     lhs, kernel, out = p["dimension_numbers"]
     forward = (lhs, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
     if forward and apart == 1 and 1 in (stride, dilation):

@@ -153,8 +153,9 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     flat, structure = jax.tree_util.tree_flatten_with_path(variables)
     leaves = {path_name(path): leaf for path, leaf in flat}
     for unit in units:
-        # (gain x + bias - mean) s + wanted = (s gain) x + (bias - mean) s + wanted
         had, wanted = found[unit.bias], goal[unit.bias]
+        # y = gain · x + bias has the mean m and the deviation s; (y − m) s'/s + m' has m' and s', and
+        # is a gain times x plus a bias again.
         scale = wanted.deviation / had.deviation
         gain = leaves[unit.gain]
         leaves[unit.gain] = gain * to_axes(scale, unit.axes, gain.ndim)

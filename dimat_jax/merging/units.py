@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from dimat_jax.jaxprs import CONTROL_FLOW, Path, called, evaluate
-from dimat_jax.symmetries.discovery import as_function
+from dimat_jax.symmetries.analysis import as_function
 from dimat_jax.symmetries.groups import Symmetries, path_name
 from dimat_jax.symmetries.reasons import Reason
 from dimat_jax.symmetries.walk import var_shape
@@ -89,15 +89,17 @@ def find_units(
     closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     shapes = {path_name(path): tuple(leaf.shape) for path, leaf in flat}
+    # A leaf is proportional to itself, axis by axis.
     values = [
         Value(leaves=frozenset([path]), gains={path: tuple(range(len(shape)))})
         for path, shape in shapes.items()
     ]
     values += [Value(varies=True)] * (len(closed.jaxpr.invars) - len(values))
-    record = Record(shapes, [], Counter(), set())
+    record = Findings(shapes, [], Counter(), set())
     _walk(record, closed, values, ())
     carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
     outputs = {f.path for f in symmetries.frozen if f.cause.reason is Reason.OUTPUT}
+    # A leaf that activations meet twice cannot be changed for one of the two places only.
     found = tuple(
         unit
         for unit, _ in record.found
@@ -108,7 +110,7 @@ def find_units(
     return Units(closed, found, missing)
 
 
-class Record(NamedTuple):
+class Findings(NamedTuple):
     """What the walk leaves behind.
 
     Attributes:
@@ -124,7 +126,9 @@ class Record(NamedTuple):
     kernels: set[str]
 
 
-def _walk(record: Record, closed: ClosedJaxpr, inputs: Sequence[Value], path: Path) -> list[Value]:
+def _walk(
+    record: Findings, closed: ClosedJaxpr, inputs: Sequence[Value], path: Path
+) -> list[Value]:
     def equation(path: Path, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         inner = called(eqn)
         if inner is not None:
@@ -134,7 +138,7 @@ def _walk(record: Record, closed: ClosedJaxpr, inputs: Sequence[Value], path: Pa
     return evaluate(closed, inputs, equation, lambda _: Value(), path)
 
 
-def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], path: Path) -> list[Value]:
+def _equation(record: Findings, eqn: JaxprEqn, operands: list[Value], path: Path) -> list[Value]:
     varies = any(value.varies for value in operands)
     fixed = [value for value in operands if not value.varies]
     loop = eqn.primitive.name in CONTROL_FLOW
@@ -144,23 +148,28 @@ def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], path: Path) 
             leaf for value in fixed for leaf in value.leaves for _ in range(1 + loop)
         )
     contracted = eqn.primitive.name in CONTRACTIONS
+    # A layer begins where activations meet a kernel; what follows until the next one is its own.
     if loop or (contracted and varies):
         kernels = frozenset(leaf for value in fixed for leaf in value.leaves)
         record.kernels.update(kernels)
     else:
         kernels = frozenset().union(*(value.kernels for value in operands))
-    gains = RULES.get(eqn.primitive.name, lambda eqn, operands: {})(eqn, operands)
+    gains = GAIN_RULES.get(eqn.primitive.name, lambda eqn, operands: {})(eqn, operands)
     if eqn.primitive.name in SUMS and varies:
         record.found.extend((unit, kernels) for unit in _candidates(record, eqn, operands, path))
     leaves = frozenset().union(*(value.leaves for value in fixed)) if not varies else frozenset()
     return [Value(varies, leaves, gains, kernels) for _ in eqn.outvars]
 
 
-def _candidates(record: Record, eqn: JaxprEqn, operands: list[Value], path: Path) -> Iterator[Unit]:
+def _candidates(
+    record: Findings, eqn: JaxprEqn, operands: list[Value], path: Path
+) -> Iterator[Unit]:
     """The preactivations that a sum may be: something that varies, and a leaf by itself."""
     for one, other in (operands, operands[::-1]):
         if not one.varies or other.varies or len(other.leaves) != 1 or not other.gains:
             continue
+        # The bias's axes must all stand on the sum, so that each unit has one entry of it; and the
+        # gain must have an axis for each of these, so that each unit can be scaled by itself.
         ((bias, standing),) = other.gains.items()
         place = {axis: dim for dim, axis in enumerate(standing) if axis is not None}
         sizes = record.shapes[bias]
@@ -223,6 +232,7 @@ def _product(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 
 def _quotient(eqn: JaxprEqn, operands: list[Value]) -> Gains:
+    # 1 / w is not proportional to w, but the quotient depends on it.
     above, below = operands
     return _product(eqn, [above, below._replace(gains={}, leaves=below.leaves | {*below.gains})])
 
@@ -251,6 +261,7 @@ def _sum(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 def _dot(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     contract, batch = eqn.params["dimension_numbers"]
+    # The output's axes: batch, then the free ones of the left operand, then those of the right.
     found: Gains = {}
     start = len(batch[0])
     for side, value in enumerate(operands):
@@ -282,7 +293,7 @@ def _convolution(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 SUMS = ("add", "add_any")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
-RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
+GAIN_RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
     "broadcast_in_dim": _each(_broadcast),
     "reshape": _reshape,
     "squeeze": _each(_squeeze),

@@ -114,8 +114,10 @@ def axis_size(axis: Axis) -> int:
 
 def resolve(axis: Axis) -> Axis:
     """The axis in terms of roots, every leading sum spread out into segments."""
+    # The common case, and this is called more often than anything else: nothing to resolve. A Sum
+    # has no `link`, and getattr then gives the Sum itself, which is not None.
     if all(type(f) is Wild or getattr(f, "link", f) is None for part in axis for f in part):
-        return axis  # the common case
+        return axis
     return tuple(part for segment in axis for part in _spread(_factors(segment)))
 
 
@@ -138,6 +140,7 @@ def _factors(segment: Iterable[Factor]) -> Segment:
 
 def _spread(segment: Segment) -> Iterator[Segment]:
     """[a | b] × c = [a × c | b × c]; a sum that is not outermost stays."""
+    # Factors of a single position may stand before the Sum, and stay before each of its segments.
     i = next((i for i, factor in enumerate(segment) if factor.size > 1), 0)
     leading = segment[i] if segment else None
     if not isinstance(leading, Sum):
@@ -181,9 +184,11 @@ def unify(x: Axis, y: Axis) -> Axis:
         return x
     out: list[Segment] = []
     while x and y:
+        # The longer of the two leading segments is cut where the shorter one ends.
         size = min(segment_size(x[0]), segment_size(y[0]))
         (first, x), (second, y) = _first(x, size), _first(y, size)
         out.append(_unify_products(first, second))
+        # The rest of an axis may have an atom that was cut, or unified, just now.
         x, y = resolve(x), resolve(y)
     return tuple(out)
 
@@ -224,6 +229,7 @@ def reshape(axes: Axes, sizes: Sequence[int]) -> Axes:
     out: list[Axis] = []
     i = j = 0
     while i < len(before) or j < len(after):
+        # A block is complete when both sides have as many positions.
         block, new = axes[i : i + 1], after[j : j + 1]
         i, j = i + 1, j + 1
         while (old_size := math.prod(map(axis_size, block))) != (new_size := math.prod(new)):
@@ -264,11 +270,13 @@ def _cut_segment(segment: Segment, position: int) -> tuple[Segment, Segment]:
     """Cuts a product in two: at its outermost factor, or else everything in it freezes."""
     size, head, rest = segment_size(segment), segment[0], segment[1:]
     inner = segment_size(rest)
+    # A factor of a single position is no place to cut; both parts keep it.
     if head.size == 1:
         left, right = _cut_segment(rest, position)
         return (head, *left), (head, *right)
     if all(isinstance(factor, Wild) for factor in segment):
         return (Wild(position),), (Wild(size - position),)
+    # h·e of 2·5 cut at 5: position 1 of the outermost factor, after which all of e follows.
     if position % inner == 0:
         outer = position // inner
         if isinstance(head, Wild):
@@ -288,6 +296,7 @@ def _take(factors: Segment, size: int) -> tuple[Segment, Segment] | None:
     factors = _factors(factors)
     while factors and size > 1:
         first, rest = factors[0], factors[1:]
+        # Of 4·6: 12 takes 4 whole and 3 of the 6; of 12: 4 leaves 3; of 6: 4 is not to be had.
         if size % first.size == 0:
             head.append(first)
             size, factors = size // first.size, rest
@@ -325,6 +334,7 @@ def _divide(factor: Factor, outer: int) -> tuple[Factor, Factor] | None:
 def _unify_products(x: Segment, y: Segment) -> Segment:
     """Unifies products of equal size: refined where their cumulative products nest, else frozen."""
     x, y = _factors(x), _factors(y)
+    # Factors of a single position have no order, but their atoms tell slices apart (`slices`).
     if segment_size(x) == 1:
         for one, other in zip(x, y, strict=False):
             _unify_heads((one,), (other,))
@@ -336,6 +346,7 @@ def _unify_products(x: Segment, y: Segment) -> Segment:
             return tuple(out)
         # 12·2 with 4·6: the outermost 4 of 12 goes with 4; what is left is 3·2 with 6.
         size = min(x[0].size, y[0].size)
+        # A Sum is not divided if it can be helped: (c | d)·e with b·e' takes 48 of both.
         if isinstance(x[0], Sum) or isinstance(y[0], Sum):
             size = max(f.size for f in (x[0], y[0]) if isinstance(f, Sum))
         taken_x, taken_y = _take(x, size), _take(y, size)
@@ -373,6 +384,7 @@ def unify_atoms(x: Atom, y: Atom) -> None:
 
 def _link_roots(x: Atom, y: Atom) -> Atom:
     if x is not y:
+        # No ranks: chains stay short, for `_factors` compresses the paths that it goes.
         x.frozen, x.mixed = x.frozen or y.frozen, x.mixed or y.mixed
         y.link = ((x,),)
     return x

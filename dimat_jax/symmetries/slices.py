@@ -78,6 +78,8 @@ def copy_others(slices: list[SlicedAxis], whole: Axis, kept: Axis, others: Axes)
       kept: the part of it that the slice keeps.
       others: the other axes of the tensor.
     """
+    # [5, i0 | i1 | i2, u] cut to i1: t, u gets the copies t', u'. Frozen atoms, as t is if it is an
+    # input's, are not copied: they cannot be permuted in any way.
     copies = tuple(_copy(axis) for axis in others)
     for before, after in zip(others, copies, strict=True):
         if any(not atom.frozen for atom in atoms(before)):
@@ -108,8 +110,10 @@ def settle(slices: Iterable[SlicedAxis], carried: Sequence[Axes]) -> PerSlice:
       carried: the axes of every tensor.
     """
     pending = list(slices)
+    # Every round unifies or refines atoms, or ends.
     while pending := _aligned(pending):
         found, same = _found(pending)
+        # First what the slices themselves say, then every tensor that carries such an atom.
         refused = {atom for atom, parts in found.items() if not _is_partition(atom, parts)}
         per_slice: PerSlice = {
             atom: {index: copy for _, kept, copy in parts for index in kept}
@@ -133,6 +137,9 @@ def _aligned(slices: list[SlicedAxis]) -> list[SlicedAxis]:
 
     Where structures cannot be made the same, because factors do not nest, they are unified.
     """
+    # If the copy of u was cut into u' | u" in some slice, then u is cut so, and in every slice. The
+    # structure goes from one side to the other and back, by way of an axis of new atoms, so that
+    # the two do not become one; refining one slice may refine another, until all stand still.
     shapes = None
     while shapes != (shapes := [(_structure(p.before), _structure(p.after)) for p in slices]):
         for part in slices:
@@ -182,6 +189,7 @@ def _found(slices: Iterable[SlicedAxis]) -> tuple[dict[Atom, list[Part]], list[t
     for part in slices:
         whole, kept = _single_atoms(part.whole), _single_atoms(part.kept)
         for atom, copy in zip(atoms(part.before), atoms(part.after), strict=False):
+            # Slicing twice at the same place gives the same slice.
             known = [other for _, indices, other in found.get(atom, ()) if indices == kept]
             if atom is copy or copy in known:
                 continue
@@ -202,6 +210,8 @@ def _single_atoms(axis: Axis) -> list[Atom]:
 def _is_partition(atom: Atom, parts: list[Part]) -> bool:
     """Whether the slices take one axis apart, and the copies are not all unified anyway."""
     whole = parts[0][0]
+    # Slices 0:2 and 1:3 overlap: index 1 is in both, and the lengths differ. A slice that nobody
+    # takes leaves an index without a copy. A mixed index does not tell one slice from another.
     indices = [index for _, kept, _ in parts for index in kept]
     return (
         not atom.frozen
@@ -222,6 +232,9 @@ def _undetermined(axes: Axes, per_slice: PerSlice) -> set[Atom]:
     everywhere = [list(atoms(axis)) for axis in axes]
     if not any(atom in per_slice for found in everywhere for atom in found):
         return set()
+    # One index beside an atom, on its own segment or where another axis is one segment: alone. All
+    # indices of a cut axis: a family. An atom in a Sum (nested) would also have all that stands
+    # beside the Sum, of which no account is kept here.
     refused = set()
     for i, axis in enumerate(axes):
         others = [atom for j, found in enumerate(everywhere) if j != i for atom in found]
@@ -240,6 +253,7 @@ def _undetermined(axes: Axes, per_slice: PerSlice) -> set[Atom]:
 
 def _beside(axes: Sequence[Axis], i: int, segment: Segment) -> list[Atom]:
     """The atoms that every element of a segment of axis i has beside it."""
+    # Of an axis c | d, an element has either c or d beside it: neither for certain.
     segments = [resolve(axis) for j, axis in enumerate(axes) if j != i]
     certain = [axis[0] for axis in segments if len(axis) == 1]
     return [f for product in (*certain, segment) for f in product if isinstance(f, Atom)]
@@ -249,6 +263,7 @@ def blocks(axes: Axes, per_slice: PerSlice) -> list[tuple[Axes, tuple[Extent, ..
     """A tensor as blocks in which each atom stands for one permutation, with where they lie."""
     if not per_slice:
         return [(axes, ())]
+    # Only axes with an index that matters here are taken apart; all others stay whole.
     on = {atom for axis in axes for atom in atoms(axis)}
     wanted = _indices_of(on, per_slice)
     taken_apart = [
@@ -287,6 +302,7 @@ def _replace(axes: Sequence[Axis], i: int, per_slice: PerSlice) -> Axis:
     """Axis i with the atoms of the slices that its elements lie in."""
 
     def replaced(factor: Factor, beside: list[Atom]) -> Factor:
+        # A slice of a slice: the copy may have copies of its own.
         while isinstance(factor, Atom) and factor in per_slice:
             copies = per_slice[factor]
             factor = next(copies[index] for index in beside if index in copies)

@@ -35,7 +35,7 @@ from dimat_jax.symmetries.rules import (
 from dimat_jax.symmetries.slices import SlicedAxis
 
 
-class Step(NamedTuple):
+class ScanStep(NamedTuple):
     """The position in a scan: an axis that values inside the scan have besides their own.
 
     Attributes:
@@ -58,7 +58,7 @@ class Tensor:
     """
 
     axes: Axes
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScanStep, ...] = ()
     varies: bool = False
 
     def carries(self) -> Axes:
@@ -88,7 +88,7 @@ class Read(NamedTuple):
 class Record:
     """What the walk leaves behind, besides what it did to the atoms.
 
-    `read` are the atoms that reached an equation other than a call or a loop.
+    `read_atoms` are the atoms that reached an equation other than a call or a loop.
     """
 
     carried: list[Axes] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Record:
     slices: list[SlicedAxis] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
-    read: set[Atom] = field(default_factory=set)
+    read_atoms: set[Atom] = field(default_factory=set)
 
     def mark(self) -> tuple[int, int, int]:
         """How much there is now, for `forget`."""
@@ -144,6 +144,9 @@ def _needed(jaxpr: Jaxpr) -> set[int]:
 
     Not those that only make arrays without elements, as `jnp.pad` does where it pads by nothing.
     """
+    # Dead code was removed before the walk, but not what a custom derivative holds, and not what
+    # only gives a shape: jnp.pad(x, 0, "mean") computes a mean, of which it takes no element. The
+    # rules would freeze and mix for nothing.
     live = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     needed: set[int] = set()
     for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
@@ -158,6 +161,7 @@ def _constant(value: Any) -> Tensor:
     shape = np.shape(value)
     if not shape:
         return Tensor(())
+    # Under an outer jit a captured array may be a tracer, and typed keys have no bytes to look at.
     concrete = not isinstance(value, jax.core.Tracer) and not jax.dtypes.issubdtype(
         value.dtype, jax.dtypes.extended
     )
@@ -185,9 +189,10 @@ def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -
         return walk(record, inner, inputs, path)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](record, eqn, inputs, path)
+    # A primitive on scalars alone has nothing to freeze: not worth a note.
     if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
-    record.read.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
+    record.read_atoms.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
     equation = Equation(
         name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
     )
@@ -206,6 +211,9 @@ def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -
 
 def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
     """Records what is aligned with what where positions are mixed, as if it were a tensor."""
+    # x [t, h, u] of which u is summed over: what is left, t and h, stays aligned. In a product u
+    # stays aligned with the batch axes as well, since the other operand has both. Not in a sum: the
+    # mean over u is the same however u is permuted at each h, or for all h at once.
     axes, steps = tensor.axes, tensor.steps
     left = tuple(axis for dim, axis in enumerate(axes) if dim not in contraction.dims)
     record.carried.append(Tensor(left, steps).carries())
@@ -221,8 +229,10 @@ def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
     scan = scan_of(eqn)
     consts, init, stacked = scan.split(inputs)
+    # A stacked kernel [layers, d, u] is, in the body, [d, u] with the steps beside it: u may be
+    # another permutation in each layer, if everything that carries u differs from step to step.
     axis = frozen_axis(scan.length, Cause(Reason.SCAN_STEPS))
-    step = Step(path, reduce(unify, (tensor.axes[0] for tensor in stacked), axis))
+    step = ScanStep(path, reduce(unify, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
@@ -233,7 +243,7 @@ def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
 
 
-def _stack(tensor: Tensor, step: Step) -> Tensor:
+def _stack(tensor: Tensor, step: ScanStep) -> Tensor:
     steps = tuple(other for other in tensor.steps if other != step)
     return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
@@ -241,6 +251,7 @@ def _stack(tensor: Tensor, step: Step) -> Tensor:
 def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     loop = while_of(eqn)
     cond_consts, body_consts, init = loop.split(inputs)
+    # Activations in a loop that runs nobody knows how often cannot be returned: no read sites.
     reads = len(record.reads)
     carry, _ = _fixpoint(
         record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
@@ -272,9 +283,11 @@ def _fixpoint(
     """Walks a loop's body until what it carries out is what it carries in.
 
     A carry that starts as zeros is wild at first; what it becomes must hold from the first step on.
-    Each round makes wild positions concrete or ties atoms, so it ends.
+    Each round makes wild positions concrete or unifies atoms, so it ends.
     """
     while True:
+        # `h = zeros(5)` before a loop `h = tanh(x @ a + h @ w)`: the first round sees a wild carry,
+        # and w's rows free; the second one carries what `x @ a` has, and unifies w's rows with it.
         mark = record.mark()
         outputs = body(carry)
         unified = [_unify_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]

@@ -54,6 +54,8 @@ def contractions(equation: Equation) -> list[Contraction]:
             Contraction(1, tuple(right), tuple(right_batch)),
         ]
     if name == "conv_general_dilated":
+        # The windows' positions are summed over as well, so all but batch and outputs are mixed. A
+        # grouped kernel's outputs are in step with the groups of the images' channels.
         numbers = params["dimension_numbers"]
         groups = numbers.rhs_spec[:1] if params["feature_group_count"] > 1 else ()
         return [
@@ -98,6 +100,7 @@ def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axe
     channels = _unify_channels(
         x[lhs[1]], kernel[rhs[1]], kernel[rhs[0]], params["feature_group_count"]
     )
+    # A window of one pixel without padding or strides leaves an axis as it is, as in 1 × 1 kernels.
     axes = dict(zip(out, (x[lhs[0]], channels), strict=False))
     for i, (dim, window) in enumerate(zip(lhs[2:], rhs[2:], strict=True)):
         alone = axis_size(kernel[window]) == 1 and params["padding"][i] == (0, 0)
@@ -112,6 +115,9 @@ def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axe
 
 def _unify_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
     """Groups are the outermost factor of both channel axes and share the kernel's inputs."""
+    # 32 input channels in 4 groups are g·c of 4·8, and the kernel's inputs are c; 64 outputs are g
+    # times 16 that each group has in its own way, and that nothing is known of: wild, so that the
+    # outputs' own atoms stand there. Depthwise: g is all of the channels, and c a single one.
     group = free_axis(groups)
     unify(inputs, ((Sum(group), Sum(kernel_inputs)),))
     per_group = axis_size(outputs) // groups

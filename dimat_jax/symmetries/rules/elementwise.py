@@ -24,6 +24,7 @@ def _elementwise(equation: Equation, *inputs: Axes) -> list[Axes]:
     if len(equation.shapes) > 1:  # optimization_barrier: one output an input
         return list(inputs)
     (shape,) = equation.shapes
+    # `clamp` and `select_n` take scalars besides full operands, `polynomial` for coefficients.
     full = [axes for axes in inputs if len(axes) == len(shape)]
     return [
         tuple(

@@ -16,6 +16,7 @@ def _dynamic_slice(equation: Equation, x: Axes, *_: Axes) -> list[Axes]:
 def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -> list[Axes]:
     axes: list[Axis] = []
     for old, new in zip(x, update, strict=True):
+        # A whole axis is written to position by position; of a part nobody knows which.
         if axis_size(old) == axis_size(new):
             axes.append(unify(old, new))
             continue
@@ -28,6 +29,8 @@ def _dynamic_update_slice(equation: Equation, x: Axes, update: Axes, *_: Axes) -
 @rule("gather")
 def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     """Whole axes pass; axes that are indexed, and the axis of index vectors, freeze."""
+    # Embedding: table [vocabulary, d] and tokens [b, t, 1] give [b, t, d]; axis 0 is picked from
+    # and freezes, d passes as a window, b and t come from the indices.
     numbers, (shape,) = equation.params["dimension_numbers"], equation.shapes
     freeze(indices[-1], equation.cause)
     for dim in picked_dims(numbers):

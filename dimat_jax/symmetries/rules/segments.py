@@ -51,6 +51,7 @@ def _slice(equation: Equation, x: Axes) -> list[Axes]:
             freeze(x[dim], why)
             piece = mixed_axis(equation.shapes[0][dim], why)
             x = (*x[:dim], piece, *x[dim + 1 :])
+        # One dimension after the other: a slice along two is a slice of a slice.
         elif stop - start < axis_size(x[dim]):
             piece = cut(x[dim], (start, stop - start, axis_size(x[dim]) - stop))[1]
             x = _part(equation, x, dim, piece)
@@ -70,6 +71,7 @@ def _pad(equation: Equation, x: Axes, value: Axes) -> list[Axes]:
     axes: list[Axis] = []
     for dim, config in enumerate(equation.params["padding_config"]):
         low, high, interior = map(int, config)
+        # Cropping and padding in between are rare: the axis is frozen.
         if min(low, high) < 0 or interior:
             axes.append(freeze_dims(equation, x, [dim])[dim])
         else:
