@@ -101,6 +101,11 @@ def disorder(symmetries: dj.Symmetries, seed: int, agents: int | None = None):
     return {name: draw(group.size) for name, group in symmetries.groups.items()}
 
 
+def pick(tree, index):
+    """One agent's part of a stacked pytree, or one round's of a graph's exchanges."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 class Counter:
     """How often something happened, and how long it took where that is known."""
 
