@@ -21,7 +21,6 @@ PARAMS, STATISTICS, NUMBER = 15 * 4 + 5 * 8, 7 * 2 + 4, 4
 EVERYTHING = PARAMS + STATISTICS
 
 
-
 def size_of(row) -> int:
     """Bytes of a message, from a method's update rule as the table has it."""
     message = row.message

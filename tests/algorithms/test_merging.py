@@ -75,7 +75,9 @@ def test_in_the_first_frame_all_become_one(agents, seed):
     found, aligner = merge("dimat", graph, x, first_frame=True)
     (permutations,), mixed = found.permutations, found.variables
     aligned = [x[i][order_of(x[0], x[i])] for i in range(agents)]
-    np.testing.assert_allclose(mixed["params"], np.tile(np.mean(aligned, 0), (agents, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        mixed["params"], np.tile(np.mean(aligned, 0), (agents, 1)), atol=1e-12
+    )
     np.testing.assert_array_equal(permutations["units"][0], np.arange(UNITS))
     assert aligner.held == [("activations", 1)]
 

@@ -73,9 +73,7 @@ def test_what_it_remembers_goes_with_the_units_into_another_frame(x64):
 
     drift = drifts()
     in_universe = np.concatenate([into_universe(drift[0])[None], drift[1:]])
-    expected = list(
-        nesterov(functools.partial(np.matmul, MATRIX), into_universe(x), in_universe)
-    )
+    expected = list(nesterov(functools.partial(np.matmul, MATRIX), into_universe(x), in_universe))
     found, merged = run(with_outer_optimizer(UNIVERSE, NESTEROV), x, drift)
     np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-12)
     assert merged.moved

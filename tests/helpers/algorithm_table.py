@@ -1,7 +1,7 @@
 """One row for each method: what is known of it independently of the package.
 
 That is its formula in NumPy (`algorithm_references`), what it sends, the graphs on which it is
-tested and what it converges to. All else, such as which parts a method has, comes from the registry.
+tested and what it converges to. All else, such as a method's parts, comes from the registry.
 """
 
 import functools
@@ -15,7 +15,6 @@ import helpers.algorithm_references as references
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, Merge, Message
 from dimat_jax.topology import Topology
-
 
 GOSSIPING = {name: method.gossip for name, method in METHODS.items() if method.gossip}
 """What methods do within a training step."""
@@ -189,5 +188,7 @@ MERGING = {
     "wa_repair": MergeRow(repairs=True),
     "final_wa": MergeRow(matrix=everyone),
     "local_sgd": MergeRow(matrix=everyone),
-    "fedavg": MergeRow(matrix=everyone, message=Message(parameters=1, statistics=1, to_server=True)),
+    "fedavg": MergeRow(
+        matrix=everyone, message=Message(parameters=1, statistics=1, to_server=True)
+    ),
 }
