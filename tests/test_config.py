@@ -9,8 +9,9 @@ import pytest
 
 from dimat_jax import config, datasets, models, partition, topology
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
-from dimat_jax.simulation import setup
-from dimat_jax.training.local import OPTIMIZERS
+from dimat_jax.simulation.checks import check_options
+from dimat_jax.simulation.setup import choose_graphs
+from dimat_jax.training.optimizers import OPTIMIZERS
 
 
 def help_texts() -> dict[str, str]:

@@ -7,12 +7,12 @@ import pathlib
 
 import numpy as np
 import pytest
-from dimat_jax.simulation.simulation import Final, Result
 from helpers.report_rows import run
 from helpers.small_runs import noise, small_config
 
 from dimat_jax.config import Config
 from dimat_jax.report import folder
+from dimat_jax.simulation.result import Final, Result
 from dimat_jax.simulation.setup import prepare
 
 NAME = "shapes (synthetic)"
