@@ -9,7 +9,8 @@ from typing import Literal
 class Config:
     """All that a run is, but for its data; the defaults are the preset ``quick``."""
 
-    # The field docstrings below are the command line's help texts.
+    # The field docstrings below are the command line's help texts, which add the names that
+    # `dimat_jax.registry` has.
 
     preset: str = "quick"
     """Where the defaults come from: quick, for two CPU cores, or paper, the published network,
@@ -17,25 +18,21 @@ class Config:
     agents: int = 16
     """Number of agents, each with its own network and its own data."""
     topology: str = "ring"
-    """Who merges with whom: ring, fully_connected, bipartite, disconnected, star, torus,
-    exponential, one_peer_exponential, base_k, hypercube, erdos_renyi, random_regular or (for sgp)
-    digraph."""
+    """The graph: who merges with whom. Of the methods only sgp takes digraph."""
     dataset: str = "auto"
-    """auto (CIFAR-10 if it can be had, else shapes), cifar10, cifar100, tiny_imagenet, digits or
-    shapes."""
+    """The images; auto is CIFAR-10 if it can be had, else shapes."""
     data_dir: pathlib.Path | None = None
     """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     partition: str = "iid"
-    """How the training data are divided: iid, by_class, dirichlet or
-    pretrain_iid_finetune_by_class."""
+    """How the training data are divided among the agents."""
     alpha: float = 0.5
     """Concentration of the dirichlet partition: smaller is more heterogeneous."""
     examples_per_agent: int | None = 1000
     """At most so many training examples for each agent; None: all of its share."""
     augmentation: str | None = None
-    """flip_and_crop or none, in training; None: what suits the data set, none for own arrays."""
+    """What is done to the images in training; None: what suits the data set."""
     model: str = "convnet"
-    """mlp, convnet, vgg11, vgg16, resnet20, resnet50 or vit."""
+    """The network that every agent trains."""
     width: float = 1.0
     """Multiplies the model's channels."""
     norm: Literal["batch", "layer", "group", "none"] | None = None
@@ -60,19 +57,21 @@ class Config:
     """The learning rate over the whole run, pretraining included; exponential: that of methods that
     exchange something in every step, times 0.981 an epoch of the rounds."""
     optimizer_after_merge: Literal["fresh", "kept"] = "fresh"
-    """Whether the optimizer's state starts anew after a merge."""
+    """Whether the optimizer's state is made again after a merge, or goes on."""
     batch_size: int | None = None
     """Images in an agent's batch; None: 50, or less where an epoch would have under ten steps."""
     methods: tuple[str, ...] = ("dimat", "wa")
     """The methods to compare, all from the same pretrained agents."""
     matching_data: Literal["own", "shared"] = "own"
-    """On what neighbours' units are compared and BatchNorm statistics recomputed: each agent's own
-    images, or images of all agents, the same for all."""
+    """On what neighbours' units are compared: each agent's own images, or images of all agents, the
+    same for all, which count as sent."""
     matching_images: int = 512
     """Number of images for matching."""
     recompute_statistics: bool = True
     """Whether BatchNorm statistics are recomputed: after a merge, and for methods that exchange
     something in every step after each round of training. Else a merge averages them."""
+    statistics_data: Literal["own", "shared"] = "own"
+    """From what BatchNorm statistics are recomputed: as in matching_data."""
     statistics_images: int = 1024
     """Number of images for recomputing BatchNorm statistics."""
     merge_frame: Literal["own", "first"] = "own"
@@ -116,6 +115,6 @@ PRESETS = {
 """Named configurations. ``quick`` is sized for two CPU cores; ``paper`` has the network, data,
 number of agents and epochs of the published headline result (arXiv 2404.08079, table 2: ResNet-20
 of width 8 on CIFAR-100). It matches as ``quick`` does; the published code on the images of all
-agents: ``matching_data="shared"``."""
+agents: ``matching_data="shared", statistics_data="shared"``."""
 
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3}

@@ -40,6 +40,10 @@ class Row(TypedDict):
     test_loss: float | None
     train_loss: float | None
     consensus_distance: float | None
+    """√(1/n Σ_i ‖x_i − x̄‖²) over the parameters, each agent's units in the order that they have."""
+    consensus_distance_aligned: float | None
+    """The same modulo permutation: with each agent's units brought into agent 0's frame by the
+    permutations of the merges so far; None where nothing has aligned them."""
     bytes_sent: float
     """By an agent, since the start."""
     images_per_second: float | None

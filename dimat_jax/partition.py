@@ -5,12 +5,13 @@ lost; `stack` brings them to one length without trimming. What comes out depends
 number of agents and the key only: not on devices, nor on x64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
+from dimat_jax import registry
 from dimat_jax.types import Key
 
 Labels = Integer[Array | np.ndarray, " examples"]
@@ -36,6 +37,7 @@ def iid(labels: Labels, n: int, key: Key) -> list[Indices]:
     labels = _checked(labels, n)
     rng = _generator(key)
     order = _class_by_class(labels, rng)
+    # Dealt out in turn, class after class: of each class everyone gets as many, but for one.
     return [rng.permutation(order[agent::n]) for agent in range(n)]
 
 
@@ -61,6 +63,7 @@ def by_class(labels: Labels, n: int, key: Key) -> list[Indices]:
     classes = int(labels.max()) + 1
     parts: list[list[np.ndarray]] = [[] for _ in range(n)]
     for label in range(classes):
+        # 25 agents, 10 classes: class 3 goes to agents 3, 13 and 23. 4 agents: to agent 3 mod 4.
         agents = range(label, n, classes) if n > classes else [label % n]
         examples = rng.permutation(np.flatnonzero(labels == label))
         for position, agent in enumerate(agents):
@@ -93,6 +96,7 @@ def dirichlet(labels: Labels, n: int, key: Key, alpha: float | int) -> list[Indi
         raise ValueError(f"alpha is {alpha}: it must be a positive number.")
     rng = _generator(key)
     order, counts = _class_by_class(labels, rng), np.bincount(labels)
+    # Class c begins at order[starts[c]]; agent i gets its places cuts[i, c] to cuts[i + 1, c].
     cuts = _dirichlet_cuts(rng, counts, n, alpha)
     starts = np.cumsum(counts) - counts
     return [
@@ -130,6 +134,7 @@ def pretrain_iid_finetune_by_class(
     order, counts = _class_by_class(labels, _generator(half_key)), np.bincount(labels)
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(order)) - np.repeat(starts, counts)  # place within the class
+    # ``order`` is class by class, so the first half of each class is where the rank is small.
     in_first = rank < np.repeat(counts // 2, counts)
     first, second = order[in_first], order[~in_first]
     if n > len(first):
@@ -143,10 +148,7 @@ def pretrain_iid_finetune_by_class(
     )
 
 
-PARTITIONS: dict[str, Callable] = {
-    partition.__name__: partition
-    for partition in (iid, by_class, dirichlet, pretrain_iid_finetune_by_class)
-}
+PARTITIONS: Mapping[str, Callable] = registry.PARTITIONS
 """Name → function of ``(labels, n, key)``; `dirichlet` takes ``alpha`` too, and
 `pretrain_iid_finetune_by_class` returns a pair of lists."""
 
@@ -202,6 +204,7 @@ def _dirichlet_cuts(
 ) -> Int[np.ndarray, "cuts classes"]:
     """Where the agents' parts of each class begin and end: row i, and row i + 1."""
     for _ in range(REDRAWS):
+        # Rows of ``proportions`` are classes. Rounding the cumulated shares loses no example.
         proportions = rng.dirichlet(np.full(n, float(alpha)), size=len(counts))
         inner = np.floor(np.cumsum(proportions, axis=1)[:, :-1] * counts[:, None] + 0.5).astype(int)
         cuts = np.vstack([0 * counts, np.minimum(inner.T, counts), counts])

@@ -1,9 +1,143 @@
-"""Looking things up by name, with a helpful error for a wrong one."""
+"""What a run can name: the registries, and looking things up in them.
+
+A registry says where a thing lies and imports it when it is asked for, so that ``--help`` lists all
+names and still answers at once. Adding a topology, a model, a data set, an augmentation or a
+partition takes its file and its line here, ``"name": "module:attribute"``. Imports nothing else.
+"""
 
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Registry(Mapping[str, T_co]):
+    """Name → object, read-only; an object's module is imported when the object is asked for.
+
+    colours = Registry("mine.paints", {"red": "oil:red"})
+    colours["red"]  # from mine.paints.oil import red
+    """
+
+    def __init__(self, package: str, places: Mapping[str, str]):
+        self._package = package
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> T_co:
+        module, attribute = self._places[name].split(":")
+        return getattr(importlib.import_module(f"{self._package}.{module}"), attribute)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would import it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"Registry({self._package!r}, {self._places})"
+
+
+TOPOLOGIES: Registry[Callable] = Registry(
+    "dimat_jax.topology",
+    {
+        "ring": "deterministic:ring",
+        "fully_connected": "deterministic:fully_connected",
+        "bipartite": "deterministic:bipartite",
+        "disconnected": "deterministic:disconnected",
+        "star": "deterministic:star",
+        "torus": "deterministic:squarest_torus",
+        "exponential": "deterministic:exponential",
+        "one_peer_exponential": "schedules:one_peer_exponential",
+        "base_k": "schedules:base_k",
+        "hypercube": "deterministic:hypercube",
+        "erdos_renyi": "random_graphs:erdos_renyi",
+        "random_regular": "random_graphs:random_regular",
+        "digraph": "deterministic:digraph",
+    },
+)
+"""Each ``(number of agents, **options) -> Topology``."""
+
+DATASETS: Registry[Callable] = Registry(
+    "dimat_jax.datasets",
+    {
+        "auto": "auto:load",
+        "cifar10": "cifar:load_cifar10",
+        "cifar100": "cifar:load_cifar100",
+        "tiny_imagenet": "tiny_imagenet:load",
+        "digits": "digits:load",
+        "shapes": "shapes:load",
+    },
+)
+"""Each ``(data_dir, cache_dir) -> Dataset``."""
+
+AUGMENTATIONS: Registry[Callable] = Registry(
+    "dimat_jax.datasets",
+    {
+        "none": "augment:none",
+        "flip_and_crop": "augment:flip_and_crop",
+    },
+)
+"""Each ``(key, images) -> images``."""
+
+PARTITIONS: Registry[Callable] = Registry(
+    "dimat_jax",
+    {
+        "iid": "partition:iid",
+        "by_class": "partition:by_class",
+        "dirichlet": "partition:dirichlet",
+        "pretrain_iid_finetune_by_class": "partition:pretrain_iid_finetune_by_class",
+    },
+)
+"""Each ``(labels, n, key) -> index arrays``; see `dimat_jax.partition`."""
+
+MODELS: Registry[Callable] = Registry(
+    "dimat_jax.models",
+    {
+        "mlp": "mlp:mlp",
+        "convnet": "convnet:convnet",
+        "vgg11": "vgg:vgg11",
+        "vgg16": "vgg:vgg16",
+        "resnet20": "resnet:resnet20",
+        "resnet50": "resnet:resnet50",
+        "vit": "vit:vit",
+    },
+)
+"""Each ``(num_classes, width, **options) -> Model``."""
+
+METHODS: Registry = Registry(
+    "dimat_jax.algorithms",
+    {
+        "local_only": "merging:local_only",
+        "dimat": "merging:dimat",
+        "wm": "merging:wm",
+        "universe": "merging:universe",
+        "wa": "merging:wa",
+        "wa_published": "merging:wa_published",
+        "final_dimat": "merging:final_dimat",
+        "final_wa": "merging:final_wa",
+        "dimat_repair": "merging:dimat_repair",
+        "wa_repair": "merging:wa_repair",
+        "cdsgd": "gossip:cdsgd",
+        "cdmsgd": "gossip:cdmsgd",
+        "sgp": "push_sum:sgp",
+        "cga": "cross_gradient:cga",
+        "dsgd": "gossip:dsgd",
+        "dsgd_nesterov": "gossip:dsgd_nesterov",
+        "d2": "d2:d2",
+        "gradient_tracking": "gradient_tracking:gradient_tracking",
+        "qg_dsgdm_n": "quasi_global:qg_dsgdm_n",
+        "relay_sgd": "relay_sgd:relay_sgd",
+        "local_sgd": "fedavg:local_sgd",
+        "fedavg": "fedavg:fedavg",
+        "centralized": "fedavg:centralized",
+    },
+)
+"""Each an `dimat_jax.algorithms.Algorithm`; tables list them in this order."""
 
 
 def choose(kind: str, name: str, allowed: Iterable[str]) -> str:

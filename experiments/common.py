@@ -12,11 +12,21 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
+from dimat_jax import registry
 from dimat_jax.config import PRESETS, Config
 from dimat_jax.registry import choose
 
@@ -28,6 +38,15 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 NUMBERS = {int: "a whole number", float: "a number"}
+NAMED: dict[str, Iterable[str]] = {
+    "topology": registry.TOPOLOGIES,
+    "dataset": registry.DATASETS,
+    "partition": registry.PARTITIONS,
+    "augmentation": registry.AUGMENTATIONS,
+    "model": registry.MODELS,
+    "methods": registry.METHODS,
+}
+"""Option → the names that it takes."""
 Options = TypeVar("Options")
 
 
@@ -73,13 +92,28 @@ def command_line(
         hint = get_type_hints(options)[option]
         for value in values:
             check_value(option, hint, value)
-    return tyro.cli(
-        options,
+    listed = with_names(options)
+    found = tyro.cli(
+        listed,
         prog=f"python -m experiments.{name}",
         description=(description or "").replace("`", ""),
         args=list(arguments),
-        default=default,
+        default=None if default is None else listed(**vars(default)),
     )
+    return options(**vars(found))
+
+
+def with_names(options: type[Options]) -> type[Options]:
+    """The same options, whose help adds the names that those in `NAMED` take."""
+    hints, fields = get_type_hints(options), []
+    for field in dataclasses.fields(options):  # pyrefly: ignore
+        if field.name in NAMED:
+            hint = functools.partial(
+                "(names: {}; default: {})".format, ", ".join(NAMED[field.name])
+            )
+            listed = Annotated[hints[field.name], tyro.conf.arg(help_behavior_hint=hint)]
+            fields.append((field.name, listed, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
 
 
 def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -141,7 +175,7 @@ def print_banner(console: "Console", setup: "Setup") -> None:
     from dimat_jax.simulation.setup import OWN
 
     config, dataset = setup.config, setup.dataset
-    if "stand-in" in dataset.name:
+    if dataset.stand_in_for is not None:
         console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
     tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
@@ -187,13 +221,14 @@ def images_for_merging(setup: "Setup") -> str:
 
 def show_report(console: "Console", result: "Result") -> None:
     """Shows what `dimat_jax.report.folder` has written: the tables, and who leads by how much."""
-    from dimat_jax.report.folder import SUMMARY_FILE, out_of
+    from dimat_jax.report.folder import SUMMARY_FILE, labels_of, out_of
     from dimat_jax.report.summary import final_line, headline
     from dimat_jax.report.tables import accuracy_table, cost_table, show
 
     folder = out_of(result.setup)
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    for table in (accuracy_table(result.history), cost_table(result.history)):
+    rows, labels = result.history, labels_of(result)
+    for table in (accuracy_table(rows, labels=labels), cost_table(rows, labels)):
         show(table, console)
         console.print()
     for line in filter(None, (headline(summary), final_line(summary))):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dimat_jax.config import Config
+from dimat_jax.registry import METHODS
 from experiments import common, grid, presets
 from experiments.grid import Cell, Outcome
 
@@ -95,7 +96,7 @@ def print_cells(options: Options) -> None:
         expected = presets.expected_seconds(config, most_tests)
         left += expected if outcome is None else 0
         took = f"about {clock(expected)}" if outcome is None else f"took {clock(outcome.seconds)}"
-        labels = ", ".join(presets.LABELS[method] for method in cell.methods)
+        labels = ", ".join(METHODS[method].label for method in cell.methods)
         print(f"{cell.name}: {took}; {labels}")
     print(f"Left: about {clock(left)} on two quiet CPU cores. An accelerator is much faster.")
 

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from dimat_jax.metrics import Row, Stage, accuracies, last_rows
+from dimat_jax.registry import METHODS
 from dimat_jax.report.figures import COLORS, STYLES, curve
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.grid import Cell, Outcome, Setting, provenance
-from experiments.presets import LABELS, REFERENCES
+from experiments.presets import REFERENCES
 
 END = "end, all tests"
 
@@ -76,7 +77,7 @@ def rows_of(runs: Runs) -> list[Row]:
 def methods_in(runs: Runs) -> list[str]:
     """The methods that some seed finished, in the order of tables."""
     ran = {method for outcome in runs.values() for method in outcome.all_tests}
-    return [method for method in LABELS if method in ran]
+    return [method for method in METHODS if method in ran]
 
 
 def mean_first(outcome: Outcome, method: str) -> float:
@@ -140,7 +141,7 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     lines = sorted((line(runs, m) for m in methods_in(runs)), key=lambda x: -x.end.mean())
     body = [
         [
-            LABELS[found.method] + some_seeds(runs, found.method),
+            METHODS[found.method].label + some_seeds(runs, found.method),
             *map(percent, (found.merged, found.first, found.last_merge, found.end)),
             *(
                 percent(values, "+") if found.method != "dimat" else EMPTY
@@ -153,7 +154,7 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     ]
     diverged = {method for outcome in runs.values() for method in outcome.diverged}
     for method in sorted(diverged - set(methods_in(runs))):
-        body.append([LABELS[method], EMPTY, *["diverged"] * 3, *[EMPTY] * 5])
+        body.append([METHODS[method].label, EMPTY, *["diverged"] * 3, *[EMPTY] * 5])
     columns = ["method", "after merge 1", "after round 1", "after the last merge", "at the end"]
     columns += ["DIMAT's lead, round 1", "last merge", "at the end", "MB sent", "published"]
     return Table(title(setting), columns, body)
@@ -197,9 +198,9 @@ def verdict(runs: Runs) -> str:
     ):
         means = {m: lead(v) for m, v in leads.items() if not np.isnan(v).all()}
         ahead = sorted((m for m in means if means[m] < 0), key=means.__getitem__)
-        behind = ", ".join(f"{LABELS[m]} ({-means[m]:+.1f})" for m in ahead)
+        behind = ", ".join(f"{METHODS[m].label} ({-means[m]:+.1f})" for m in ahead)
         led = sum(mean > 0 for mean in means.values())
-        level = ", ".join(LABELS[m] for m in means if means[m] == 0)
+        level = ", ".join(METHODS[m].label for m in means if means[m] == 0)
         said.append(
             f"{point} DIMAT is ahead of {led} of {len(means)} methods"
             + f"; level with {level}" * bool(level)
@@ -222,7 +223,7 @@ def strongest(settings: Mapping[Setting, Runs]) -> Table:
         for values, lead_of in (("last_merge", "lead_merge"), ("end", "lead_end")):
             measured = [x for x in lines if len(getattr(x, values))]
             best = max(measured, key=lambda x: getattr(x, values).mean(), default=None)
-            row.append(EMPTY if best is None else LABELS[best.method])
+            row.append(EMPTY if best is None else METHODS[best.method].label)
             lacks = best is not None and best.method != "dimat" and "dimat" in finished
             row.append(percent(-getattr(best, lead_of)) if lacks else EMPTY)
         body.append(row)
@@ -240,7 +241,9 @@ def picture(setting: Setting, runs: Runs) -> Figure:
         epochs = [next(iter(by_seed.values()))["epoch"] for by_seed in stages]
         for axes, x in zip(panels, (found.rounds, epochs, found.megabytes), strict=True):
             color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
-            axes.plot(x, found.mean, label=LABELS[method], color=color, linestyle=style, marker=".")
+            axes.plot(
+                x, found.mean, label=METHODS[method].label, color=color, linestyle=style, marker="."
+            )
     for axes, label in zip(panels, ("round", "epoch", "MB sent by an agent"), strict=True):
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
@@ -332,7 +335,7 @@ def write_csv(path: pathlib.Path, settings: Mapping[Setting, Runs]) -> None:
                 for after, values, sent in points(runs, method):
                     cells = [f"{values.mean():.4f}", f"{values.std():.4f}", seeds, f"{sent:.0f}"]
                     cells.append(figure if after == END else "")
-                    writer.writerow([*setting, method, LABELS[method], after, *cells])
+                    writer.writerow([*setting, method, METHODS[method].label, after, *cells])
 
 
 def points(runs: Runs, method: str) -> list[tuple[str, Float[np.ndarray, " agents"], float]]:

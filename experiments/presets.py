@@ -6,33 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dimat_jax.config import PRESETS, Config
+from dimat_jax.registry import METHODS
 from experiments.grid import Cell, Rates, Setting
-
-LABELS = {
-    "dimat": "DIMAT",
-    "wm": "WM",
-    "universe": "Universe",
-    "wa": "WA",
-    "wa_published": "WA (published)",
-    "final_dimat": "Final DIMAT",
-    "final_wa": "Final WA",
-    "dimat_repair": "DIMAT + REPAIR",
-    "wa_repair": "WA + REPAIR",
-    "cdsgd": "CDSGD",
-    "cdmsgd": "CDMSGD",
-    "sgp": "SGP",
-    "cga": "CGA",
-    "dsgd": "DSGD",
-    "dsgd_nesterov": "DSGD-N",
-    "d2": "D²",
-    "gradient_tracking": "GT",
-    "qg_dsgdm_n": "QG-DSGDm-N",
-    "relay_sgd": "RelaySGD",
-    "local_sgd": "Local SGD",
-    "fedavg": "FedAvg",
-    "centralized": "Centralized",
-}
-"""Methods as tables name them, in the order of tables."""
 
 PAPER = ("dimat", "wm", "wa", "wa_published", "final_dimat", "final_wa")
 PAPER += ("cdsgd", "cdmsgd", "sgp", "cga")
@@ -118,7 +93,7 @@ def full_cells() -> Iterable[Cell]:
         range(5), chosen
     ):
         setting = Setting(dataset, partition, topology, agents, *size, regime)
-        yield Cell(setting, seed, APART if topology == "disconnected" else tuple(LABELS))
+        yield Cell(setting, seed, APART if topology == "disconnected" else tuple(METHODS))
 
 
 def smoke_cells() -> Iterable[Cell]:
@@ -219,7 +194,7 @@ def expected_seconds(config: Config, most_tests: int | None) -> float:
     epochs = config.pretrain_epochs + gradients * config.rounds * config.epochs_per_round
     tests = min(most_tests or TESTS[config.dataset], TESTS[config.dataset])
     along = min(config.test_examples or tests, tests)
-    merging = sum(method.startswith(("dimat", "wa", "wm", "universe")) for method in config.methods)
+    merging = sum(METHODS[method].merge is not None for method in config.methods)
     evaluated = len(config.methods) * (config.rounds * along + tests)
     merged = along + config.statistics_images + (1 + neighbors) * config.matching_images
     forward = evaluated + merging * config.rounds * merged

@@ -245,7 +245,7 @@ def measure_network(
                 f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} images/s",
                 (number + epoch / epochs) / len(setup.config.seeds),
             )
-        round = merge_round(session, state, setup.topology, 1)
+        round, _ = merge_round(session, state, setup.topology, 1)
         examples = session.shards_of(state).examples
         trained_by = f"{epochs} epochs of {examples:,} images, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"

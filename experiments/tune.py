@@ -17,9 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from dimat_jax.registry import METHODS
 from experiments import common, grid, presets
 from experiments.grid import Cell, Outcome, Rates, Setting
-from experiments.presets import LABELS
 
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
@@ -29,28 +29,10 @@ SMALLEST = {"sgd": 0.006, "momentum": 0.002}
 same rate are ten times as long in the end."""
 SMALLEST_LOCAL = {"sgd": 0.002, "momentum": 0.0006, "adam": 0.00003}
 """The smallest rate of methods that train apart in between: merging takes smaller ones."""
-TUNED = {
-    **dict.fromkeys(("dimat", "wa", "final_wa", "final_dimat"), "local"),
-    **dict.fromkeys(("cdsgd", "sgp", "d2", "gradient_tracking", "relay_sgd", "centralized"), "sgd"),
-    **dict.fromkeys(("cdmsgd", "cga", "dsgd_nesterov", "qg_dsgdm_n"), "momentum"),
-}
-"""How each method steps; ``local``: by the run's optimizer."""
 TRIALS = 5
 COMMON_ROUNDS = 4
 """Rounds of a trial from one common initialisation, where nothing is pretrained."""
 HELD_OUT = {"cpu": 2000, "full": 5000, "smoke": 300}
-LIKE = {
-    "wm": "dimat",
-    "universe": "dimat",
-    "dimat_repair": "dimat",
-    "wa_published": "wa",
-    "wa_repair": "wa",
-    "fedavg": "wa",
-    "local_sgd": "wa",
-    "dsgd": "sgp",
-}
-"""Methods that are not tuned, with the one whose rate they take."""
-
 Trials = Mapping[str, list[float | None]]
 """Method → accuracy at each rate of its grid, 0 to 1; None where it diverged."""
 
@@ -86,10 +68,28 @@ def held_out_of(options: Options) -> int:
     return HELD_OUT[options.preset] if options.held_out is None else options.held_out
 
 
+def tuned() -> list[str]:
+    """The methods that are tuned, in the order of tables."""
+    return [name for name, method in METHODS.items() if method.rate_of is None]
+
+
+def same_rate() -> dict[str, str]:
+    """Methods that are not tuned, with the one whose rate they take."""
+    return {name: method.rate_of for name, method in METHODS.items() if method.rate_of}
+
+
+def steps_by(method: str) -> Literal["local", "sgd", "momentum"]:
+    """How a method steps: by the run's optimizer, or by itself without or with momentum."""
+    gossip = METHODS[method].gossip
+    if gossip is None:
+        return "local"
+    return "momentum" if gossip.momentum else "sgd"
+
+
 def rates_of(preset: str, method: str) -> list[float]:
     """A method's grid."""
     local = SMALLEST_LOCAL[presets.STUDIES[preset].base.optimizer]
-    smallest = {"local": local, **SMALLEST}[TUNED[method]]
+    smallest = {"local": local, **SMALLEST}[steps_by(method)]
     return [round(smallest * 3**trial, 6) for trial in range(TRIALS)]
 
 
@@ -132,7 +132,7 @@ def tune(options: Options) -> None:
 
 def methods_of(regime: str) -> tuple[str, ...]:
     """The methods that are tuned in a regime: those of `experiments.paper` there."""
-    return tuple(m for m in TUNED if regime == "pretrained" or m in presets.FROM_COMMON)
+    return tuple(m for m in tuned() if regime == "pretrained" or m in presets.FROM_COMMON)
 
 
 def trial(
@@ -194,14 +194,14 @@ def chosen_rates(preset: str, found: Mapping[str, Trials]) -> Rates:
     for partition, trials in found.items():
         places = {method: best(values) for method, values in trials.items()}
         own = {m: rates_of(preset, m)[place] for m, place in places.items() if place is not None}
-        rates[partition] = own | {m: own[like] for m, like in LIKE.items() if like in own}
+        rates[partition] = own | {m: own[like] for m, like in same_rate().items() if like in own}
     return rates
 
 
 def edges(preset: str, found: Mapping[str, Trials]) -> list[str]:
     """The best rates at the edge of their grid."""
     return [
-        f"{LABELS[method]} ({key}, {rates_of(preset, method)[place]:g})"
+        f"{METHODS[method].label} ({key}, {rates_of(preset, method)[place]:g})"
         for key, trials in found.items()
         for method, values in trials.items()
         if (place := best(values)) in (0, TRIALS - 1)
@@ -227,10 +227,12 @@ def report(options: Options, found: Mapping[str, Trials], ran: Sequence[Outcome]
         shown = ["diverged" if v is None else f"{100 * v:.1f}" for v in values]
         shown = [f"**{text}**" if at == place else text for at, text in enumerate(shown)]
         tried = [f"{rate:g}: {text}" for rate, text in zip(rates, shown, strict=True)]
-        body.append([partition, LABELS[method], *tried])
+        body.append([partition, METHODS[method].label, *tried])
     columns = ["partition", "method", *(f"rate {trial + 1}" for trial in range(TRIALS))]
     first = presets.STUDIES[options.preset].cells[0].setting
-    like = ", ".join(f"{LABELS[m]} as {LABELS[other]}" for m, other in LIKE.items())
+    like = ", ".join(
+        f"{METHODS[m].label} as {METHODS[other].label}" for m, other in same_rate().items()
+    )
     return (
         f"# Learning rates\n\n`python -m experiments.tune --preset {options.preset}`: "
         f"{first.agents} agents on a ring, {first.model} × {first.width:g}, seed 0; pretrained "

@@ -8,10 +8,12 @@ from typing import get_args, get_type_hints
 import pytest
 
 from dimat_jax import config, datasets, models, partition, topology
+from dimat_jax.algorithms import METHODS
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.simulation.checks import check_options
 from dimat_jax.simulation.setup import choose_graphs
 from dimat_jax.training.optimizers import OPTIMIZERS
+from experiments import common
 
 
 def help_texts() -> dict[str, str]:
@@ -37,11 +39,19 @@ def test_every_option_is_explained():
         ("partition", partition.PARTITIONS),
         ("augmentation", datasets.AUGMENTATIONS),
         ("model", models.FACTORIES),
-        ("preset", PRESETS),
     ],
 )
-def test_the_help_lists_every_name_there_is(option, names):
-    assert [name for name in names if name not in help_texts()[option]] == []
+def test_the_help_lists_every_name_there_is(option, names, capsys):
+    with pytest.raises(SystemExit):
+        common.parse("", "", ["--help"])
+    lines = capsys.readouterr().out.split(f"--{option} ")[1].splitlines()
+    text = " ".join(word for line in lines for word in line.split() if word not in "│╭╰")
+    listed = text.split("(names: ")[1].split("; default: ")[0]
+    assert listed.split(", ") == list(names)
+
+
+def test_the_help_says_what_presets_there_are():
+    assert [name for name in PRESETS if name not in help_texts()["preset"]] == []
 
 
 def test_the_help_gives_the_default_learning_rates():
@@ -59,8 +69,9 @@ def test_presets_can_be_run():
     assert PRESETS["quick"] == Config()
     for name, preset in PRESETS.items():
         assert preset.preset == name
-        setup.check_options(preset)
-        setup.choose_graphs(preset, topology.make(preset.topology, preset.agents))
+        check_options(preset)
+        methods = {method: METHODS[method] for method in preset.methods}
+        choose_graphs(preset, topology.make(preset.topology, preset.agents), methods)
         assert preset.model in models.FACTORIES and preset.dataset in datasets.SOURCES
 
 

@@ -1,26 +1,58 @@
-"""The documentation's code runs, and its tables are complete."""
+"""The documentation's code runs, and its tables are those of the records."""
 
 import pathlib
 import re
 
+import pytest
+
 from dimat_jax.algorithms import METHODS
+from dimat_jax.report.methods import BEGIN, END, method_table
+from dimat_jax.report.tables import to_markdown
 
 METHODS_PAGE = (pathlib.Path(__file__).parents[1] / "docs/methods.md").read_text(encoding="utf-8")
 
 
-def test_the_page_lists_every_method():
-    rows = re.findall(r"^\| (`[a-z].*?) \|", METHODS_PAGE, re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(METHODS)
+def test_the_table_of_methods_is_that_of_the_records():
+    found = METHODS_PAGE.split(BEGIN)[1].split(END)[0]
+    assert found.strip() == to_markdown(method_table(METHODS)).strip()
+    assert all(f"`{name}`" in found for name in METHODS)
 
 
-def test_the_method_of_the_page_runs(monkeypatch):
-    monkeypatch.setitem(METHODS, "damped", METHODS["dsgd"])  # so that it is gone afterwards
-    code = METHODS_PAGE.split("## A method of one's own")[1]
-    blocks = re.findall(r"^```python\n(.*?)^```", code, re.MULTILINE | re.DOTALL)
-    names = {}
-    exec("\n".join(blocks), names)
-    assert METHODS["damped"] is not METHODS["dsgd"]
-    ends = {row["method"]: row for row in names["result"].history if row["phase"] == "train"}
+def code_of(heading: str) -> str:
+    """The Python of one section of the page."""
+    section = METHODS_PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def run_section():
+    """Runs the code of a section; the last rows of its methods."""
+
+    def run(heading):
+        before, names = set(METHODS), {}
+        exec(code_of(heading), names)
+        assert set(METHODS) == before, "nothing global changes"
+        return {
+            row["method"]: row for row in names["result"].history if row["method"] != "pretrain"
+        }
+
+    return run
+
+
+def test_the_method_of_the_page_runs(run_section):
+    ends = run_section("A method of one's own")
     assert set(ends) == {"dsgd", "damped"}
     # Halfway to the average disagrees more than the average.
     assert ends["damped"]["consensus_distance"] > 1.05 * ends["dsgd"]["consensus_distance"] > 0
+
+
+def test_the_combinations_of_the_page_run(run_section):
+    ends = run_section("Combining")
+    assert set(ends) == {"dsgd", "dsgd_dimat", "dsgd_final", "dimat_outer"}
+    assert (
+        ends["dsgd_final"]["phase"] == "merge" and ends["dsgd_final"]["consensus_distance"] < 1e-3
+    )
+    sent = {name: row["bytes_sent"] for name, row in ends.items()}
+    # On a ring of 4: a merge more to two neighbours, or one to all three others.
+    assert sent["dsgd_dimat"] - sent["dsgd"] == sent["dimat_outer"] > 0
+    assert sent["dsgd_final"] - sent["dsgd"] == pytest.approx(1.5 * sent["dimat_outer"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dimat_jax import registry
+from dimat_jax import datasets, models, partition, registry, topology
 
 
 def double(n: int, scale: float = 2.0) -> float:
@@ -40,3 +40,32 @@ def test_make_calls_the_factory():
 def test_make_checks_the_options(arguments, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         registry.make("function", "double", {"double": double}, *arguments, **options)
+
+
+def test_a_registry_knows_its_names_without_importing_anything():
+    nowhere = registry.Registry("no.such.package", {"a": "b:c"})
+    assert list(nowhere) == ["a"] and len(nowhere) == 1 and "a" in nowhere and "b" not in nowhere
+    with pytest.raises(ImportError):
+        nowhere["a"]
+    with pytest.raises(KeyError):
+        nowhere["b"]
+
+
+def test_a_registry_is_not_changed():
+    with pytest.raises(TypeError):
+        registry.MODELS["mine"] = double  # pyrefly: ignore
+
+
+REGISTRIES = {
+    "topology": (registry.TOPOLOGIES, topology.TOPOLOGIES),
+    "data set": (registry.DATASETS, datasets.SOURCES),
+    "augmentation": (registry.AUGMENTATIONS, datasets.AUGMENTATIONS),
+    "partition": (registry.PARTITIONS, partition.PARTITIONS),
+    "model": (registry.MODELS, models.FACTORIES),
+}
+
+
+@pytest.mark.parametrize(("names", "used"), REGISTRIES.values(), ids=REGISTRIES)
+def test_every_name_is_of_something_that_is_there(names, used):
+    assert used is names
+    assert all(callable(made) for made in names.values())

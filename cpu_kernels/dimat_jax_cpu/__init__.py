@@ -16,8 +16,8 @@ TARGETS = (
     "dimat_convolution",
     "dimat_kernel_gradient",
     "dimat_channel_sums",
-    "dimat_halve_gradient",
-    "dimat_mirror_and_move",
+    "dimat_max_pool_2x2_gradient",
+    "dimat_flip_and_shift",
 )
 
 
@@ -118,8 +118,8 @@ def channel_sums(x: jax.Array, y: jax.Array, threads: int = 1) -> tuple[jax.Arra
     return sum_x, sum_xy
 
 
-def halve_gradient(images: jax.Array, gradient: jax.Array, threads: int = 1) -> jax.Array:
-    """The gradient of the maximum of each 2 x 2 window; the first of several largest takes it.
+def max_pool_2x2_gradient(images: jax.Array, gradient: jax.Array, threads: int = 1) -> jax.Array:
+    """The gradient of max pooling in 2 x 2 windows; the first of several largest takes it.
 
     Args:
       images: float32 ``[batch, height, width, channels]``, height and width even.
@@ -128,19 +128,19 @@ def halve_gradient(images: jax.Array, gradient: jax.Array, threads: int = 1) -> 
     """
     load()
     result = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    call = jax.ffi.ffi_call("dimat_halve_gradient", result)
+    call = jax.ffi.ffi_call("dimat_max_pool_2x2_gradient", result)
     return call(images, gradient, **integers(threads=threads))
 
 
-def mirror_and_move(images: jax.Array, mirrored: jax.Array, moves: jax.Array) -> jax.Array:
-    """Mirrors images from left to right, and then cuts them out of zeros around them.
+def flip_and_shift(images: jax.Array, flipped: jax.Array, shifts: jax.Array) -> jax.Array:
+    """Flips images from left to right, and then cuts them out of zeros around them.
 
     Args:
       images: uint8 ``[batch, height, width, channels]``.
-      mirrored: int32 ``[batch]``, 0 for those that are not.
-      moves: int32 ``[batch, 2]``: how many rows further down, and columns further right, than the
+      flipped: int32 ``[batch]``, 0 for those that are not.
+      shifts: int32 ``[batch, 2]``: how many rows further down, and columns further right, than the
         image each cut begins.
     """
     load()
     result = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    return jax.ffi.ffi_call("dimat_mirror_and_move", result)(images, mirrored, moves)
+    return jax.ffi.ffi_call("dimat_flip_and_shift", result)(images, flipped, shifts)

@@ -106,7 +106,7 @@ inline void convolve(const float* x, int64_t batch, const Image& in, const Kerne
     starts.push_back(0);
   }
 
-  // Weights that do not stay close go through several images before they are fetched anew.
+  // Weights that do not stay close go through several images before they are fetched again.
   const int64_t close = 4 * weights <= SECOND_CACHE ? 1 : SECOND_CACHE / (4 * framed.size());
   const int64_t group = std::clamp<int64_t>(close, 1, batch);
   std::vector<Run> runs(kernel.height);

@@ -87,18 +87,19 @@ ffi::Error ChannelSums(ffi::ThreadPool pool, Floats x, Floats y, FloatsResult su
   return ffi::Error::Success();
 }
 
-ffi::Error HalveGradient(ffi::ThreadPool pool, Tensor x, Tensor dy, Result dx, int64_t threads) {
+ffi::Error MaxPool2x2Gradient(ffi::ThreadPool pool, Tensor x, Tensor dy, Result dx,
+                              int64_t threads) {
   const auto in = image(x.dimensions()), out = image(dy.dimensions());
   share(pool, threads, x.dimensions()[0], [&](int64_t, int64_t first, int64_t last) {
-    halve_gradient(x.typed_data() + first * in.size(), dy.typed_data() + first * out.size(),
-                   last - first, in, dx->typed_data() + first * in.size());
+    max_pool_2x2_gradient(x.typed_data() + first * in.size(), dy.typed_data() + first * out.size(),
+                          last - first, in, dx->typed_data() + first * in.size());
   });
   return ffi::Error::Success();
 }
 
-ffi::Error MirrorAndMove(Bytes images, Integers mirrored, Integers moves, BytesResult moved) {
-  mirror_and_move(images.typed_data(), mirrored.typed_data(), moves.typed_data(),
-                  images.dimensions()[0], image(images.dimensions()), moved->typed_data());
+ffi::Error FlipAndShift(Bytes images, Integers flipped, Integers shifts, BytesResult shifted) {
+  flip_and_shift(images.typed_data(), flipped.typed_data(), shifts.typed_data(),
+                 images.dimensions()[0], image(images.dimensions()), shifted->typed_data());
   return ffi::Error::Success();
 }
 
@@ -138,10 +139,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(dimat_channel_sums, ChannelSums,
                                   .Attr<int64_t>("threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    dimat_halve_gradient, HalveGradient,
+    dimat_max_pool_2x2_gradient, MaxPool2x2Gradient,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>(
         "threads"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    dimat_mirror_and_move, MirrorAndMove,
+    dimat_flip_and_shift, FlipAndShift,
     ffi::Ffi::Bind().Arg<Bytes>().Arg<Integers>().Arg<Integers>().Ret<Bytes>());

@@ -67,8 +67,8 @@ void of_pixels(Number p, Number q, Number r, Number s, Number g, Number (&to)[4]
 }
 
 // The gradient of the maximum of each 2 x 2 pixels.
-inline void halve_gradient(const float* x, const float* dy, int64_t batch, const Image& in,
-                           float* dx) {
+inline void max_pool_2x2_gradient(const float* x, const float* dy, int64_t batch, const Image& in,
+                                  float* dx) {
   const int64_t channels = in.channels;
   const int64_t places[4] = {0, channels, in.row(), in.row() + channels};
   for (int64_t row = 0; row < batch * in.height / 2; ++row, x += 2 * in.row(), dx += 2 * in.row())
@@ -88,13 +88,13 @@ inline void halve_gradient(const float* x, const float* dy, int64_t batch, const
     }
 }
 
-// Mirrors images of bytes from left to right, then cuts each out of zeros around it; a cut begins
-// `moves` rows and columns after the image does.
-inline void mirror_and_move(const uint8_t* from, const int32_t* mirrored, const int32_t* moves,
-                            int64_t batch, const Image& image, uint8_t* to) {
+// Flips images of bytes from left to right, then cuts each out of zeros around it; a cut begins
+// `shifts` rows and columns after the image does.
+inline void flip_and_shift(const uint8_t* from, const int32_t* flipped, const int32_t* shifts,
+                           int64_t batch, const Image& image, uint8_t* to) {
   const int64_t height = image.height, width = image.width, channels = image.channels;
   for (int64_t n = 0; n < batch; ++n, from += image.size()) {
-    const int64_t down = moves[2 * n], right = moves[2 * n + 1];
+    const int64_t down = shifts[2 * n], right = shifts[2 * n + 1];
     const int64_t first = std::clamp<int64_t>(-right, 0, width);
     const int64_t last = std::clamp<int64_t>(width - right, first, width);
     for (int64_t y = 0; y < height; ++y, to += image.row()) {
@@ -102,7 +102,7 @@ inline void mirror_and_move(const uint8_t* from, const int32_t* mirrored, const 
       const uint8_t* row = from + (y + down) * image.row();
       std::memset(to, 0, (outside ? width : first) * channels);
       if (outside) continue;
-      if (!mirrored[n]) {
+      if (!flipped[n]) {
         std::memcpy(to + first * channels, row + (first + right) * channels,
                     (last - first) * channels);
       } else {

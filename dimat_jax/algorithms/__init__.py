@@ -1,77 +1,23 @@
-"""The methods by name. Adding one: add a file, and a line here.
+"""The methods: each is one record, an `Algorithm`.
 
-A method is one record, an `Algorithm` (`base.py`); `stepping.py` runs what it does within a
-training step. May import `merging`, `training`, `topology` and what stands above them.
+`base` has the record and its parts, `stepping` runs what a method does within a training step, and
+`communication` counts what is sent. May import `merging`, `training`, `topology` and what stands
+above them. Adding a method: a file with its record, and a line in `dimat_jax.registry`.
 """
 
-from dimat_jax.algorithms.base import (
-    Algorithm,
-    Exchange,
-    Gossip,
-    Merge,
-    Merged,
-    MergeRound,
-    Message,
-    exchanges,
-)
-from dimat_jax.algorithms.cross_gradient import cga
-from dimat_jax.algorithms.d2 import d2
-from dimat_jax.algorithms.fedavg import centralized, fedavg, local_sgd
-from dimat_jax.algorithms.gossip import cdmsgd, cdsgd, dsgd, dsgd_nesterov
-from dimat_jax.algorithms.gradient_tracking import gradient_tracking
-from dimat_jax.algorithms.merging import (
-    dimat,
-    dimat_repair,
-    final_dimat,
-    final_wa,
-    local_only,
-    universe,
-    wa,
-    wa_published,
-    wa_repair,
-    wm,
-)
-from dimat_jax.algorithms.outer import with_outer_optimizer
-from dimat_jax.algorithms.push_sum import sgp
-from dimat_jax.algorithms.quasi_global import qg_dsgdm_n
-from dimat_jax.algorithms.relay_sgd import relay_sgd
+from collections.abc import Mapping
 
-METHODS: dict[str, Algorithm] = {
-    "local_only": local_only,
-    "dimat": dimat,
-    "wm": wm,
-    "universe": universe,
-    "wa": wa,
-    "wa_published": wa_published,
-    "final_dimat": final_dimat,
-    "final_wa": final_wa,
-    "dimat_repair": dimat_repair,
-    "wa_repair": wa_repair,
-    "cdsgd": cdsgd,
-    "cdmsgd": cdmsgd,
-    "sgp": sgp,
-    "cga": cga,
-    "dsgd": dsgd,
-    "dsgd_nesterov": dsgd_nesterov,
-    "d2": d2,
-    "gradient_tracking": gradient_tracking,
-    "qg_dsgdm_n": qg_dsgdm_n,
-    "relay_sgd": relay_sgd,
-    "local_sgd": local_sgd,
-    "fedavg": fedavg,
-    "centralized": centralized,
-}
+from dimat_jax import registry
+from dimat_jax.algorithms.base import Algorithm as Algorithm
+from dimat_jax.algorithms.base import Exchange as Exchange
+from dimat_jax.algorithms.base import Gossip as Gossip
+from dimat_jax.algorithms.base import Merge as Merge
+from dimat_jax.algorithms.base import Merged as Merged
+from dimat_jax.algorithms.base import MergeRound as MergeRound
+from dimat_jax.algorithms.base import Message as Message
+from dimat_jax.algorithms.base import exchanges as exchanges
+from dimat_jax.algorithms.merging import neighbor_average as neighbor_average
+from dimat_jax.algorithms.outer import with_outer_optimizer as with_outer_optimizer
+
+METHODS: Mapping[str, Algorithm] = registry.METHODS
 """What ``--methods`` takes, in the order of tables."""
-
-__all__ = [
-    "METHODS",
-    "Algorithm",
-    "Exchange",
-    "Gossip",
-    "Merge",
-    "MergeRound",
-    "Merged",
-    "Message",
-    "exchanges",
-    "with_outer_optimizer",
-]

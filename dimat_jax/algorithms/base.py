@@ -111,17 +111,18 @@ class MergeRound(NamedTuple):
       sources: int32 ``[agents, slots]``: slot 0 is the agent itself, the others its neighbours;
         agents with fewer neighbours are filled up with themselves at weight 0.
       weights: ``[agents, slots]``, π_ij of those neighbours.
-      matching: images on which units are compared.
-      statistics: images from which normalisation statistics are recomputed; None where they are
-        averaged with the rest.
+      matching: gives the images on which units are compared. Images that others hold are counted
+        as sent when they are asked for.
+      statistics: likewise of those from which normalisation statistics are recomputed; None where
+        they are averaged with the rest.
       first_frame: whether all merge in agent 0's frame, rather than each in its own.
       key: drives all that is random in the merge.
     """
 
     sources: Int[np.ndarray, "agents slots"]
     weights: Float[np.ndarray, "agents slots"]
-    matching: Batches
-    statistics: Batches | None
+    matching: Callable[[], Batches]
+    statistics: Callable[[], Batches] | None
     first_frame: bool
     key: Key
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dimat_jax.algorithms.base import Algorithm, Gossip, Merge, Message
+from dimat_jax.merging.batches import Batches
 from dimat_jax.topology import Topology
 from dimat_jax.types import Variables
 
@@ -102,6 +103,21 @@ def sent(
 ) -> float:
     """Bytes that an agent sends in several exchanges, in the mean over agents; see `traffic`."""
     return float(traffic(message, topology, first, number, variables).bytes.mean())
+
+
+def images_sent(batches: Batches, agents: int) -> float:
+    """Bytes of images that an agent sends, in the mean over agents, for others to run networks on.
+
+    Images that all agents have in common go from the agent that holds one to all others; images of
+    each agent's own stay where they are.
+
+    Args:
+      batches: the images.
+      agents: how many there are.
+    """
+    if not batches.shared:
+        return 0.0
+    return batches.images.nbytes * (agents - 1) / agents
 
 
 def rounds_per_epoch(

@@ -43,7 +43,7 @@ def by_activations(
     merger: Merger, target: Variables, sources: Sequence[Variables], round: MergeRound
 ) -> list[Permutations]:
     """Aligns units whose activations correlate most (DIMAT, equation 4; Li et al. 2015)."""
-    return merger.match["activations"](target, sources, round.matching)
+    return merger.match["activations"](target, sources, round.matching())
 
 
 def by_weights(
@@ -137,7 +137,7 @@ def average(
     total = merger.add(None, round.weights[:, 0], variables)
     goal: Goal = {}
     if repair:
-        own = merger.repair.read(variables, round.matching)
+        own = merger.repair.read(variables, round.matching())
         goal = merger.add(None, round.weights[:, 0], own)
     slots = range(1, round.sources.shape[1])
     for start in range(0, len(slots), SLOTS_AT_ONCE):
@@ -145,12 +145,12 @@ def average(
         for slot, parent in zip(chunk, parents(chunk), strict=True):
             total = merger.add(total, round.weights[:, slot], parent)
             if repair:
-                of_parent = merger.repair.read(parent, round.matching)
+                of_parent = merger.repair.read(parent, round.matching())
                 goal = merger.add(goal, round.weights[:, slot], of_parent)
     if recompute and round.statistics is not None:
-        total = merger.recompute(total, round.statistics)
+        total = merger.recompute(total, round.statistics())
     if repair:
-        total = merger.repair.correct(total, goal, round.matching)
+        total = merger.repair.correct(total, goal, round.matching())
     return Merged(total, state, used, moved=frame is not None and bool(used))
 
 

@@ -64,7 +64,7 @@ def with_outer_optimizer(merge: Merge, optimizer: optax.GradientTransformation) 
         params, outer = step(before, merged.variables["params"], outer)
         after = {**merged.variables, "params": params}
         if round.statistics is not None:
-            after = merger.recompute(after, round.statistics)
+            after = merger.recompute(after, round.statistics())
         kept = jax.tree.map(jnp.copy, params)
         return merged._replace(variables=after, state=OuterState(kept, outer, merged.state))
 

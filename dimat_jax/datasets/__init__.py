@@ -1,54 +1,26 @@
-"""Image classification data sets, by name, as uint8 arrays on the host."""
+"""Image classification data sets, by name, as uint8 arrays on the host; what augments them.
 
-import functools
-import logging
-import os
-from collections.abc import Callable
+Knows neither of agents nor of models: may import `types`, `registry` and `jaxprs`. Adding one: a
+file with ``load(data_dir, cache_dir)``, and a line in `dimat_jax.registry`.
+"""
 
-from dimat_jax.datasets import cifar, digits, shapes, tiny_imagenet
-from dimat_jax.datasets.augment import AUGMENTATIONS as AUGMENTATIONS
+from collections.abc import Callable, Mapping
+
+from dimat_jax import registry
 from dimat_jax.datasets.augment import Augmentation as Augmentation
 from dimat_jax.datasets.augment import channel_statistics as channel_statistics
 from dimat_jax.datasets.augment import flip_and_crop as flip_and_crop
 from dimat_jax.datasets.augment import normalize as normalize
 from dimat_jax.datasets.base import DataNotFoundError as DataNotFoundError
 from dimat_jax.datasets.base import Dataset as Dataset
+from dimat_jax.datasets.base import Directory
 from dimat_jax.datasets.base import check as check
-from dimat_jax.registry import choose
 
-_log = logging.getLogger(__name__)
-
-Directory = str | os.PathLike | None
-
-
-def load_auto(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
-    """Loads CIFAR-10 if it can be had, otherwise `shapes`, whose name then says so.
-
-    Where there is no network, no more than 2 s go into finding that out.
-    """
-    try:
-        return cifar.load(cifar.CIFAR10, data_dir, cache_dir)
-    except DataNotFoundError as error:
-        _log.warning("%s Taking synthetic shapes instead.", error)
-        stand_in = shapes.load(data_dir, cache_dir)
-        return stand_in._replace(name=STAND_IN)
-
-
-SOURCES: dict[str, Callable[[Directory, Directory], Dataset]] = {
-    "auto": load_auto,
-    "cifar10": functools.partial(cifar.load, cifar.CIFAR10),
-    "cifar100": functools.partial(cifar.load, cifar.CIFAR100),
-    "tiny_imagenet": tiny_imagenet.load,
-    "digits": digits.load,
-    "shapes": shapes.load,
-}
+SOURCES: Mapping[str, Callable[[Directory, Directory], Dataset]] = registry.DATASETS
 """Name → ``load(data_dir, cache_dir)``."""
 
-STAND_IN = "shapes (synthetic stand-in for CIFAR-10)"
-MIRRORED = (
-    cifar.CIFAR10.title, cifar.CIFAR100.title, tiny_imagenet.TITLE, shapes.TITLE, STAND_IN,
-)  # fmt: skip
-"""The names of those data sets whose images keep their class when flipped and moved."""
+AUGMENTATIONS: Mapping[str, Augmentation] = registry.AUGMENTATIONS
+"""Name → augmentation."""
 
 
 def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
@@ -68,19 +40,4 @@ def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> 
       DataNotFoundError: (a ValueError) if it can be had neither here nor from the network.
       ValueError: for an unknown name (with the nearest one), or damaged data (which file).
     """
-    return SOURCES[choose("data set", name, SOURCES)](data_dir, cache_dir)
-
-
-def augmentation_for(dataset: Dataset) -> Augmentation:
-    """The augmentation that suits a data set, by its name.
-
-    Args:
-      dataset: one that `load` returned, or one's own.
-
-    Returns:
-      `flip_and_crop` for photographs and shapes, the identity for digits (a mirrored digit is no
-      digit) and for data sets not known here.
-    """
-    # What a name adds in brackets (JPEG, a part) changes nothing.
-    mirrored = any(dataset.name == t or dataset.name.startswith(f"{t} (") for t in MIRRORED)
-    return AUGMENTATIONS["flip_and_crop" if mirrored else "none"]
+    return SOURCES[registry.choose("data set", name, SOURCES)](data_dir, cache_dir)

@@ -36,7 +36,7 @@ def flip_and_crop(
     images: UInt8[Array | np.ndarray, "batch height width channels"],
     padding: int = 4,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Mirrors each image with probability 1/2, then crops it at random from a black frame.
+    """Flips each image with probability 1/2, then crops it at random from a black frame.
 
     The augmentation of CIFAR since C.-Y. Lee et al., Deeply-Supervised Nets (arXiv 1409.5185). A
     pure function for `jax.jit`, `jax.vmap` and `jax.shard_map`; give each agent its own key. The
@@ -53,22 +53,22 @@ def flip_and_crop(
     bits = jax.random.bits(key, (len(images), 3), jnp.uint32)  # the same with and without x64
     flip = (bits[:, 0] >> 31).astype(jnp.int32)
     corners = (bits[:, 1:] % (2 * padding + 1)).astype(jnp.int32)
-    return mirror_and_move(images, flip, corners - padding, padding)
+    return flip_and_shift(images, flip, corners - padding, padding)
 
 
 @functools.partial(known, static_argnums=3)
-def mirror_and_move(
+def flip_and_shift(
     images: UInt8[Array | np.ndarray, "batch height width channels"],
-    mirrored: Int32[Array | np.ndarray, " batch"],
-    moves: Int32[Array | np.ndarray, "batch 2"],
+    flipped: Int32[Array | np.ndarray, " batch"],
+    shifts: Int32[Array | np.ndarray, "batch 2"],
     padding: int,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Mirrors images from left to right, and then cuts them out of a black frame.
+    """Flips images from left to right, and then cuts them out of a black frame.
 
     Args:
       images: uint8 ``[batch, height, width, channels]``.
-      mirrored: 1 for those that are mirrored, else 0.
-      moves: how many rows further down, and columns further right, than the image each cut begins.
+      flipped: 1 for those that are flipped, else 0.
+      shifts: how many rows further down, and columns further right, than the image each cut begins.
       padding: no move is longer.
 
     Returns:
@@ -76,7 +76,7 @@ def mirror_and_move(
     """
     height, width, channels = images.shape[1:]
     framed = jnp.pad(
-        jnp.where(mirrored[:, None, None, None] == 1, images[:, :, ::-1], images),
+        jnp.where(flipped[:, None, None, None] == 1, images[:, :, ::-1], images),
         ((0, 0), (padding, padding), (padding, padding), (0, 0)),
     )
 
@@ -85,7 +85,7 @@ def mirror_and_move(
     def crop(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), (height, width, channels))
 
-    return jax.vmap(crop)(framed, jnp.asarray(moves) + padding)
+    return jax.vmap(crop)(framed, jnp.asarray(shifts) + padding)
 
 
 def normalize(
@@ -133,7 +133,3 @@ def channel_statistics(
     mean, square = sums.sum(axis=(1, 2)) / (images.size / images.shape[-1])
     std = np.sqrt(np.maximum(square - mean**2, 0)) / 255
     return (mean / 255).astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip_and_crop": flip_and_crop}
-"""Name → augmentation."""

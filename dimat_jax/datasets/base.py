@@ -7,6 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32, Shaped, UInt8
 
+from dimat_jax.registry import AUGMENTATIONS, choose
+
+Directory = str | os.PathLike | None
+"""A folder; None: where such things lie by default."""
+
 
 class Dataset(NamedTuple):
     """Images and labels on the host, possibly memory-mapped.
@@ -20,7 +25,10 @@ class Dataset(NamedTuple):
       test_images: uint8, images of the same shape as ``train_images``.
       test_labels: int32, as ``train_labels``.
       num_classes: how many classes there are.
-      name: what to call it in tables and titles; says so if it is a part or a stand-in.
+      name: what to call it in tables and titles, where it says so if it is a part or a stand-in.
+      augmentation: the name in `AUGMENTATIONS` of what suits its images in training.
+      synthetic: whether its images were drawn by a program.
+      stand_in_for: the name of the data set in whose place it was loaded, if it was.
     """
 
     train_images: UInt8[np.ndarray, "train height width channels"]
@@ -29,9 +37,12 @@ class Dataset(NamedTuple):
     test_labels: Int32[np.ndarray, " test"]
     num_classes: int
     name: str
+    augmentation: str = "none"
+    synthetic: bool = False
+    stand_in_for: str | None = None
 
 
-def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
+def data_directory(data_dir: Directory = None) -> Path:
     """``data_dir`` if given, else ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser()
@@ -58,8 +69,8 @@ def check(dataset: Dataset) -> Dataset:
 
     Raises:
       ValueError: if an array has the wrong shape or dtype, a split is empty, images and labels
-        differ in number, training and test images in shape, or labels lie outside
-        ``0 .. num_classes - 1``.
+        differ in number, training and test images in shape, labels lie outside
+        ``0 .. num_classes - 1``, or another field is none that `Dataset` documents.
     """
     if dataset.num_classes < 2:
         raise ValueError(f"num_classes is {dataset.num_classes}: it must be at least 2.")
@@ -70,7 +81,15 @@ def check(dataset: Dataset) -> Dataset:
             f"test_images are {test[0].shape[1:]} (height, width, channels), "
             f"train_images {train[0].shape[1:]}: they must be the same."
         )
-    return Dataset(*train, *test, int(dataset.num_classes), str(dataset.name))
+    choose("augmentation of the data set", dataset.augmentation, AUGMENTATIONS)
+    if not isinstance(dataset.synthetic, bool):
+        raise ValueError(f"synthetic is {dataset.synthetic!r}: it must be True or False.")
+    if not isinstance(dataset.stand_in_for, str | None):
+        raise ValueError(
+            f"stand_in_for is {dataset.stand_in_for!r}: it must be a data set's name, or None."
+        )
+    described = (str(dataset.name), dataset.augmentation, dataset.synthetic, dataset.stand_in_for)
+    return Dataset(*train, *test, int(dataset.num_classes), *described)
 
 
 def _check_split(

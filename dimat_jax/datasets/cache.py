@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dimat_jax.datasets.base import Dataset
+from dimat_jax.datasets.base import Dataset, Directory
 
-FORMAT = 1  # goes up when a decoder's output changes, so that no older decoding is taken for it
+FORMAT = 2  # goes up when a decoder's output changes, so that no older decoding is taken for it
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -33,7 +33,7 @@ def cached(
     name: str,
     identity: Sequence,
     build: Callable[[], Dataset],
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: Directory = None,
 ) -> Dataset:
     """Reads a data set from the cache, or builds it and keeps it there.
 
@@ -77,7 +77,7 @@ def _write(entry: Path, dataset: Dataset) -> None:
     try:
         for array in ARRAYS:
             np.save(temporary / f"{array}.npy", getattr(dataset, array))
-        about = {"num_classes": dataset.num_classes, "name": dataset.name}
+        about = {k: v for k, v in dataset._asdict().items() if k not in ARRAYS}
         (temporary / "about.json").write_text(json.dumps(about))
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one; a good one was read
         temporary.rename(entry)

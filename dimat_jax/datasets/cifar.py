@@ -5,7 +5,6 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from dimat_jax.datasets import prepared
 from dimat_jax.datasets.base import (
     DataNotFoundError,
     Dataset,
+    Directory,
     check,
     data_directory,
     in_a_line,
@@ -117,8 +117,8 @@ CIFAR100 = Cifar(
 
 def load(
     cifar: Cifar,
-    data_dir: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    data_dir: Directory = None,
+    cache_dir: Directory = None,
 ) -> Dataset:
     """Loads a CIFAR data set from wherever it can be had.
 
@@ -146,11 +146,16 @@ def load(
         path, form = _find_original(cifar, directory) or (_download(cifar, directory), cifar.binary)
         files = [*path.iterdir()] if path.is_dir() else [path]
         build = functools.partial(read_original, path, form, cifar)
-    return cached(cifar.name, fingerprint(files), lambda: _say_if_part(build()), cache_dir)
+    return cached(cifar.name, fingerprint(files), lambda: _describe(build()), cache_dir)
 
 
-def _say_if_part(dataset: Dataset) -> Dataset:
-    """Adds to the name that images are missing, if they are."""
+load_cifar10 = functools.partial(load, CIFAR10)
+load_cifar100 = functools.partial(load, CIFAR100)
+
+
+def _describe(dataset: Dataset) -> Dataset:
+    """Adds what suits the images, and to the name that some are missing, if they are."""
+    dataset = dataset._replace(augmentation="flip_and_crop")
     examples = len(dataset.train_labels)
     if (examples, len(dataset.test_labels)) == (TRAIN_EXAMPLES, TEST_EXAMPLES):
         return dataset

@@ -1,19 +1,16 @@
 """The 8 × 8 digits that scikit-learn ships: real data, and no download."""
 
 import importlib.metadata
-import os
 
 import numpy as np
 
-from dimat_jax.datasets.base import Dataset
+from dimat_jax.datasets.base import Dataset, Directory
 from dimat_jax.datasets.cache import cached
 
 TEST_EXAMPLES = 360
 
 
-def load(
-    data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None
-) -> Dataset:
+def load(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
     """Loads scikit-learn's digits, 1,437 for training and 360 for testing, split by class.
 
     The intensities, 0 to 16, are scaled to 0 to 255. Source: E. Alpaydin and C. Kaynak, Optical

@@ -5,7 +5,6 @@ Source: Y. Le and X. Yang, Tiny ImageNet Visual Recognition Challenge, Stanford 
 validation images serve for testing.
 """
 
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from jaxtyping import Int32, UInt8
 from dimat_jax.datasets.base import (
     DataNotFoundError,
     Dataset,
+    Directory,
     check,
     data_directory,
     in_a_line,
@@ -34,9 +34,7 @@ Files = dict[str, bytes]
 """Path below ``tiny-imagenet-200/`` → content."""
 
 
-def load(
-    data_dir: str | os.PathLike | None = None, cache_dir: str | os.PathLike | None = None
-) -> Dataset:
+def load(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
     """Loads Tiny ImageNet from ``tiny-imagenet-200*`` in the data directory.
 
     Classes are numbered in the order of their WordNet ids, as torchvision's ``ImageFolder`` does.
@@ -140,7 +138,8 @@ def _assemble(files: Files) -> Dataset:
     test = {name: label for name, label in test.items() if name in files}
     images, labels = _decode_all(files, train)
     counts = np.bincount(labels, minlength=len(wnids))
-    dataset = Dataset(images, labels, *_decode_all(files, test), len(wnids), title(counts))
+    tests = _decode_all(files, test)
+    dataset = Dataset(images, labels, *tests, len(wnids), title(counts), "flip_and_crop")
     return check(dataset)
 
 

@@ -35,7 +35,7 @@ BATCH_SUMMED = (3, 0, 1, 2)
 """Images, batch and channels exchanged, so that the batch is summed over: the kernel's gradient."""
 
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 """Of `dimat_jax_cpu`, whose functions are called here as they are in this version."""
 
 
@@ -118,22 +118,23 @@ def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
         case "channel_sums", [x, y, *sums] if floats and x.shape == y.shape:
             if [z.shape for z in sums] == 2 * [x.shape[-1:]]:
                 return functools.partial(dimat_jax_cpu.channel_sums, threads=threads)
-        case "halve_gradient", [x, _, dx] if floats and len(x.shape) == 4 and x.shape == dx.shape:
-            return functools.partial(dimat_jax_cpu.halve_gradient, threads=threads)
-        case "mirror_and_move", [images, mirrored, moves, _] if images.dtype == jnp.uint8:
-            if images.shape[:-3] == mirrored.shape == moves.shape[:-1]:
-                return _mirror_and_move
+        case "max_pool_2x2_gradient", [x, _, dx] if floats and x.shape == dx.shape:
+            if len(x.shape) == 4:
+                return functools.partial(dimat_jax_cpu.max_pool_2x2_gradient, threads=threads)
+        case "flip_and_shift", [images, flipped, shifts, _] if images.dtype == jnp.uint8:
+            if images.shape[:-3] == flipped.shape == shifts.shape[:-1]:
+                return _flip_and_shift
     return None
 
 
-def _mirror_and_move(images: Any, mirrored: Any, moves: Any) -> Array:
-    """`augment.mirror_and_move` of batches of any number of axes."""
+def _flip_and_shift(images: Any, flipped: Any, shifts: Any) -> Array:
+    """`augment.flip_and_shift` of batches of any number of axes."""
     import dimat_jax_cpu
 
-    moved = dimat_jax_cpu.mirror_and_move(
-        images.reshape(-1, *images.shape[-3:]), mirrored.reshape(-1), moves.reshape(-1, 2)
+    shifted = dimat_jax_cpu.flip_and_shift(
+        images.reshape(-1, *images.shape[-3:]), flipped.reshape(-1), shifts.reshape(-1, 2)
     )
-    return moved.reshape(images.shape)
+    return shifted.reshape(images.shape)
 
 
 def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array] | None:

@@ -2,8 +2,11 @@
 
 Every factory returns a `dimat_jax.types.Model`. Images are normalised floats
 ``[batch, height, width, channels]``; float64 images give float64 parameters and computation.
+Knows neither of agents nor of data: may import `types`, `registry` and `jaxprs`. Adding one: a file
+with its factory, and a line in `dimat_jax.registry`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimat_jax import registry
@@ -19,9 +22,7 @@ from dimat_jax.models.vgg import vgg16 as vgg16
 from dimat_jax.models.vit import vit as vit
 from dimat_jax.types import Model
 
-FACTORIES = {
-    factory.__name__: factory for factory in (mlp, convnet, vgg11, vgg16, resnet20, resnet50, vit)
-}
+FACTORIES: Mapping[str, Callable[..., Model]] = registry.MODELS
 """Name → factory."""
 
 

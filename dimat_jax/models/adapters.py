@@ -74,6 +74,7 @@ def from_linen(module: nn.Module) -> Model:
         logits, updated = module.apply(variables, x, rngs=rngs, mutable=mutable, **options)
         if not train:
             return logits, variables
+        # Flax returns what was mutable only; params are not.
         given = {name: variables[name] for name in updated}
         return logits, {**variables, **keep_dtypes(dict(updated), given)}
 
@@ -85,7 +86,7 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
     ``variables`` is a plain dict of dicts with string keys: ``params`` for every `nnx.Param`,
     ``batch_stats`` for `nnx.BatchStat`, ``state`` for other variables, each of the latter two only
-    if there are any. Random streams are no variables: ``key`` sets them anew in every call.
+    if there are any. Random streams are no variables: ``key`` sets them again in every call.
     Training mode is set by the module's own ``train()`` and ``eval()``, and by the argument of its
     ``__call__`` if it has one that `from_linen` would find.
 
@@ -95,6 +96,7 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Returns:
       The model. Its ``init`` does not look at ``x``: NNX modules know their shapes.
     """
+    # The module's structure and its variables' shapes: nothing is computed yet.
     graph, template = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))))
 
     def init(key: Key, x: Inputs) -> Variables:
@@ -150,8 +152,10 @@ def to_state(template: Any, variables: Variables, key: Key | None, train: bool) 
         if isinstance(variable, nnx.RngKey):
             if key is None and train:
                 raise ValueError(f"The module draws random numbers at {path}: pass a key to apply.")
+            # In evaluation the stream has to be there, though nothing draws from it.
             stream = jax.random.key(0) if key is None else jax.random.fold_in(key, index)
             return jax.random.split(stream, variable.shape)
+        # How often a stream was drawn from: every call starts at 0, with a key of its own.
         if isinstance(variable, nnx.RngState):
             return jnp.zeros(variable.shape, variable.dtype)
         return leaves[leaf_of(path, variable)]

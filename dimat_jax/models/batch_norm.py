@@ -15,7 +15,7 @@ Features = Float[Array, "batch *positions channels"]
 Channels = Float[Array, " channels"]
 
 
-def normalise(
+def batch_normalize(
     x: Features, scale: Channels, bias: Channels, epsilon: float
 ) -> tuple[Features, Channels, Channels]:
     """Normalises each channel over batch and positions (Ioffe & Szegedy 2015, algorithm 1).
@@ -29,7 +29,7 @@ def normalise(
     Returns:
       γ (x − mean) / √(variance + ε) + β, the mean, and the biased variance.
     """
-    return _normalise(epsilon, x, scale, bias)
+    return _batch_normalize(epsilon, x, scale, bias)
 
 
 @known
@@ -42,32 +42,34 @@ def channel_sums(x: Features, y: Features) -> tuple[Channels, Channels]:
 def _forward(epsilon: float, x: Features, scale: Channels, bias: Channels):
     count = x.size // x.shape[-1]
     mean, square = (total / count for total in channel_sums(x, x))
-    variance = jnp.maximum(square - mean * mean, 0)
+    variance = jnp.maximum(square - mean * mean, 0)  # below 0 by rounding, where x is constant
     inverse = jax.lax.rsqrt(variance + epsilon)
     gain = scale * inverse
     y = x * gain + (bias - mean * gain)
+    # What is saved for the backward pass is x; x̂ follows from it.
     return (y, mean, variance), (x, scale, mean, inverse)
 
 
-def _backward(epsilon: float, kept: tuple, given: tuple):
+def _backward(epsilon: float, saved: tuple, given: tuple):
     """With x̂ = (x − mean) · inverse, Σ over batch and positions, and n their number.
 
     ∂γ = Σ ∂y · x̂ and ∂x = γ · inverse · (∂y − Σ∂y / n − x̂ · ∂γ / n), and what the mean's and the
     variance's own gradients add: all that multiplies ∂y or x is a number a channel.
     """
-    x, scale, mean, inverse = kept
+    x, scale, mean, inverse = saved
     dy, dmean, dvariance = given
     count = x.size // x.shape[-1]
     dbias, products = channel_sums(dy, x)
     dscale = (products - mean * dbias) * inverse
     gain = scale * inverse
     slope = (2 * dvariance - gain * inverse * dscale) / count
+    # dx = a · dy + b · x + c with a number of each a channel: one pass over dy and x.
     dx = dy * gain + x * slope + ((dmean - gain * dbias) / count - mean * slope)
     return dx, dscale, dbias
 
 
-_normalise = jax.custom_vjp(lambda *args: _forward(*args)[0], nondiff_argnums=(0,))
-_normalise.defvjp(_forward, _backward)
+_batch_normalize = jax.custom_vjp(lambda *args: _forward(*args)[0], nondiff_argnums=(0,))
+_batch_normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
@@ -96,7 +98,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(variance.value + self.epsilon)
             return (x - mean.value) * gain + bias
-        y, batch_mean, batch_variance = normalise(x, scale, bias, self.epsilon)
+        y, batch_mean, batch_variance = batch_normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, batch in ((mean, batch_mean), (variance, batch_variance)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * batch

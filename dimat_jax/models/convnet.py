@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import NORMS, normalize
+from dimat_jax.models.norm import NORMS, norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -15,7 +15,7 @@ CHANNELS = (16, 32, 64)
 
 
 class ConvNet(nn.Module):
-    """3 × 3 convolutions, each followed by ReLU and a 2 x 2 maximum; then one dense layer."""
+    """3 × 3 convolutions, each followed by ReLU and max pooling; then one dense layer."""
 
     num_classes: int
     channels: tuple[int, ...]
@@ -29,8 +29,8 @@ class ConvNet(nn.Module):
         layers.check_images(x, "convnet", smallest=2 ** len(self.channels))
         for channels in self.channels:
             x = layers.conv(x, channels, bias=self.norm == "none")
-            x = jax.nn.relu(normalize(x, self.norm, train))
-            x = layers.halve(x)
+            x = jax.nn.relu(norm_layer(x, self.norm, train))
+            x = layers.max_pool_2x2(x)
         return layers.classify(x.reshape(x.shape[0], -1), self.num_classes)
 
 

@@ -52,52 +52,54 @@ def conv(
     )(x)
 
 
-def halve(
+def max_pool_2x2(
     x: Shaped[Array | np.ndarray, "batch height width channels"],
 ) -> Shaped[Array | np.ndarray, "batch new_height new_width channels"]:
-    """The maximum of each 2 x 2 window; an odd last row or column is dropped.
+    """Max pooling in 2 x 2 windows; an odd last row or column is dropped.
 
     Where several are largest, the first in reading order takes the gradient, as in PyTorch. Written
     as a reshape and with a gradient by hand: on CPU that of XLA's own window maximum takes as long
     as the rest of a small network's step, and that of a maximum over axes a fifth of it.
     """
     height, width = x.shape[1:3]
-    return _halve(jnp.asarray(x[:, : height // 2 * 2, : width // 2 * 2]))
+    return _window_maxima(jnp.asarray(x[:, : height // 2 * 2, : width // 2 * 2]))
 
 
 def _windows(x: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "batch ..."]:
+    """Rows and columns of windows, each with its own rows and columns of pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels)
 
 
 @jax.custom_vjp
-def _halve(x: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "batch ..."]:
+def _window_maxima(x: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "batch ..."]:
     return _windows(x).max((2, 4))
 
 
-def _halve_forward(x: Shaped[Array, "batch height width channels"]):
-    return _halve(x), x
+def _window_maxima_forward(x: Shaped[Array, "batch height width channels"]):
+    return _window_maxima(x), x
 
 
 @known
-def halve_gradient(
+def max_pool_2x2_gradient(
     x: Shaped[Array, "batch height width channels"], dy: Shaped[Array, "batch ..."]
 ) -> Shaped[Array, "batch height width channels"]:
-    """The gradient of `halve`, of even height and width, from that of its result."""
-    # Pixels are compared with one another, not with the maximum: XLA may compute either anew, and
-    # round them differently.
-    windows = _windows(x)
+    """The gradient of `max_pool_2x2`, of even height and width, from that of its result."""
+    # Pixels are compared with one another, not with the maximum: XLA may compute either again,
+    # and round them differently.
+    windows = _windows(x)  # [batch, height / 2, 2, width / 2, 2, channels]
     pixels = [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
     gradients = []
     for place, pixel in enumerate(pixels):
         before, after = pixels[:place], pixels[place + 1 :]
         first = [pixel > other for other in before] + [pixel >= other for other in after]
         gradients.append(jnp.where(first[0] & first[1] & first[2], dy, 0))
+    # The windows put together again, first the two columns of each row, then the two rows.
     rows = [jnp.stack(gradients[k : k + 2], 3) for k in (0, 2)]
     return jnp.stack(rows, 2).reshape(x.shape)
 
 
-_halve.defvjp(_halve_forward, lambda x, dy: (halve_gradient(x, dy),))
+_window_maxima.defvjp(_window_maxima_forward, lambda x, dy: (max_pool_2x2_gradient(x, dy),))
 
 
 def scaled(units: int, width: float) -> int:

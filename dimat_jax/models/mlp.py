@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import NORMS, normalize
+from dimat_jax.models.norm import NORMS, norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -27,7 +27,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for units in self.units:
             x = layers.dense(x, units, bias=self.norm == "none")
-            x = jax.nn.relu(normalize(x, self.norm, train))
+            x = jax.nn.relu(norm_layer(x, self.norm, train))
         return layers.classify(x, self.num_classes)
 
 

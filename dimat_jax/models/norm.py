@@ -19,15 +19,15 @@ So a caller gets a batch's own statistics back from one step in training mode:
 """
 
 EPSILON = 1e-5
-MOST_GROUPS = 8
+MAX_GROUPS = 8
 
 
 def groups_of(channels: int) -> int:
     """The number of GroupNorm's groups: 8 where that divides the channels, else the gcd."""
-    return math.gcd(MOST_GROUPS, channels)
+    return math.gcd(MAX_GROUPS, channels)
 
 
-def normalize(
+def norm_layer(
     x: Float[Array, "batch *positions channels"], kind: str, train: bool
 ) -> Float[Array, "batch *positions channels"]:
     """Adds a normalisation layer to the Linen module whose ``__call__`` is running.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import NORMS, normalize
+from dimat_jax.models.norm import NORMS, norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -30,7 +30,7 @@ class ConvNorm(nn.Module):
     ) -> Float[Array, "batch new_height new_width channels"]:
         """Returns the normalised features, before any nonlinearity."""
         x = layers.conv(x, self.channels, self.size, self.strides, bias=self.norm == "none")
-        return normalize(x, self.norm, train)
+        return norm_layer(x, self.norm, train)
 
 
 class Shortcut(nn.Module):
@@ -53,7 +53,7 @@ class Shortcut(nn.Module):
         missing = self.channels - x.shape[-1]
         if self.strides == 1 and missing == 0:
             return x
-        if self.kind == "padding":
+        if self.kind == "padding":  # Zeros for the new channels: no parameters.
             x = x[:, :: self.strides, :: self.strides]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
         size = 3 if self.kind == "conv3x3" else 1
@@ -136,6 +136,7 @@ class ResNet(nn.Module):
             x = jax.nn.relu(ConvNorm(self.channels[0], self.norm, name="stem")(x, train))
         for stage, (blocks, channels) in enumerate(zip(self.blocks, self.channels, strict=True)):
             for index in range(blocks):
+                # Each stage but the first begins by halving the image.
                 strides = 2 if stage > 0 and index == 0 else 1
                 name = f"stage{stage + 1}_block{index + 1}"
                 block = self.block(channels, self.norm, self.shortcut, strides, name=name)

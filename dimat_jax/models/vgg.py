@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import NORMS, normalize
+from dimat_jax.models.norm import NORMS, norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -16,7 +16,7 @@ VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 
 
 class VGG(nn.Module):
-    """Stages of 3 × 3 convolutions, each stage ending in a 2 × 2 maximum; then one dense layer."""
+    """Stages of 3 × 3 convolutions, each stage ending in max pooling; then one dense layer."""
 
     num_classes: int
     stages: tuple[tuple[int, ...], ...]
@@ -31,8 +31,8 @@ class VGG(nn.Module):
         for stage in self.stages:
             for channels in stage:
                 x = layers.conv(x, channels, bias=self.norm == "none")
-                x = jax.nn.relu(normalize(x, self.norm, train))
-            x = layers.halve(x)
+                x = jax.nn.relu(norm_layer(x, self.norm, train))
+            x = layers.max_pool_2x2(x)
         return layers.classify(x.reshape(x.shape[0], -1), self.num_classes)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Shaped
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.models.norm import normalize
+from dimat_jax.models.norm import norm_layer
 from dimat_jax.registry import choose
 from dimat_jax.types import Model
 
@@ -29,10 +29,10 @@ class Block(nn.Module):
         """Returns the residual stream after the block."""
         dtype = layers.param_dtype(x)
         units = x.shape[-1]
-        y = normalize(x, "layer", train)
+        y = norm_layer(x, "layer", train)
         y = nn.MultiHeadDotProductAttention(HEADS, param_dtype=dtype)(y)
         x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-        y = normalize(x, "layer", train)
+        y = norm_layer(x, "layer", train)
         y = nn.gelu(nn.Dense(4 * units, param_dtype=dtype)(y))
         y = nn.Dense(units, param_dtype=dtype)(y)
         return x + nn.Dropout(self.dropout)(y, deterministic=not train)
@@ -58,11 +58,12 @@ class ViT(nn.Module):
         if self.pooling == "cls":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, self.units), dtype)
             x = jnp.concatenate([jnp.repeat(token, len(x), 0), x], axis=1)
+        # One embedding per token: later images must have as many tokens as the first.
         initial = nn.initializers.normal(0.02)
         x = x + self.param("positions", initial, (1, *x.shape[1:]), dtype)
         for _ in range(self.depth):
             x = Block(self.dropout)(x, train)
-        x = normalize(x, "layer", train)
+        x = norm_layer(x, "layer", train)
         pooled = x[:, 0] if self.pooling == "cls" else x.mean(1)
         return layers.classify(pooled, self.num_classes)
 
@@ -72,6 +73,7 @@ def patches(
 ) -> Shaped[Array | np.ndarray, "batch tokens pixels"]:
     """Cuts images into squares: rows of ``size * size * channels`` numbers."""
     batch, height, width, channels = x.shape
+    # 32 x 32 x 3 in squares of 4: [batch, 8, 4, 8, 4, 3], then [batch, 64, 48].
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 

@@ -1,6 +1,6 @@
 """The picture of a run: accuracy over rounds and over bytes sent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of
+from dimat_jax.report.tables import NO_LABELS
 
 # Okabe & Ito: told apart with any kind of colour vision; line styles tell on paper.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
-STAND_IN = "#B00020"
+MADE_UP = "#B00020"
 
 
 class Curve(NamedTuple):
@@ -56,14 +57,21 @@ def curve(rows: Sequence[Row], method: str) -> Curve:
     )
 
 
-def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Figure:
+def accuracy_figure(
+    rows: Sequence[Row],
+    dataset: str,
+    subtitle: str = "",
+    made_up: bool = False,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> Figure:
     """Accuracy over rounds (left) and over megabytes that an agent has sent (right).
 
     Args:
       rows: of any number of seeds.
-      dataset: the display name of the data set actually used; a stand-in or synthetic one is set
-        in red.
+      dataset: the display name of the data set actually used.
       subtitle: what was run.
+      made_up: whether that is synthetic or a stand-in: the title is set in red.
+      labels: what methods are called, by name; those that are absent by their name.
 
     Returns:
       A figure that belongs to no global state; save it with ``figure.savefig(path)``.
@@ -72,7 +80,9 @@ def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Fi
     left, right = figure.subplots(1, 2, sharey=True)
     for index, method in enumerate(methods_of(rows)):
         found = curve(rows, method)
-        look = Look(method, COLORS[index % len(COLORS)], STYLES[index % len(STYLES)])
+        look = Look(
+            labels.get(method, method), COLORS[index % len(COLORS)], STYLES[index % len(STYLES)]
+        )
         draw(left, found.rounds, found, look)
         draw(right, found.megabytes, found, look)
     left.set_xlabel("round  (open: just after the merge, filled: after training)")
@@ -80,9 +90,8 @@ def accuracy_figure(rows: Sequence[Row], dataset: str, subtitle: str = "") -> Fi
     left.set_ylabel("test accuracy in % (± std over agents, seeds)")
     left.legend(frameon=False)
     left.xaxis.get_major_locator().set_params(integer=True)
-    made_up = "stand-in" in dataset or "synthetic" in dataset
-    color = {"color": STAND_IN} if made_up else {}
-    figure.suptitle("\n".join(filter(None, [dataset, subtitle])), fontweight="bold", **color)
+    red = {"color": MADE_UP} if made_up else {}
+    figure.suptitle("\n".join(filter(None, [dataset, subtitle])), fontweight="bold", **red)
     return figure
 
 

@@ -75,22 +75,29 @@ def write_report(result: Result) -> dict[str, Any]:
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    config, dataset, rows = result.setup.config, result.setup.dataset.name, result.history
-    folder = out_of(result.setup)
+    config, dataset, rows = result.setup.config, result.setup.dataset, result.history
+    name, folder = dataset.name, out_of(result.setup)
     all_tests = {
         method: np.stack([result.finals[method, seed].test_accuracy for seed in config.seeds])
         for method in config.methods
     }
-    summary = summarize(rows, dataset, plain(config), all_tests)
-    tables = [accuracy_table(rows), cost_table(rows)]
-    sections = [f"# {dataset}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
+    summary = summarize(rows, name, plain(config), all_tests)
+    labels = labels_of(result)
+    tables = [accuracy_table(rows, labels=labels), cost_table(rows, labels)]
+    sections = [f"# {name}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
-    figure = accuracy_figure(rows, dataset, subtitle)
+    made_up = dataset.synthetic or dataset.stand_in_for is not None
+    figure = accuracy_figure(rows, name, subtitle, made_up, labels)
     with writing_to(folder):
         write_json(folder / SUMMARY_FILE, summary)
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figure.savefig(folder / FIGURE_FILE)
     return summary
+
+
+def labels_of(result: Result) -> dict[str, str]:
+    """What the methods of a run are called, by name."""
+    return {name: algorithm.label for name, algorithm in result.setup.methods.items()}
 
 
 def out_of(setup: Setup) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Rows of metrics as tables: accuracy by stage and method, and what each method cost."""
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, sta
 
 PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")  # in this order
 EMPTY = "-"
+NO_LABELS: Mapping[str, str] = types.MappingProxyType({})
+"""Methods are called by their names."""
 
 
 class Table(NamedTuple):
@@ -27,12 +30,17 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def accuracy_table(rows: Sequence[Row], most_rounds: int | None = None) -> Table:
+def accuracy_table(
+    rows: Sequence[Row],
+    most_rounds: int | None = None,
+    labels: Mapping[str, str] = NO_LABELS,
+) -> Table:
     """Test accuracy after pretraining, after each merge and after each training, by method.
 
     Args:
       rows: of any number of seeds.
       most_rounds: with more rounds than this, those in the middle are left out.
+      labels: what methods are called, by name; those that are absent by their name.
 
     Returns:
       Per cent, mean ± standard deviation over all agents of all seeds together.
@@ -48,7 +56,7 @@ def accuracy_table(rows: Sequence[Row], most_rounds: int | None = None) -> Table
     if most_rounds is not None and len(rounds) > most_rounds:
         lines = leave_out(lines, stages_of(rows), rounds, most_rounds)
     title = f"Test accuracy in %, mean ± std over all agents of {counted(seeds, 'seed')}"
-    return Table(title, ["after", *methods], lines)
+    return Table(title, ["after", *(labels.get(m, m) for m in methods)], lines)
 
 
 def leave_out(
@@ -61,8 +69,12 @@ def leave_out(
     return [*before, ["…"] * len(lines[0]), *after]
 
 
-def cost_table(rows: Sequence[Row]) -> Table:
+def cost_table(rows: Sequence[Row], labels: Mapping[str, str] = NO_LABELS) -> Table:
     """Bytes that an agent sends, and the wall time of each part; a column for each method.
+
+    Args:
+      rows: of any number of seeds.
+      labels: as in `accuracy_table`.
 
     Returns:
       Means over seeds.
@@ -73,8 +85,8 @@ def cost_table(rows: Sequence[Row]) -> Table:
     columns = [costs([row for row in rows if row["method"] == method], parts) for method in methods]
     names = ["MB sent", *(f"{part}, s" for part in parts), "images/s"]
     lines = [list(line) for line in zip(names, *columns, strict=True)]
-    title = "What it cost (a seed): MB sent by an agent, seconds by part, images trained a second"
-    return Table(title, ["cost", *methods], lines)
+    title = "What it cost per seed: MB sent by an agent, seconds by part, images trained per second"
+    return Table(title, ["cost", *(labels.get(m, m) for m in methods)], lines)
 
 
 def costs(rows: Sequence[Row], parts: Sequence[str]) -> list[str]:

@@ -27,11 +27,12 @@ from dimat_jax.merging.merger import Merger, make_merger
 from dimat_jax.simulation.images import Shards, some_tests
 from dimat_jax.simulation.measure import consensus_distance, is_finite
 from dimat_jax.simulation.setup import Setup
+from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
 from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule
 from dimat_jax.training.state import AgentState, init_population
-from dimat_jax.types import Key, Variables
+from dimat_jax.types import Key, Permutations, Variables
 
 
 class GossipParts(NamedTuple):
@@ -61,6 +62,7 @@ class Parts(NamedTuple):
       evaluate: ``(variables, tests) -> score`` of every agent.
       fresh: ``(state) -> state`` with new optimizer states.
       consensus_distance: ``(variables) -> []``, see `dimat_jax.simulation.measure`.
+      aligned_distance: ``(permutations, variables) -> []``, the same after these permutations.
       finite: ``(variables) -> [lanes]``, likewise.
       merger: the parts of a merge round.
       tests: the test images of the evaluations along the way, in batches.
@@ -74,6 +76,7 @@ class Parts(NamedTuple):
     evaluate: Callable[[Variables, tuple[np.ndarray, np.ndarray]], Score]
     fresh: Callable[[AgentState], AgentState]
     consensus_distance: Callable[[Variables], Float[Array, ""]]
+    aligned_distance: Callable[[Permutations, Variables], Float[Array, ""]]
     finite: Callable[[Variables], Bool[Array, "lanes"]]
     merger: Merger
     tests: tuple[np.ndarray, np.ndarray]
@@ -122,13 +125,20 @@ def make_parts(setup: Setup) -> Parts:
         return evaluating(score, variables, resident, len(tests[0]))
 
     distance = functools.partial(consensus_distance, agents=execution.agents)
+
+    def aligned_distance(permutations: Permutations, variables: Variables) -> Float[Array, ""]:
+        return distance(
+            jax.vmap(functools.partial(permute, setup.symmetries))(permutations, variables)
+        )
+
     return Parts(
         init=make_init(setup, optimizer, stopwatch),
         train=train,
         gossip=gossip,
         evaluate=evaluate,
         fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
-        consensus_distance=jax.jit(distance),
+        consensus_distance=compiled(jax.jit(distance), stopwatch),
+        aligned_distance=compiled(jax.jit(aligned_distance), stopwatch),
         finite=map_agents(execution, is_finite, stopwatch),
         merger=make_merger(
             execution, model, setup.symmetries, prepare_test, setup.abstract, stopwatch

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from dimat_jax.algorithms import Exchange, Merge, MergeRound, exchanges
-from dimat_jax.algorithms.communication import sent
+from dimat_jax.algorithms.communication import images_sent, sent
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
-from dimat_jax.execution.placement import replicate, to_host
+from dimat_jax.execution.placement import place, replicate, to_host
 from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.frames import common_frame
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.simulation.checks import all_methods, check_options
 from dimat_jax.simulation.images import Shards, common_batches, own_batches, place_shards
@@ -27,9 +28,9 @@ from dimat_jax.simulation.measure import Diverged, check_finite
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
 from dimat_jax.simulation.setup import Setup, prepare
-from dimat_jax.simulation.state import MethodState, Position, RunState, seed_keys
+from dimat_jax.simulation.state import MethodState, Position, RunState, round_keys, seed_keys
 from dimat_jax.topology import Topology, neighbor_slots
-from dimat_jax.types import Key, Model
+from dimat_jax.types import Key, Model, Permutations
 
 
 class Session(NamedTuple):
@@ -204,7 +205,7 @@ class Session(NamedTuple):
         if not isinstance(part, Merge):
             raise ValueError(f"The method {method!r} has no {name}.")
         graph, round = setup.graphs[method][name], state.position.round + 1
-        inputs = merge_round(self, state, graph, round)
+        inputs, drawn = merge_round(self, state, graph, round)
         before = state.agents.variables
         try:
             merged = part.apply(self.parts.merger, before, getattr(state.method, name), inputs)
@@ -218,13 +219,16 @@ class Session(NamedTuple):
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(part.message, graph, 0 if final else round - 1, 1, setup.abstract[0]),
+            + sent(part.message, graph, 0 if final else round - 1, 1, setup.abstract[0])
+            + sum(images_sent(batches, setup.config.agents) for batches in drawn),
         )
+        state = state._replace(frame=frame_after(self, state, inputs, merged.moved))
         return after_merge(self, state, before, merged.moved)
 
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round."""
-        batches = statistics_batches(self, state, max(1, state.position.round))
+        key = round_keys(state.keys, state.position.round).statistics_after_training
+        batches = statistics_batches(self, state, key)
         variables = self.parts.merger.recompute(state.agents.variables, batches)
         return state._replace(agents=state.agents._replace(variables=variables))
 
@@ -235,12 +239,13 @@ class Session(NamedTuple):
           state: which is left as it is.
           phase: what has just ended.
         """
-        parts, position = self.parts, state.position
+        parts, position, variables = self.parts, state.position, state.agents.variables
         with parts.stopwatch.measure("evaluate"):
-            score = to_host(
-                self.setup.execution, parts.evaluate(state.agents.variables, parts.tests)
-            )
-            distance = float(parts.consensus_distance(state.agents.variables))
+            score = to_host(self.setup.execution, parts.evaluate(variables, parts.tests))
+            distance = float(parts.consensus_distance(variables))
+            aligned = distance if state.frame == {} else None
+            if state.frame:
+                aligned = float(parts.aligned_distance(state.frame, variables))
         tests = int((parts.tests[1] >= 0).sum())
         accuracy = score.correct / tests
         return Row(
@@ -255,6 +260,7 @@ class Session(NamedTuple):
             test_loss=float(score.loss.mean()) / tests,
             train_loss=state.train_loss,
             consensus_distance=distance,
+            consensus_distance_aligned=aligned,
             bytes_sent=state.bytes_sent,
             images_per_second=state.images_per_second,
             seconds=parts.stopwatch.take(),
@@ -331,6 +337,21 @@ def session_of(setup: Setup) -> Session:
     return Session(setup, make_parts(setup), events, shards, graphs)
 
 
+def frame_after(
+    session: Session, state: RunState, inputs: MergeRound, moved: bool
+) -> Permutations | None:
+    """`RunState.frame` after a merge, whose permutations the state has."""
+    if moved:
+        return {}
+    if not state.permutations:
+        return state.frame
+    execution = session.setup.execution
+    used = to_host(execution, state.permutations)
+    found = common_frame(session.setup.symmetries, inputs.sources, used)
+    # A round of a time-varying graph need not reach everyone; earlier ones then still hold.
+    return state.frame if found is None else place(execution, found)
+
+
 def after_merge(session: Session, state: RunState, before, moved: bool) -> RunState:
     """What remembers the agents' units starts afresh after a merge, or goes with them.
 
@@ -361,26 +382,41 @@ def after_merge(session: Session, state: RunState, before, moved: bool) -> RunSt
     return state._replace(agents=agents, method=state.method._replace(gossip=kept))
 
 
-def merge_round(session: Session, state: RunState, graph: Topology, round: int) -> MergeRound:
-    """Chooses the neighbours and the images of a merge round, counted from 1."""
-    config = session.setup.config
+def merge_round(
+    session: Session, state: RunState, graph: Topology, round: int
+) -> tuple[MergeRound, list[Batches]]:
+    """Chooses the neighbours and the images of a merge round, counted from 1.
+
+    Returns:
+      What the merge works with; and a list to which images are added when the merge asks for them.
+    """
+    config, keys = session.setup.config, round_keys(state.keys, round)
     sources, weights = neighbor_slots(graph, round - 1)
-    return MergeRound(
+    drawn: list[Batches] = []
+
+    def when_asked(draw: Callable[[Session, RunState, Key], Batches], key: Key):
+        @functools.cache
+        def once() -> Batches:
+            drawn.append(draw(session, state, key))
+            return drawn[-1]
+
+        return once
+
+    recomputed = config.recompute_statistics and "batch_stats" in session.setup.abstract[0]
+    inputs = MergeRound(
         sources=sources,
         weights=weights,
-        matching=matching_batches(session, state, round),
-        statistics=statistics_batches(session, state, round)
-        if config.recompute_statistics
-        else None,
+        matching=when_asked(matching_batches, keys.matching),
+        statistics=when_asked(statistics_batches, keys.statistics) if recomputed else None,
         first_frame=config.merge_frame == "first",
-        key=round_key(state, round),
+        key=keys.alignment,
     )
+    return inputs, drawn
 
 
-def matching_batches(session: Session, state: RunState, round: int) -> Batches:
+def matching_batches(session: Session, state: RunState, key: Key) -> Batches:
     """The images on which units are compared: own ones, agent 0's, or of all agents."""
-    setup, config = session.setup, session.setup.config
-    shards, key = session.shards_of(state), round_key(state, round)
+    setup, config, shards = session.setup, session.setup.config, session.shards_of(state)
     if config.matching_data == "shared":
         return common_batches(setup, shards, key, config.matching_images, config.agents)
     if config.merge_frame == "first":
@@ -388,15 +424,9 @@ def matching_batches(session: Session, state: RunState, round: int) -> Batches:
     return own_batches(setup, shards, key, config.matching_images)
 
 
-def statistics_batches(session: Session, state: RunState, round: int) -> Batches:
+def statistics_batches(session: Session, state: RunState, key: Key) -> Batches:
     """The images from which a round's statistics are recomputed: own ones, or of all agents."""
-    setup, config = session.setup, session.setup.config
-    shards, key = session.shards_of(state), round_key(state, round)
-    if config.matching_data == "shared":
+    setup, config, shards = session.setup, session.setup.config, session.shards_of(state)
+    if config.statistics_data == "shared":
         return common_batches(setup, shards, key, config.statistics_images, config.agents)
     return own_batches(setup, shards, key, config.statistics_images)
-
-
-def round_key(state: RunState, round: int) -> Key:
-    """Drives all that is random in a merge round, counted from 1."""
-    return jax.random.fold_in(state.keys.merge, round)

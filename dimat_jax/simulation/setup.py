@@ -212,9 +212,7 @@ def choose_learning_rate(config: Config, batch_size: int) -> float:
 
 def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:
     """The augmentation asked for, or what suits the data set."""
-    if config.augmentation is None:
-        return datasets.augmentation_for(dataset)
-    return datasets.AUGMENTATIONS[config.augmentation]
+    return datasets.AUGMENTATIONS[config.augmentation or dataset.augmentation]
 
 
 def make_model(config: Config, dataset: Dataset) -> Model:

@@ -25,6 +25,20 @@ def seed_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), 4))
 
 
+class RoundKeys(NamedTuple):
+    """Independent keys for all that is drawn in one round."""
+
+    matching: Key
+    statistics: Key
+    statistics_after_training: Key
+    alignment: Key
+
+
+def round_keys(keys: Keys, round: int) -> RoundKeys:
+    """The keys of a round, counted from 1."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(keys.merge, round), 4))
+
+
 class Position(NamedTuple):
     """Where a run stands; whole numbers.
 
@@ -65,6 +79,9 @@ class RunState(NamedTuple):
         None before.
       bytes_sent: by an agent since the start, in the mean.
       permutations: those of the last merge, see `dimat_jax.algorithms.Merged`.
+      frame: those that bring every agent into agent 0's frame, as merges have found them so far,
+        group name → ``[lanes, *outer, units]``; empty where all are in one frame, None where no
+        merge has aligned them.
       train_loss: mean over agents and steps of the last epoch; None if a merge came after it.
       images_per_second: of the last epoch, all agents together; likewise.
       final_accuracy: of each agent on all test images, once the method has ended.
@@ -77,6 +94,7 @@ class RunState(NamedTuple):
     pretrained: AgentState | None = None
     bytes_sent: float = 0.0
     permutations: tuple[Permutations, ...] = ()
+    frame: Permutations | None = None
     train_loss: float | None = None
     images_per_second: float | None = None
     final_accuracy: Float[np.ndarray, "agents"] | None = None

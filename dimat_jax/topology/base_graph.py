@@ -15,11 +15,11 @@ Nodes = Int[np.ndarray, "..."]
 
 
 @cache
-def factorize(n: int, most: int) -> tuple[int, ...] | None:
-    """The shortest list of factors between 2 and ``most`` whose product is n, if there is one."""
+def factorize(n: int, largest: int) -> tuple[int, ...] | None:
+    """The shortest list of factors from 2 to ``largest`` whose product is n, if there is one."""
     if n == 1:
         return ()
-    tails = {f: factorize(n // f, most) for f in range(2, min(n, most) + 1) if n % f == 0}
+    tails = {f: factorize(n // f, largest) for f in range(2, min(n, largest) + 1) if n % f == 0}
     lists = [(f, *tail) for f, tail in tails.items() if tail is not None]
     return min(lists, key=len, default=None)
 
@@ -39,7 +39,7 @@ def hyper_hypercube(factors: tuple[int, ...]) -> list[Matrix]:
     return rounds
 
 
-def digits(n: int, base: int) -> list[tuple[int, int]]:
+def digits_of(n: int, base: int) -> list[tuple[int, int]]:
     """Pairs (digit, power) of n, digits above 0, the largest power first."""
     pairs = []
     power = 0
@@ -62,10 +62,15 @@ def simple_base(n: int, k: int) -> list[Matrix]:
     3. after it has met them, the blocks of a part average within themselves, which makes each
        agent hold that mean. The last part holds it already.
     """
+    # Five agents, k = 1: 5 is 101 in base 2, parts A = {0, 1, 2, 3} (a 2 x 2 block) and B = {4}.
+    # Rounds 0 and 1: 0-2 1-3, then 0-1 2-3; all of A hold a, the mean of A; 4 holds b.
+    # Round 2: 4 meets 0 with weight 4/5: 4 holds (4 a + b) / 5, the mean of all; 0 (a + 4 b) / 5.
+    # Rounds 3 and 4: as 0 and 1; the mean of A is now (3 a + (a + 4 b) / 5) / 4 = (4 a + b) / 5.
     factors = factorize(n, k + 1)
     if factors is not None:
         return hyper_hypercube(factors)
-    parts = digits(n, k + 1)
+    parts = digits_of(n, k + 1)
+    # The largest part averages longest; part i meets the smaller ones in round ``first + i``.
     first = max(power + (digit > 1) for digit, power in parts)
     period = first + max(1 + index + power for index, (_, power) in enumerate(parts[:-1]))
     rounds = [np.eye(n) for _ in range(period)]
@@ -94,7 +99,7 @@ def meet(matrix: Matrix, blocks: Int[np.ndarray, "blocks members"]) -> None:
         matrix[later, later] -= weight
 
 
-def base(n: int, k: int) -> list[Matrix]:
+def base_graph(n: int, k: int) -> list[Matrix]:
     """Algorithm 3, the Base-(k+1) graph: the shorter of two ways.
 
     Either `simple_base` of all agents; or, with n = p q and p the largest divisor of n whose prime

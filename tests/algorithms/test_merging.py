@@ -5,7 +5,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from helpers.algorithm_table import MERGES, MERGING, MergeRow, everyone
-from helpers.numpy_merger import KEY, MATCHING, STATISTICS, UNITS, Aligner, numpy_merger, order_of
+from helpers.numpy_merger import (
+    KEY,
+    MATCHING,
+    ROUND,
+    STATISTICS,
+    UNITS,
+    Aligner,
+    numpy_merger,
+    order_of,
+)
 
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, MergeRound
@@ -26,7 +35,7 @@ def graph_of(agents, seed):
 
 def round_of(graph, round=0, first_frame=False):
     sources, weights = topology.neighbor_slots(graph, round)
-    return MergeRound(sources, weights, MATCHING, STATISTICS, first_frame, KEY)
+    return MergeRound(sources, weights, first_frame=first_frame, key=KEY, **ROUND)
 
 
 def merge(method, graph, x, round=0, first_frame=False):
@@ -147,3 +156,21 @@ def test_without_images_for_them_statistics_are_averaged_with_the_rest():
     inputs = round_of(topology.fully_connected(3))._replace(statistics=None)
     merged = MERGES["wa"].apply(numpy_merger(Aligner()), {"params": x}, (), inputs)
     assert "recomputed" not in merged.variables
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_images_are_asked_for_only_by_those_who_need_them(name):
+    """Images that others hold count as sent: weight averaging must not draw any to match on."""
+    asked = []
+    graph, row = topology.fully_connected(4), MERGING[name]
+    inputs = round_of(MERGES[name].graph(graph))._replace(
+        matching=lambda: asked.append("matching") or MATCHING,
+        statistics=lambda: asked.append("statistics") or STATISTICS,
+    )
+    x = np.random.default_rng(0).normal(size=(4, UNITS))
+    MERGES[name].apply(numpy_merger(Aligner()), {"params": x}, (), inputs)
+    wanted = {
+        "matching": row.align == "activations" or row.repairs,
+        "statistics": row.recomputes,
+    }
+    assert set(asked) == {name for name, needed in wanted.items() if needed}

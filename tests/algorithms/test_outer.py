@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.numpy_merger import KEY, MATCHING, STATISTICS, UNITS, Aligner, numpy_merger, order_of
+from helpers.numpy_merger import KEY, ROUND, STATISTICS, UNITS, Aligner, numpy_merger, order_of
 
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, MergeRound, with_outer_optimizer
@@ -14,7 +14,8 @@ from dimat_jax.algorithms import METHODS, MergeRound, with_outer_optimizer
 AGENTS, ROUNDS = 4, 3
 WA, UNIVERSE = METHODS["wa"].merge, METHODS["universe"].merge
 MATRIX = topology.ring(AGENTS).mixing_matrix()
-RING = MergeRound(*topology.neighbor_slots(topology.ring(AGENTS)), MATCHING, STATISTICS, False, KEY)
+SLOTS = topology.neighbor_slots(topology.ring(AGENTS))
+RING = MergeRound(*SLOTS, first_frame=False, key=KEY, **ROUND)
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dimat_jax import datasets
 from dimat_jax.datasets import augment
 
 SHAPE = (6, 5, 2)  # height, width and channels all different
@@ -97,27 +96,6 @@ def test_same_images_with_shard_map(one_by_one):
 def test_none_changes_nothing():
     batch = images(3)
     np.testing.assert_array_equal(augment.none(jax.random.key(0), batch), batch)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("CIFAR-10 (JPEG)", augment.flip_and_crop),
-        ("CIFAR-100", augment.flip_and_crop),
-        ("Tiny ImageNet (20 images a class)", augment.flip_and_crop),
-        ("shapes (synthetic stand-in for CIFAR-10)", augment.flip_and_crop),
-        ("shapes (synthetic)", augment.flip_and_crop),
-        ("digits", augment.none),
-        ("my own", augment.none),
-        ("CIFAR-like handwriting", augment.none),  # one's own, whatever its name begins with
-        ("CIFAR-10.1", augment.none),
-        ("shapes of letters", augment.none),
-    ],
-)
-def test_augmentation_for(name, expected):
-    labels = np.zeros(2, np.int32)
-    dataset = datasets.Dataset(images(2), labels, images(2), labels, 2, name)
-    assert datasets.augmentation_for(dataset) is expected
 
 
 @pytest.mark.parametrize("number", [1, 512, 1300])  # less than a piece, one, several

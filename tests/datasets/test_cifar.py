@@ -45,6 +45,7 @@ def test_originals(which, form, archive, tmp_path):
     assert found.num_classes == which.num_classes
     examples = len(expected[0])
     assert found.name == f"{which.title} (part: {examples} training images)"
+    assert (found.augmentation, found.synthetic) == ("flip_and_crop", False)
     assert isinstance(found.train_images, np.memmap)
 
 
@@ -148,7 +149,7 @@ def test_jpeg_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "TEST_EXAMPLES", 3)
     _, expected = write_prepared(CIFAR10, tmp_path, "JPEG")
     found = datasets.load("cifar10", tmp_path, tmp_path / "cache")
-    assert found.name == "CIFAR-10 (JPEG)"
+    assert (found.name, found.augmentation) == ("CIFAR-10 (JPEG)", "flip_and_crop")
     np.testing.assert_array_equal(found.train_labels, expected[1])
     np.testing.assert_allclose(found.train_images.mean((1, 2)), expected[0].mean((1, 2)), atol=3)
 

@@ -74,6 +74,9 @@ def test_check_converts_jax_arrays_lists_and_wider_labels():
         ({"train_labels": np.arange(5)}, r"int64 of shape \(5,\).*of shape \(6,\)"),
         ({"train_labels": np.zeros(6)}, "train_labels are float64"),
         ({"test_images": np.zeros((3, 4, 4, 2), np.uint8)}, r"\(4, 4, 2\).*\(4, 3, 2\)"),
+        ({"augmentation": "flip"}, "Unknown augmentation of the data set 'flip'"),
+        ({"synthetic": "yes"}, "synthetic is 'yes': it must be True or False"),
+        ({"stand_in_for": 10}, "stand_in_for is 10: it must be a data set's name, or None"),
     ],
 )
 def test_check_says_what_is_wrong(changes, message):
@@ -81,7 +84,21 @@ def test_check_says_what_is_wrong(changes, message):
         datasets.check(own(**changes))
 
 
+def test_what_a_data_set_is_called_decides_nothing():
+    described = dict(augmentation="flip_and_crop", synthetic=True, stand_in_for="CIFAR-10")
+    for name in ("CIFAR-10", "Tiny ImageNet (JPEG)", "shapes (synthetic stand-in for CIFAR-10)"):
+        plain = datasets.check(own(name=name))
+        assert plain[5:] == (name, "none", False, None)
+        assert datasets.check(plain._replace(**described))[6:] == tuple(described.values())
+
+
 # The cache.
+
+
+def test_cache_keeps_what_describes_a_data_set(tmp_path):
+    described = own(augmentation="flip_and_crop", synthetic=True, stand_in_for="another")
+    for _ in range(2):
+        assert_same(cache.cached("own", [], lambda: described, tmp_path), described)
 
 
 def test_cache_builds_once_and_maps_what_it_kept(tmp_path):
@@ -181,8 +198,11 @@ def test_auto_falls_back_on_shapes_and_says_so(tmp_path, monkeypatch, few_shapes
     monkeypatch.setattr(download, "reachable", unreachable)
     found = datasets.load("auto", tmp_path / "data", tmp_path / "cache")
     assert found.name == "shapes (synthetic stand-in for CIFAR-10)"
+    assert found.stand_in_for == "CIFAR-10" and found.synthetic
     assert str(tmp_path / "data") in caplog.text and "cifar-10-python.tar.gz" in caplog.text
-    assert_same(found._replace(name=""), datasets.load("shapes", None, tmp_path)._replace(name=""))
+    shapes_by_name = datasets.load("shapes", None, tmp_path)
+    assert shapes_by_name[6:] == ("flip_and_crop", True, None)
+    assert_same(found._replace(name=shapes_by_name.name, stand_in_for=None), shapes_by_name)
 
 
 def test_auto_does_not_hide_a_corrupt_archive(tmp_path):
@@ -233,5 +253,6 @@ def test_digits_are_scikit_learns(tmp_path):
     assert sorted((i.tobytes(), int(t)) for i, t in together) == sorted(
         (i.tobytes(), int(t)) for i, t in zip(back, labels, strict=True)
     )
+    assert found[5:] == ("digits", "none", False, None)  # a mirrored digit is no digit
     share = np.bincount(found.test_labels) / np.bincount(labels)
     np.testing.assert_allclose(share, 360 / 1797, atol=0.005)

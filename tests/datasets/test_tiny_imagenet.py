@@ -75,7 +75,7 @@ def load(directory):
 def test_every_form_gives_the_images_with_their_classes(kind, tmp_path):
     write(files(), tmp_path, kind)
     found = load(tmp_path)
-    assert found.name == "Tiny ImageNet (3 images a class)"
+    assert found[5:] == ("Tiny ImageNet (3 images a class)", "flip_and_crop", False, None)
     assert found.train_images.shape == (9, 64, 64, 3) and found.test_images.shape == (3, 64, 64, 3)
     assert found.num_classes == 3
     levels = np.array(sorted(COLOURS.values()))  # in order of the WordNet ids

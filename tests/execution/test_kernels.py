@@ -247,7 +247,7 @@ def test_kernels_of_another_version_are_named_and_not_used(monkeypatch):
     monkeypatch.delenv(kernels.SWITCH, raising=False)
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(kernels.importlib.metadata, "version", lambda name: "0.1.0")
-    with pytest.warns(UserWarning, match="0.1.0 .* needs 0.2.0: pip install"):
+    with pytest.warns(UserWarning, match="0.1.0 .* needs 0.3.0: pip install"):
         assert with_kernels(convolve) is convolve
 
 
@@ -298,26 +298,25 @@ def test_the_gradient_of_halve_is_the_same(shape, seed, threads):
     # So few values that many are equal, and some that are no numbers.
     x = rng.choice([0, 1, 2, np.nan], (batch, 2 * height, 2 * width, units), p=[0.4, 0.3, 0.2, 0.1])
     x, dy = x.astype(np.float32), normal(seed, batch, height, width, units)
-    np.testing.assert_array_equal(
-        with_kernels(layers.halve_gradient, threads)(x, dy), layers.halve_gradient(x, dy)
-    )
+    gradient = layers.max_pool_2x2_gradient
+    np.testing.assert_array_equal(with_kernels(gradient, threads)(x, dy), gradient(x, dy))
 
 
 @needs_kernels
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(*(st.integers(1, 7) for _ in range(4))), st.integers(0, 9), st.integers(0, 99))
-def test_images_are_mirrored_and_moved_alike(shape, padding, seed):
+def test_images_are_flipped_and_shifted_alike(shape, padding, seed):
     rng = np.random.default_rng(seed)
     images = rng.integers(1, 256, shape, np.uint8)
-    mirrored = rng.integers(0, 2, shape[0], np.int32)
-    moves = rng.integers(-padding, padding + 1, (shape[0], 2), np.int32)
+    flipped = rng.integers(0, 2, shape[0], np.int32)
+    shifts = rng.integers(-padding, padding + 1, (shape[0], 2), np.int32)
 
-    def move(images, mirrored, moves):
-        return augment.mirror_and_move(images, mirrored, moves, padding)
+    def move(images, flipped, shifts):
+        return augment.flip_and_shift(images, flipped, shifts, padding)
 
-    expected = move(images, mirrored, moves)
-    np.testing.assert_array_equal(with_kernels(move)(images, mirrored, moves), expected)
-    stacked = [np.stack([x, x]) for x in (images, mirrored, moves)]
+    expected = move(images, flipped, shifts)
+    np.testing.assert_array_equal(with_kernels(move)(images, flipped, shifts), expected)
+    stacked = [np.stack([x, x]) for x in (images, flipped, shifts)]
     np.testing.assert_array_equal(
         with_kernels(jax.vmap(move))(*stacked), np.stack([expected, expected])
     )
@@ -327,14 +326,15 @@ def test_images_are_mirrored_and_moved_alike(shape, padding, seed):
 def test_known_functions_are_found_where_they_are_as_they_were():
     x, dy = normal(0, 2, 4, 4, 3), normal(1, 2, 2, 2, 3)
     assert calls(batch_norm.channel_sums, x, x) == ["channel_sums"]
-    assert calls(jax.grad(lambda x: (layers.halve(x) * dy).sum()), x) == ["halve_gradient"]
+    gradient = jax.grad(lambda x: (layers.max_pool_2x2(x) * dy).sum())
+    assert calls(gradient, x) == ["max_pool_2x2_gradient"]
     # Vmapped or differentiated they are others, though named the same.
     assert calls(jax.vmap(batch_norm.channel_sums), x, x) == []
     slopes = jax.grad(lambda x: batch_norm.channel_sums(x, x)[1].sum())
     np.testing.assert_allclose(with_kernels(slopes)(x), 2 * x, rtol=1e-6)
-    assert calls(jax.vmap(layers.halve_gradient), x[None], dy[None]) == []
+    assert calls(jax.vmap(layers.max_pool_2x2_gradient), x[None], dy[None]) == []
     whole = x.astype(np.int32)
-    assert calls(layers.halve_gradient, whole, whole[:, :2, :2]) == []
+    assert calls(layers.max_pool_2x2_gradient, whole, whole[:, :2, :2]) == []
 
 
 @needs_kernels

@@ -157,10 +157,11 @@ def test_the_banner_is_true_of_few_images_and_of_what_was_handed_over(banner):
 
 def test_a_stand_in_for_the_data_is_named_loudly(banner):
     plan = setup.prepare(small_config(), dataset=noise(size=8))
-    for name, loud in (("noise", False), ("shapes (synthetic stand-in for CIFAR-10)", True)):
-        said = banner(plan._replace(dataset=plan.dataset._replace(name=name)))
-        assert (f"NOT THE REAL DATA: {name}" in said) == loud
-        assert f"data  {name}" in said
+    for stand_in_for in (None, "CIFAR-10"):  # whatever its name
+        described = plan.dataset._replace(name="my stand-in", stand_in_for=stand_in_for)
+        said = banner(plan._replace(dataset=described))
+        assert ("NOT THE REAL DATA: my stand-in" in said) == (stand_in_for is not None)
+        assert "data  my stand-in" in said
 
 
 BAD = {

@@ -158,12 +158,12 @@ def test_the_presets_are_what_they_say():
     assert {s.model for s in settings} == {"resnet20", "vgg16", "resnet50"}
     assert {s.topology for s in settings} >= {"bipartite", "disconnected"}
     assert {s.partition for s in settings} >= {"pretrain_iid_finetune_by_class"}
-    assert set(presets.LABELS) >= set(METHODS)
     for study in presets.STUDIES.values():
         for cell in {cell.setting: cell for cell in study.cells}.values():
             config = grid.config_of(study.base, cell, study.rates or {})
-            setup.check_options(config)
-            setup.choose_graphs(config, topology.make(config.topology, config.agents))
+            checks.check_options(config)
+            graph = topology.make(config.topology, config.agents)
+            setup.choose_graphs(config, graph, {name: METHODS[name] for name in config.methods})
     frames = {
         c.topology: c.merge_frame
         for c in (grid.config_of(presets.STUDIES["full"].base, cell, {}) for cell in full)
@@ -263,15 +263,16 @@ def test_held_out_images_are_training_images_that_no_agent_sees():
 
 
 def test_every_method_gets_as_many_trials_and_the_best_rate():
-    assert set(tune.TUNED) | set(tune.LIKE) == set(METHODS)
-    assert set(tune.TUNED).isdisjoint(tune.LIKE)
-    grids = {method: tune.rates_of("cpu", method) for method in tune.TUNED}
+    assert set(tune.tuned()) | set(tune.same_rate()) == set(METHODS)
+    assert set(tune.tuned()).isdisjoint(tune.same_rate())
+    assert set(tune.same_rate().values()) <= set(tune.tuned())
+    grids = {method: tune.rates_of("cpu", method) for method in tune.tuned()}
     assert all(len(grid) == tune.TRIALS for grid in grids.values())
     assert grids["wa"] == grids["final_dimat"] == [0.0006, 0.0018, 0.0054, 0.0162, 0.0486]
     assert grids["cdsgd"][0] == 0.006 and grids["cga"][-1] == 0.162
     assert tune.rates_of("full", "wa")[0] == 0.00003 and tune.rates_of("full", "cga")[0] == 0.002
     assert set(tune.methods_of("common")) == set(presets.FROM_COMMON)
-    trials = dict.fromkeys(tune.TUNED, [0.1, 0.4, None, 0.2, 0.2]) | {
+    trials = dict.fromkeys(tune.tuned(), [0.1, 0.4, None, 0.2, 0.2]) | {
         "d2": [None] * 5,
         "wa": [0.3, 0.3, 0.2, 0.1, 0.1],
         "cga": [None, 0.0, None, None, None],

@@ -9,6 +9,8 @@ from dimat_jax.merging.merger import Merger, Repair
 
 UNITS = 5
 MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
+ROUND = {"matching": lambda: MATCHING, "statistics": lambda: STATISTICS}
+"""Images are drawn when a merge asks for them."""
 KEY = jax.random.key(0)
 
 

@@ -38,7 +38,8 @@ from dimat_jax.simulation.measure import consensus_distance
 def merge(method, case, variables, graph, batches, round=0, first_frame=False) -> Merged:
     sources, weights = topology.neighbor_slots(graph, round)
     matching = shared_batches(case.execution) if first_frame else batches
-    inputs = MergeRound(sources, weights, matching, batches, first_frame, jax.random.key(7))
+    images = lambda: matching, lambda: batches
+    inputs = MergeRound(sources, weights, *images, first_frame, jax.random.key(7))
     return METHODS[method].merge.apply(case.merger, variables, (), inputs)
 
 

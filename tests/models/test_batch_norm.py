@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dimat_jax.models.batch_norm import BatchNorm, normalise
+from dimat_jax.models.batch_norm import BatchNorm, batch_normalize
 
 EPSILON = 1e-5
 
@@ -52,12 +52,12 @@ def test_gradients_flow_through_the_statistics_too(x64):
 
         return jax.grad(of, argnums=(0, 1, 2))(x, scale, bias)
 
-    ours = total(lambda *args: normalise(*args, EPSILON))
+    ours = total(lambda *args: batch_normalize(*args, EPSILON))
     for a, b in zip(total(plain), ours, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_a_constant_channel_has_no_variance_below_zero():
     x = jnp.full((64, 3), 1000.1, jnp.float32)
-    y, _, variance = normalise(x, jnp.ones(3), jnp.zeros(3), EPSILON)
+    y, _, variance = batch_normalize(x, jnp.ones(3), jnp.zeros(3), EPSILON)
     assert (np.asarray(variance) >= 0).all() and np.isfinite(np.asarray(y)).all()

@@ -184,19 +184,20 @@ def test_float64_images_compute_in_float64_on_float32_weights(x64):
     assert jax.tree.map(lambda a: a.dtype, updated) == jax.tree.map(lambda a: a.dtype, variables)
 
 
-def test_the_first_of_equally_large_pixels_takes_the_gradient_of_halve():
+def test_the_first_of_equally_large_pixels_takes_the_gradient_of_max_pool_2x2():
     x = jnp.asarray([[1.0, 2.0, 0.0, 0.0], [2.0, 2.0, 3.0, 0.0]]).reshape(1, 2, 4, 1)
-    gradient = jax.grad(lambda x: (layers.halve(x) * jnp.asarray([5.0, 7.0])[:, None]).sum())(x)
+    weights = jnp.asarray([5.0, 7.0])[:, None]
+    gradient = jax.grad(lambda x: (layers.max_pool_2x2(x) * weights).sum())(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 5, 0, 0], [0, 0, 7, 0]])
 
 
 def test_halve_is_the_window_maximum_and_has_its_gradient():
     x = random_images(size=7, channels=3)
     pool = lambda x: nn.max_pool(x, (2, 2), (2, 2))  # noqa: E731
-    np.testing.assert_array_equal(layers.halve(x), pool(x))
+    np.testing.assert_array_equal(layers.max_pool_2x2(x), pool(x))
     weigh = jax.random.normal(KEY, (4, 3, 3, 3))
     ours, reference = (
-        jax.grad(lambda x, f=f: (weigh * f(x)).sum())(x) for f in (layers.halve, pool)
+        jax.grad(lambda x, f=f: (weigh * f(x)).sum())(x) for f in (layers.max_pool_2x2, pool)
     )
     np.testing.assert_array_equal(ours, reference)
 

@@ -30,14 +30,11 @@ def test_every_method_is_drawn_over_rounds_and_over_bytes():
     assert len({line.get_color() for line in left.lines}) == 2
 
 
-@pytest.mark.parametrize(
-    ("dataset", "loud"),
-    [("CIFAR-10", False), ("shapes (synthetic)", True), ("shapes (stand-in for CIFAR-10)", True)],
-)
-def test_the_title_names_the_data_and_is_loud_about_a_stand_in(dataset, loud):
-    title = figures.accuracy_figure(run(), dataset)._suptitle
-    assert title.get_text() == dataset
-    assert (to_hex(title.get_color()).upper() == figures.STAND_IN) == loud
+@pytest.mark.parametrize("made_up", [False, True])
+def test_the_title_names_the_data_and_is_loud_if_they_are_made_up(made_up):
+    title = figures.accuracy_figure(run(), "synthetic stand-ins", made_up=made_up)._suptitle
+    assert title.get_text() == "synthetic stand-ins"
+    assert (to_hex(title.get_color()).upper() == figures.MADE_UP) == made_up
 
 
 def test_many_methods_can_be_told_apart():

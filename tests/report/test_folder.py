@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.report_rows import run
 from helpers.small_runs import noise, small_config
+from matplotlib.figure import Figure
 
 from dimat_jax.config import Config
 from dimat_jax.report import folder
@@ -87,6 +88,21 @@ def test_the_folder_gets_summary_tables_and_picture(setup, tmp_path):
     assert text.startswith("# shapes (synthetic)\n")
     assert "| merge 1     | 44.5 ± 1.5 | 19.5 ± 1.5 |" in text
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("described", "loud"),
+    [({}, False), ({"synthetic": True}, True), ({"stand_in_for": "CIFAR-10"}, True)],
+)
+def test_the_picture_is_loud_about_data_that_are_made_up(setup, described, loud, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(folder, "accuracy_figure", lambda *args: drawn.append(args) or Figure())
+    plan = setup._replace(dataset=setup.dataset._replace(**described))
+    final = Final({}, np.array([0.25, 0.75]), [])
+    finals = {(method, seed): final for method in ("dimat", "wa") for seed in (0, 1)}
+    folder.open_folder(plan)
+    folder.write_report(Result(run(), {}, plan.symmetries, finals, plan))
+    assert [args[2] for args in drawn] == [loud]
 
 
 def test_a_run_without_a_folder_cannot_be_reported(setup):

@@ -234,6 +234,8 @@ def test_the_rest_is_what_the_options_name(name):
     assert len(found.symmetries.groups) == 3
     assert found.config.learning_rate == found.learning_rate == 0.05
     assert found.augment is dj.datasets.AUGMENTATIONS["none"]  # one's own images: left alone
+    own = prepare(small_config(), dataset=DATASET._replace(augmentation="flip_and_crop"))
+    assert own.augment is dj.datasets.flip_and_crop  # unless one says what suits them
     mirrored = prepare(
         small_config(model=name, augmentation="flip_and_crop", norm="layer"), dataset=DATASET
     )

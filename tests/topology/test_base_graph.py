@@ -5,11 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from dimat_jax.topology.base_graph import base, digits, factorize, hyper_hypercube, simple_base
+from dimat_jax.topology.base_graph import (
+    base_graph,
+    digits_of,
+    factorize,
+    hyper_hypercube,
+    simple_base,
+)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-@pytest.mark.parametrize("make", [simple_base, base])
+@pytest.mark.parametrize("make", [simple_base, base_graph])
 def test_the_product_of_the_rounds_is_the_mean_of_everyone(make, k):
     for n in range(2, 51):
         rounds = make(n, k)
@@ -36,7 +42,7 @@ def test_the_product_of_the_rounds_is_the_mean_of_everyone(make, k):
     ],
 )
 def test_the_number_of_rounds_worked_out_by_hand(n, k, rounds):
-    assert len(base(n, k)) == rounds
+    assert len(base_graph(n, k)) == rounds
 
 
 def test_factorize_finds_the_shortest_product():
@@ -52,8 +58,8 @@ def test_factorize_finds_the_shortest_product():
 
 
 def test_digits_add_up():
-    assert digits(11, 2) == [(1, 3), (1, 1), (1, 0)]
-    assert all(sum(d * 3**p for d, p in digits(n, 3)) == n for n in range(1, 100))
+    assert digits_of(11, 2) == [(1, 3), (1, 1), (1, 0)]
+    assert all(sum(d * 3**p for d, p in digits_of(n, 3)) == n for n in range(1, 100))
 
 
 def test_hyper_hypercube_averages_a_box_axis_by_axis():
