@@ -102,7 +102,7 @@ def test_the_picture_is_loud_about_data_that_are_made_up(setup, described, loud,
     finals = {(method, seed): final for method in ("dimat", "wa") for seed in (0, 1)}
     folder.open_folder(plan)
     folder.write_report(Result(run(), {}, plan.symmetries, finals, plan))
-    assert [args[2] for args in drawn] == [loud]
+    assert [args[3] for args in drawn] == [loud]
 
 
 def test_a_run_without_a_folder_cannot_be_reported(setup):
