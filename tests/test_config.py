@@ -8,9 +8,11 @@ from typing import get_args, get_type_hints
 import pytest
 
 from dimat_jax import config, datasets, models, partition, topology
+from dimat_jax.algorithms import METHODS
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
-from dimat_jax.simulation import setup
-from dimat_jax.training.local import OPTIMIZERS
+from dimat_jax.simulation.checks import check_options
+from dimat_jax.simulation.setup import choose_graphs
+from dimat_jax.training.optimizers import OPTIMIZERS
 from experiments import common
 
 
@@ -67,8 +69,9 @@ def test_presets_can_be_run():
     assert PRESETS["quick"] == Config()
     for name, preset in PRESETS.items():
         assert preset.preset == name
-        setup.check_options(preset)
-        setup.choose_graphs(preset, topology.make(preset.topology, preset.agents))
+        check_options(preset)
+        methods = {method: METHODS[method] for method in preset.methods}
+        choose_graphs(preset, topology.make(preset.topology, preset.agents), methods)
         assert preset.model in models.FACTORIES and preset.dataset in datasets.SOURCES
 
 

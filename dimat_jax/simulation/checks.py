@@ -70,8 +70,11 @@ def check_own(model: Any, dataset: Any, graph: Any) -> None:
             )
 
 
-def all_methods(given: Mapping[str, Algorithm] | None) -> dict[str, Algorithm]:
+def all_methods(given: Any) -> dict[str, Algorithm]:
     """The methods that there are: those of the registry, and those handed over.
+
+    Args:
+      given: name to `Algorithm`, or None; from Python anything may come.
 
     Raises:
       ValueError: if what was handed over is no `Algorithm`, or has a name that there is already.

@@ -14,6 +14,7 @@ from helpers.quadratics import SIZE, flat_of, tree_of
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, exchanges
 
+CGA = METHODS["cga"].gossip
 AGENTS = 9  # more neighbours than dimensions
 GRAPHS = {"everyone": topology.fully_connected(AGENTS), "star": topology.star(AGENTS)}
 KINDS = ("random", "zero", "the agent's own", "against it", "another's", "almost another's", "tiny")
@@ -45,21 +46,22 @@ def projected(gossip, gradients, scale, exchange):
     Agent i's model is ``i * scale``, of the gradients' size, so that little is lost in the sum.
     """
     models = scale * jnp.tile(jnp.arange(AGENTS, dtype=gradients.dtype)[:, None], (1, SIZE))
-    state = gossip.init(tree_of(models), exchange)
+    params, state = gossip.init(tree_of(models), exchange)
 
     def gradient(point):
         place = jnp.round(flat_of(point)[:, 0] / scale).astype(int)  # whose model it is
         return tree_of(gradients[jnp.arange(AGENTS), place])
 
-    taken = tuple(gradient(point) for point in gossip.points(state, exchange))
-    state = gossip.update(taken, state, exchange, jnp.ones((), gradients.dtype))
-    return exchange.matrix @ models - flat_of(gossip.points(state, exchange)[0])
+    points = params, *gossip.points(params, state, exchange)
+    taken = tuple(gradient(point) for point in points)
+    params, _ = gossip.update(params, taken, state, exchange, jnp.ones((), gradients.dtype))
+    return exchange.matrix @ models - flat_of(params)
 
 
 def check(graph: topology.Topology, gradients: np.ndarray, tolerance: float) -> None:
     """Every agent's g̃ is SciPy's, and allowed."""
     exchange = jax.tree.map(lambda x: x[0], exchanges(graph))
-    found = np.asarray(projected(METHODS["cga"].gossip, jnp.asarray(gradients), 1.0, exchange))
+    found = np.asarray(projected(CGA, jnp.asarray(gradients), 1.0, exchange))
     for i in range(AGENTS):
         others = gradients[graph.neighbors(i), i]
         expected = nearest_without_conflict(gradients[i, i], others)
@@ -86,7 +88,7 @@ def test_single_precision_is_enough_at_any_scale(seed, scale):
     with jax.enable_x64(False):
         exchange = jax.tree.map(lambda x: x[0], exchanges(graph))
         scaled = jnp.asarray(scale * gradients, jnp.float32)
-        found = projected(METHODS["cga"].gossip, scaled, scale, exchange)
+        found = projected(CGA, scaled, scale, exchange)
     expected = nearest_without_conflict(gradients[0, 0], gradients[graph.neighbors(0), 0])
     # Through inner products ‖g̃‖² has single precision, so g̃ its square root: 3e-4.
     np.testing.assert_allclose(found[0] / scale, expected, rtol=0, atol=3e-3)
@@ -111,4 +113,4 @@ def test_the_reference_is_optimal():
 
 def test_it_needs_neighbours_that_hear_from_each_other():
     with pytest.raises(ValueError, match=r"agents? 0 .*1|\(0, 1\)"):
-        METHODS["cga"].graph(topology.one_peer_exponential(4))
+        CGA.graph(topology.one_peer_exponential(4))

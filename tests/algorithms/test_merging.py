@@ -2,84 +2,26 @@
 
 import hypothesis
 import hypothesis.strategies as st
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.algorithm_table import MERGING, MergeRow, everyone
+from helpers.algorithm_table import MERGES, MERGING, MergeRow, everyone
+from helpers.numpy_merger import (
+    KEY,
+    MATCHING,
+    ROUND,
+    STATISTICS,
+    UNITS,
+    Aligner,
+    numpy_merger,
+    order_of,
+)
 
 from dimat_jax import topology
-from dimat_jax.algorithms import METHODS, MergeRound, merging
+from dimat_jax.algorithms import METHODS, MergeRound
 from dimat_jax.algorithms.fedavg import federated_averaging
-from dimat_jax.algorithms.merging import SLOTS_AT_ONCE
-from dimat_jax.merging.merger import Batches, Merger
+from dimat_jax.algorithms.merging import SLOTS_AT_ONCE, neighbor_average
 
-UNITS = 5
 ON_THE_GRAPH = [name for name, row in MERGING.items() if row.matrix is not everyone]
-MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
-KEY = jax.random.key(0)
-
-
-def order_of(target, source):
-    """The permutation that brings a source's units, all different, into the target's order."""
-    return np.argsort(source)[np.argsort(np.argsort(target))]
-
-
-class Aligner:
-    """Aligns by the units' own order, and remembers by what, and how many networks at a time."""
-
-    def __init__(self):
-        self.held = []
-
-    def by_activations(self, target, sources, batches):
-        assert batches is MATCHING
-        return self.align("activations", target, sources)
-
-    def by_weights(self, target, sources, key):
-        assert key is KEY
-        return self.align("weights", target, sources)
-
-    def into_universe(self, variables, key):
-        assert key is KEY
-        universe = {"x": np.tile(np.arange(UNITS), (len(variables["x"]), 1))}
-        return self.align("universe", universe, [variables])
-
-    def align(self, how, target, sources):
-        self.held.append((how, len(sources)))
-        return [
-            {"units": jnp.asarray(list(map(order_of, target["x"], source["x"])))}
-            for source in sources
-        ]
-
-
-def numpy_merger(aligner: Aligner) -> Merger:
-    """A merger of networks that are vectors of units, ``{"x": [agents, units]}``.
-
-    A unit's preactivation is its square. What is done to the merged network is noted down in it.
-    """
-    return Merger(
-        symmetries=None,
-        gather=lambda v, sources: {"x": v["x"][sources]},
-        align=aligner.by_activations,
-        align_weights=aligner.by_weights,
-        align_universe=aligner.into_universe,
-        permute=lambda p, v: {"x": np.take_along_axis(v["x"], p["units"], 1)},
-        scale=lambda v, w: jax.tree.map(lambda x: w[:, None] * x, v),
-        mix=lambda total, w, v: jax.tree.map(lambda t, x: t + w[:, None] * x, total, v),
-        recompute=lambda v, batches: {**v, "recomputed": batches},
-        preactivations=preactivations,
-        correct=correct,
-    )
-
-
-def preactivations(variables, batches):
-    assert batches is MATCHING
-    return {"square": variables["x"] ** 2}
-
-
-def correct(variables, goal, batches):
-    assert batches is MATCHING
-    return {**variables, "corrected": goal["square"]}
 
 
 def graph_of(agents, seed):
@@ -93,14 +35,13 @@ def graph_of(agents, seed):
 
 def round_of(graph, round=0, first_frame=False):
     sources, weights = topology.neighbor_slots(graph, round)
-    return MergeRound(sources, weights, MATCHING, STATISTICS, first_frame, KEY)
+    return MergeRound(sources, weights, first_frame=first_frame, key=KEY, **ROUND)
 
 
 def merge(method, graph, x, round=0, first_frame=False):
-    aligner = Aligner()
-    inputs = round_of(METHODS[method].graph(graph), round, first_frame)
-    merged = METHODS[method].merge(numpy_merger(aligner), {"x": x}, inputs)
-    return merged.variables, merged.permutations, aligner
+    aligner, part = Aligner(), MERGES[method]
+    inputs = round_of(part.graph(graph), round, first_frame)
+    return part.apply(numpy_merger(aligner), {"params": x}, "state", inputs), aligner
 
 
 def parents_of(row: MergeRow, x, first_frame):
@@ -118,11 +59,12 @@ def parents_of(row: MergeRow, x, first_frame):
 def test_a_merge_is_the_mixing_matrix_on_what_is_aligned(first_frame, agents, seed):
     graph, x = graph_of(agents, seed), np.random.default_rng(seed).normal(size=(agents, UNITS))
     for method, row in MERGING.items():
-        merged, permutations, aligner = merge(method, graph, x, first_frame=first_frame)
+        found, aligner = merge(method, graph, x, first_frame=first_frame)
+        merged, permutations = found.variables, found.permutations
         matrix = row.matrix(graph.mixing_matrix())
         parents = parents_of(row, x, first_frame)
         expected = np.einsum("ij,iju->iu", matrix, parents)
-        np.testing.assert_allclose(merged["x"], expected, atol=1e-12, err_msg=method)
+        np.testing.assert_allclose(merged["params"], expected, atol=1e-12, err_msg=method)
         assert merged.get("recomputed") is (STATISTICS if row.recomputes else None)
         assert {how for how, _ in aligner.held} <= {row.align}
         assert len(permutations) == sum(held for _, held in aligner.held)
@@ -130,6 +72,8 @@ def test_a_merge_is_the_mixing_matrix_on_what_is_aligned(first_frame, agents, se
             goal = np.einsum("ij,iju->iu", matrix, parents**2)
             np.testing.assert_allclose(merged["corrected"], goal, atol=1e-12, err_msg=method)
         assert row.repairs == ("corrected" in merged)
+        own = row.align is None or (row.frame == "own" and not first_frame)
+        assert found.moved == (not own) and found.state == "state"
 
 
 @hypothesis.given(st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -137,36 +81,38 @@ def test_a_merge_is_the_mixing_matrix_on_what_is_aligned(first_frame, agents, se
 def test_in_the_first_frame_all_become_one(agents, seed):
     graph = topology.fully_connected(agents)
     x = np.random.default_rng(seed).normal(size=(agents, UNITS))
-    mixed, (permutations,), aligner = merge("dimat", graph, x, first_frame=True)
+    found, aligner = merge("dimat", graph, x, first_frame=True)
+    (permutations,), mixed = found.permutations, found.variables
     aligned = [x[i][order_of(x[0], x[i])] for i in range(agents)]
-    np.testing.assert_allclose(mixed["x"], np.tile(np.mean(aligned, 0), (agents, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        mixed["params"], np.tile(np.mean(aligned, 0), (agents, 1)), atol=1e-12
+    )
     np.testing.assert_array_equal(permutations["units"][0], np.arange(UNITS))
     assert aligner.held == [("activations", 1)]
 
 
 def test_neighbours_are_held_a_few_at_a_time():
     x = np.random.default_rng(0).normal(size=(11, UNITS))
-    _, permutations, aligner = merge("dimat", topology.fully_connected(11), x)
+    found, aligner = merge("dimat", topology.fully_connected(11), x)
     held = [SLOTS_AT_ONCE, SLOTS_AT_ONCE, 10 - 2 * SLOTS_AT_ONCE]
     assert aligner.held == [("activations", at_once) for at_once in held]
-    assert len(permutations) == 10
+    assert len(found.permutations) == 10
 
 
 def test_a_time_varying_graph_averages_exactly_over_its_period():
     graph, x = topology.one_peer_exponential(8), np.random.default_rng(0).normal(size=(8, UNITS))
     mean = x.mean(0)
     for round in range(graph.period):
-        x = merge("wa", graph, x, round)[0]["x"]
+        x = merge("wa", graph, x, round)[0].variables["params"]
     np.testing.assert_allclose(x, np.tile(mean, (8, 1)), atol=1e-12)
 
 
 @pytest.mark.parametrize("method", MERGING)
 def test_a_method_merges_on_its_graph(method):
-    graph = METHODS[method].graph(topology.ring(6))
+    graph = MERGES[method].graph(topology.ring(6))
     expected = MERGING[method].matrix(topology.ring(6).mixing_matrix())
     np.testing.assert_allclose(graph.mixing_matrices, expected[None], atol=1e-15)
-    assert METHODS[method].at_end == MERGING[method].at_end
-    assert METHODS[method].gossip is None
+    assert list(METHODS[method].parts()) == ["final" if method.startswith("final_") else "merge"]
 
 
 def test_a_round_of_fedavg_may_have_some_of_the_clients_only():
@@ -186,20 +132,45 @@ def test_a_fraction_of_clients_that_is_none_is_named(fraction):
 
 @pytest.mark.parametrize("method", ON_THE_GRAPH)
 def test_a_method_refuses_a_graph_that_is_not_doubly_stochastic(method):
-    METHODS[method].graph(topology.ring(4))
+    MERGES[method].graph(topology.ring(4))
     rows_only = topology.from_matrix([[0.5, 0.5], [0.2, 0.8]], name="mine")
     with pytest.raises(ValueError, match="'mine' is not doubly stochastic: column 0 sums to 0.7"):
-        METHODS[method].graph(rows_only)
+        MERGES[method].graph(rows_only)
 
 
-def test_a_method_of_ones_own_needs_an_alignment_only():
+def test_a_merge_of_ones_own_needs_an_alignment_only():
     def reversed_units(merger, target, sources, round):
-        order = np.tile(np.arange(UNITS)[::-1], (len(target["x"]), 1))
+        order = np.tile(np.arange(UNITS)[::-1], (len(target["params"]), 1))
         return [{"units": order} for _ in sources]
 
     x = np.random.default_rng(0).normal(size=(3, UNITS))
-    merged = merging(reversed_units).merge(
-        numpy_merger(Aligner()), {"x": x}, round_of(topology.fully_connected(3))
+    merged = neighbor_average(reversed_units).apply(
+        numpy_merger(Aligner()), {"params": x}, (), round_of(topology.fully_connected(3))
     )
     expected = (x + x[[1, 2, 0], ::-1] + x[[2, 0, 1], ::-1]) / 3
-    np.testing.assert_allclose(merged.variables["x"], expected, atol=1e-12)
+    np.testing.assert_allclose(merged.variables["params"], expected, atol=1e-12)
+
+
+def test_without_images_for_them_statistics_are_averaged_with_the_rest():
+    x = np.random.default_rng(0).normal(size=(3, UNITS))
+    inputs = round_of(topology.fully_connected(3))._replace(statistics=None)
+    merged = MERGES["wa"].apply(numpy_merger(Aligner()), {"params": x}, (), inputs)
+    assert "recomputed" not in merged.variables
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_images_are_asked_for_only_by_those_who_need_them(name):
+    """Images that others hold count as sent: weight averaging must not draw any to match on."""
+    asked = []
+    graph, row = topology.fully_connected(4), MERGING[name]
+    inputs = round_of(MERGES[name].graph(graph))._replace(
+        matching=lambda: asked.append("matching") or MATCHING,
+        statistics=lambda: asked.append("statistics") or STATISTICS,
+    )
+    x = np.random.default_rng(0).normal(size=(4, UNITS))
+    MERGES[name].apply(numpy_merger(Aligner()), {"params": x}, (), inputs)
+    wanted = {
+        "matching": row.align == "activations" or row.repairs,
+        "statistics": row.recomputes,
+    }
+    assert set(asked) == {name for name, needed in wanted.items() if needed}

@@ -8,6 +8,7 @@ from helpers.quadratics import models, run_of
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS
 
+SGP, DSGD = METHODS["sgp"].gossip, METHODS["dsgd"].gossip
 DECAYING = 0.5 / (1 + np.arange(4000) / 20)
 
 
@@ -15,7 +16,7 @@ DECAYING = 0.5 / (1 + np.arange(4000) / 20)
 def test_at_learning_rate_0_it_averages_exactly(graph, x64):
     run = run_of(GRAPHS[graph], np.zeros(100))
     mean = np.tile(run.start.mean(0), (run.topology.agents, 1))
-    np.testing.assert_allclose(models(METHODS["sgp"], run)[-1], mean, atol=1e-12)
+    np.testing.assert_allclose(models(SGP, run)[-1], mean, atol=1e-12)
 
 
 def perron_weights(matrix: np.ndarray) -> np.ndarray:
@@ -32,9 +33,9 @@ def test_push_sum_finds_the_optimum_of_the_uniform_mean_where_mixing_finds_perro
     perron = run.problem.weighted_optimum(perron_weights(averaging))
     assert np.abs(perron - run.problem.optimum).max() > 0.1
     np.testing.assert_allclose(
-        models(METHODS["sgp"], run)[-1], np.tile(run.problem.optimum, (5, 1)), atol=0.01
+        models(SGP, run)[-1], np.tile(run.problem.optimum, (5, 1)), atol=0.01
     )
-    unchecked = METHODS["dsgd"]._replace(graph=lambda graph: graph)
+    unchecked = DSGD._replace(graph=lambda graph: graph)
     without = models(unchecked, run._replace(topology=topology.from_matrix(averaging)))[-1]
     np.testing.assert_allclose(without, np.tile(perron, (5, 1)), atol=0.01)
 
@@ -56,7 +57,7 @@ def test_at_a_constant_rate_it_stalls_where_linear_algebra_says(x64):
     run = run_of(GRAPHS["directed"], np.full(2000, 0.05))
     expected = stalling_point(run, 0.05)
     assert np.abs(expected - run.problem.optimum).max() > 0.01
-    np.testing.assert_allclose(models(METHODS["sgp"], run)[-1], expected, atol=1e-8)
+    np.testing.assert_allclose(models(SGP, run)[-1], expected, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,4 @@ def test_at_a_constant_rate_it_stalls_where_linear_algebra_says(x64):
 )
 def test_it_needs_columns_of_shares_on_a_connected_graph(matrix, problem):
     with pytest.raises(ValueError, match=problem):
-        METHODS["sgp"].graph(topology.from_matrix(matrix))
+        SGP.graph(topology.from_matrix(matrix))

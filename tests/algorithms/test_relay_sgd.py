@@ -12,7 +12,7 @@ from helpers.quadratics import models, run_of, steps_of
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS
 
-relay_sgd = METHODS["relay_sgd"]
+relay_sgd = METHODS["relay_sgd"].gossip
 
 
 def edges_of(graph: topology.Topology) -> nx.Graph:

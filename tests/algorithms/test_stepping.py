@@ -5,25 +5,41 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dimat_jax.execution.population import take
 from helpers.small_runs import (
     assert_trees_close,
+    assert_trees_equal,
     compilations,
     counted,
+    equations,
+    execution_of,
     linear_softmax,
     noise,
     normaliser,
+    pick,
     small_config,
+    traced_through,
 )
 
 import dimat_jax as dj
-from dimat_jax.algorithms import METHODS, exchanges
-from dimat_jax.algorithms import stepping as gossiping
-from dimat_jax.algorithms.base import Algorithm, Gossip
+from dimat_jax.algorithms import METHODS, Gossip, exchanges
+from dimat_jax.algorithms.stepping import (
+    gossip_resume,
+    gossip_start,
+    gossip_training,
+    gradient_update,
+    round_of,
+)
+from dimat_jax.execution.forms import lift
+from dimat_jax.execution.placement import AGENTS, place
+from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.models.convnet import ConvNet
-from dimat_jax.simulation import engine
-from dimat_jax.simulation.setup import prepare, seed_keys
-from dimat_jax.training import local as training
+from dimat_jax.simulation.images import Shards, place_shards
+from dimat_jax.simulation.parts import make_parts
+from dimat_jax.simulation.setup import prepare
+from dimat_jax.simulation.state import seed_keys
+from dimat_jax.training.local import epoch_order
+from dimat_jax.training.optimizers import OPTIMIZERS
+from dimat_jax.training.state import AgentState, init_population
 
 DATASET = noise(examples=80, tests=20, size=8)
 EPOCHS, STEPS, BATCH, RATE = 2, 2, 5, 0.1
@@ -34,12 +50,12 @@ def config_of(**options):
     return small_config(**defaults | options)
 
 
-def plain_loop(plan, gossip: Gossip, state: training.AgentState, shards: engine.Shards, key):
+def plain_loop(plan, gossip: Gossip, state: AgentState, shards: Shards, key):
     """The same epochs by loops over steps, points and agents; on the host, but for the formulas."""
     normalise, agents = normaliser(DATASET), range(plan.config.agents)
     images, labels = np.asarray(shards.images), np.asarray(shards.labels)
-    rounds = exchanges(plan.graphs[plan.config.methods[0]])
-    kept = gossip.init(state.variables["params"], take(rounds, 0))
+    rounds = exchanges(plan.graphs[plan.config.methods[0]]["gossip"])
+    params, kept = gossip.init(state.variables["params"], pick(rounds, 0))
 
     @jax.jit
     def gradient_at(params, images, labels):
@@ -50,55 +66,116 @@ def plain_loop(plan, gossip: Gossip, state: training.AgentState, shards: engine.
         return jax.grad(loss)(params)
 
     for step in range(EPOCHS * STEPS):
-        now = take(rounds, step % len(rounds.matrix))
-        order = training.epoch_order(
+        now = pick(rounds, step % len(rounds.matrix))
+        order = epoch_order(
             key, step // STEPS, len(agents), shards.examples, STEPS, BATCH, len(agents)
         )
         gradients = []
-        for point in gossip.points(kept, now):
+        for point in (params, *gossip.points(params, kept, now)):
             batches = [
                 (images[order[i, step % STEPS]], labels[order[i, step % STEPS]]) for i in agents
             ]
-            each = [gradient_at(take(point, i), *batches[i]) for i in agents]
+            each = [gradient_at(pick(point, i), *batches[i]) for i in agents]
             gradients.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
-        kept = gossip.update(tuple(gradients), kept, now, jnp.asarray(RATE))
-    return gossip.points(kept, take(rounds, EPOCHS * STEPS % len(rounds.matrix)))[0]
+        rate = jnp.asarray(RATE)
+        params, kept = gossip.update(params, tuple(gradients), kept, now, rate)
+    return params
 
 
-@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize(
     ("method", "topology"),
     [("cdsgd", "one_peer_exponential"), ("cga", "ring"), ("sgp", "exponential")],
 )
-def test_epochs_are_those_of_a_plain_loop(method, topology, looped):
+def test_epochs_are_those_of_a_plain_loop(method, topology, sequential):
     with jax.enable_x64(True):
         config = config_of(methods=(method,), topology=topology)
         plan = prepare(config, model=linear_softmax(), dataset=DATASET)
-        plan = plan._replace(execution=plan.execution._replace(looped=looped))
-        parts, keys = engine.make_engine(plan), seed_keys(0)
-        shards, state = engine.place_shards(plan, 0, 1), parts.init(keys.init)
+        execution = plan.execution._replace(
+            sequential=sequential, lanes_at_once=1 if sequential else plan.execution.lanes
+        )
+        plan = plan._replace(execution=execution)
+        parts, keys = make_parts(plan), seed_keys(0)
+        shards, state = place_shards(plan, 0, 1), parts.init(keys.init)
         gossip = METHODS[method].gossip
         expected = plain_loop(plan, gossip, state, shards, keys.order)
-        graph = exchanges(plan.graphs[method])
+        graph = exchanges(plan.graphs[method]["gossip"])
         state, kept = parts.gossip(gossip).start(state, graph)
         for epoch in range(EPOCHS):
             state, kept = parts.gossip(gossip).train(state, kept, graph, shards, keys.order, epoch)
         assert_trees_close(state.variables["params"], expected, 1e-10)
         np.testing.assert_array_equal(state.step, [EPOCHS * STEPS] * 8)
+        np.testing.assert_array_equal(kept.turn, [EPOCHS * STEPS] * 8)
         np.testing.assert_array_equal(state.diverged, [-1] * 8)
 
 
-def test_points_are_stacked_and_taken_apart_again():
-    points = tuple({"x": jnp.full((3, 2), i), "y": jnp.full((3,), -i)} for i in range(4))
-    stacked = gossiping.stack_points(points)
-    assert stacked["x"].shape == (3, 4, 2) and stacked["y"].shape == (3, 4)
-    for before, after in zip(points, gossiping.unstack_points(stacked), strict=True):
-        assert_trees_close(before, after, 0)
+def started(method: str, agents: int = 4, graph=None):
+    """A method's state before its first step, of a softmax regression, and the graph's rounds."""
+    gossip = METHODS[method].gossip
+    rounds = exchanges(gossip.graph(graph or dj.topology.ring(agents)))
+    state = init_population(
+        linear_softmax(), OPTIMIZERS["sgd"](), jax.random.key(0), agents, (8, 8, 3)
+    )
+    return gossip, *gossip_start(gossip, state, rounds), rounds
 
 
-def rows_of(**options):
+def test_a_method_starts_from_the_agents_own_parameters_and_first_round():
+    gossip, state, kept, rounds = started("cga")
+    params = state.variables["params"]
+    assert_trees_equal(kept.points, gossip.points(params, kept.method, round_of(rounds, 0)))
+    assert len(kept.points) == 2 and len(kept.gradients) == 3
+    assert not any(x.any() for x in jax.tree.leaves(kept.gradients))
+    np.testing.assert_array_equal(kept.turn, 0)
+
+
+def test_after_a_merge_the_points_are_those_of_the_merged_parameters():
+    gossip, state, kept, rounds = started("cga", 4, dj.topology.fully_connected(4))
+    kept = kept._replace(turn=kept.turn + 3)
+    merged = jax.tree.map(lambda x: x + 1, state.variables["params"])
+    after = gossip_resume(gossip, state._replace(variables={"params": merged}), kept, rounds)
+    now = round_of(rounds, 3)
+    assert_trees_equal(after.points, gossip.points(merged, kept.method, now))
+    assert_trees_equal(after._replace(points=()), kept._replace(points=()))
+
+
+def test_rounds_of_a_graph_repeat_after_its_period():
+    rounds = exchanges(dj.topology.one_peer_exponential(8))
+    assert_trees_equal(round_of(rounds, 1), round_of(rounds, 4))
+    assert not np.array_equal(round_of(rounds, 0).matrix, round_of(rounds, 1).matrix)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(("method", "points"), [("cdsgd", 1), ("relay_sgd", 1), ("cga", 3)])
+def test_no_gradient_is_scattered_into_the_memory_of_others(
+    method, points, sequential, monkeypatch
+):
+    """Nothing of a model's size is written in part: with one point there is nothing to pick."""
+    traced_through(monkeypatch)
+    execution = execution_of(4, 2, sequential)
+    # A softmax regression reads its labels' logits: their gradient is a scatter, [lanes, 4] small.
+    model, stopwatch = linear_softmax(), Stopwatch()
+    gossip, state, kept, rounds = started(method)
+    state, kept = place(execution, (state, kept))
+    update = gradient_update(model, lambda key, images: normaliser(DATASET)(images))
+    step = lift(execution, update, stopwatch, AGENTS)
+    run = gossip_training(execution, gossip, lambda step: 0.1, step, stopwatch)
+    resident = DATASET.train_images[:40], DATASET.train_labels[:40]
+    order = place(execution, np.zeros((4, 1, 5), np.int32))
+    jaxpr = jax.make_jaxpr(lambda *args: run(*args, 1))(state, kept, order, resident, rounds).jaxpr
+    found = [eqn for eqn, _ in equations(jaxpr)]
+    kernel = 8 * 8 * 3 * 4
+    scattered = [
+        eqn.outvars[0].aval.shape
+        for eqn in found
+        if eqn.primitive.name.startswith("scatter") and eqn.outvars[0].aval.size >= kernel
+    ]
+    assert scattered == []
+    taken = [eqn for eqn in found if eqn.primitive.name == "dot_general"]
+    assert len(kept.gradients) == points and taken
+
+
+def rows_of(model, own=None, **options):
     """A run's rows, and how often was traced and compiled until each."""
-    model = dj.from_linen(ConvNet(num_classes=4, channels=(3, 4), norm="batch"))
     model, traced = counted(model)
     rows, counts = [], []
     with compilations() as compiled:
@@ -108,12 +185,24 @@ def rows_of(**options):
             counts.append((traced.count, compiled.count))
 
         observer = dj.Observer(on_row=on_row)
-        result = dj.simulate(config_of(**options), model=model, dataset=DATASET, observer=observer)
+        result = dj.simulate(
+            config_of(**options), model=model, dataset=DATASET, methods=own, observer=observer
+        )
     return result, rows, counts
 
 
-def test_a_gossip_run_compiles_in_its_first_round_alone_and_counts_every_step():
-    result, rows, counts = rows_of(methods=("cdsgd", "cdmsgd"), rounds=3)
+MLP = dj.models.mlp(num_classes=4, width=0.03, depth=1, norm="batch")
+CONVNET = dj.from_linen(ConvNet(num_classes=4, channels=(3, 4), norm="batch"))
+
+
+@pytest.fixture(scope="module")
+def gossip_run():
+    """Two gossip methods that share their gradients, of three rounds each."""
+    return rows_of(CONVNET, methods=("cdsgd", "cdmsgd"), rounds=3)
+
+
+def test_a_gossip_run_compiles_in_its_first_round_alone_and_counts_every_step(gossip_run):
+    result, rows, counts = gossip_run
     assert [(r["method"], r["phase"], r["round"]) for r in rows[1:]] == [
         (method, "train", round) for method in ("cdsgd", "cdmsgd") for round in (1, 2, 3)
     ]
@@ -128,35 +217,40 @@ def test_a_gossip_run_compiles_in_its_first_round_alone_and_counts_every_step():
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_running_statistics_are_recomputed_after_a_round_if_asked_for(recompute):
-    result, rows, _ = rows_of(methods=("cdsgd",), rounds=1, recompute_statistics=recompute)
+def test_running_statistics_are_recomputed_after_a_round_if_asked_for(recompute, gossip_run):
+    if not recompute:
+        options = {"methods": ("cdsgd",), "rounds": 1, "recompute_statistics": False}
+        gossip_run = rows_of(MLP, **options)
+    result, rows, _ = gossip_run
     assert ("statistics" in rows[1]["seconds"]) == recompute
     stats = jax.tree.leaves(result.variables["batch_stats"])
     assert all(np.isfinite(x).all() and np.ptp(x, axis=0).max() > 0 for x in stats)
 
 
 def test_a_method_has_a_learning_rate_of_its_own():
-    def end(method, **options):
-        config = config_of(methods=(method,), rounds=1, **options)
-        return dj.simulate(config, model=linear_softmax(), dataset=DATASET).variables
+    def ends(**options):
+        config = config_of(methods=("cdsgd", "wa"), rounds=1, pretrain_epochs=0, **options)
+        finals = dj.simulate(config, model=linear_softmax(), dataset=DATASET).finals
+        return {method: final.variables for (method, _), final in finals.items()}
 
-    for method in ("cdsgd", "wa"):
-        own = end(method, pretrain_epochs=0, method_learning_rate=((method, 0.03),))
-        alike = end(method, pretrain_epochs=0, learning_rate=0.03)
-        assert_trees_close(own, alike, 1e-6)
-        other = end(method, pretrain_epochs=0)
+    own = ends(method_learning_rate=(("cdsgd", 0.03), ("wa", 0.04)))
+    for method, rate in (("cdsgd", 0.03), ("wa", 0.04)):
+        assert_trees_close(own[method], ends(learning_rate=rate)[method], 1e-6)
+    other = ends()
+    for method in own:
         with pytest.raises(AssertionError):
-            assert_trees_close(own, other, 1e-6)
+            assert_trees_close(own[method], other[method], 1e-6)
 
 
-def test_merging_at_the_end_comes_after_all_training(monkeypatch):
-    final: Algorithm = METHODS["wa"]._replace(at_end=True)
-    monkeypatch.setitem(METHODS, "wa", final)
-    result, rows, _ = rows_of(methods=("wa",), rounds=2)
-    assert [(r["phase"], r["round"]) for r in rows[1:]] == [
-        ("train", 1),
-        ("train", 2),
-        ("merge", 3),
-    ]
-    assert [r["epoch"] for r in rows[1:]] == [2, 3, 3]
-    assert [r["bytes_sent"] > 0 for r in rows[1:]] == [False, False, True]
+def test_a_final_merge_comes_after_all_training():
+    final = dj.algorithms.Algorithm("mine", final=METHODS["wa"].merge)
+    result, rows, _ = rows_of(linear_softmax(), {"mine": final}, methods=("final_wa",), rounds=2)
+    for name in ("final_wa", "mine"):
+        mine = [row for row in rows if row["method"] == name]
+        assert [(r["phase"], r["round"]) for r in mine] == [
+            ("train", 1),
+            ("train", 2),
+            ("merge", 3),
+        ]
+        assert [r["epoch"] for r in mine] == [2, 3, 3]
+        assert [r["bytes_sent"] > 0 for r in mine] == [False, False, True]

@@ -1,4 +1,8 @@
-"""One row a method: its independent reference, the graphs it is tested on, what it converges to."""
+"""One row for each method: what is known of it independently of the package.
+
+That is its formula in NumPy (`algorithm_references`), what it sends, the graphs on which it is
+tested and what it converges to. All else, such as a method's parts, comes from the registry.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,14 +13,24 @@ import numpy as np
 
 import helpers.algorithm_references as references
 from dimat_jax import topology
-from dimat_jax.algorithms import Sends
+from dimat_jax.algorithms import METHODS, Merge, Message
 from dimat_jax.topology import Topology
+
+GOSSIPING = {name: method.gossip for name, method in METHODS.items() if method.gossip}
+"""What methods do within a training step."""
+MERGES: dict[str, Merge] = {
+    name: part
+    for name, method in METHODS.items()
+    for part in method.parts().values()
+    if isinstance(part, Merge)
+}
+"""What methods do between two stretches of training, or after the last: no method does both."""
 
 
 def out_degrees(edges: nx.DiGraph) -> np.ndarray:
     """The column-stochastic matrix with which each agent shares itself out equally."""
-    sends = nx.to_numpy_array(edges).T + np.eye(len(edges))
-    return sends / sends.sum(0)
+    shares = nx.to_numpy_array(edges).T + np.eye(len(edges))
+    return shares / shares.sum(0)
 
 
 def directed(*extra: list[tuple[int, int]]) -> Topology:
@@ -59,7 +73,7 @@ class Row(NamedTuple):
       rate_factor: the rate that the method comes to at its fixed point, over the learning rate;
         None where it stalls at no point that a linear system gives.
       exact: whether it reaches the optimum at a constant rate, whatever the agents' losses.
-      sends: what a message to a neighbour holds.
+      message: what a message to a neighbour holds.
       centralized: what it is on a fully connected graph from equal starts, as a reference of one
         agent: every agent where it steps, then mixes; else their mean, where all losses share one
         Hessian.
@@ -71,7 +85,7 @@ class Row(NamedTuple):
     steps_then_mixes: bool = False
     rate_factor: float | None = None
     exact: bool = False
-    sends: Sends = Sends(parameters=1)
+    message: Message = Message(parameters=1)
     centralized: Callable[..., references.Models] | None = None
 
 
@@ -104,12 +118,12 @@ GOSSIP = {
     "sgp": Row(
         references.push_sum,
         graphs=(*ANY, "directed", "time-varying directed"),
-        sends=Sends(parameters=1, scalars=1),
+        message=Message(parameters=1, scalars=1),
         steps_then_mixes=True,
         rate_factor=1,
         centralized=references.step_then_mix,
     ),
-    "cga": Row(references.cross_gradient, graphs=UNDIRECTED, sends=Sends(messages=2)),
+    "cga": Row(references.cross_gradient, graphs=UNDIRECTED, message=Message(messages=2)),
     "d2": Row(
         references.d2,
         graphs=(*UNDIRECTED, "even ring", "bipartite"),
@@ -121,17 +135,17 @@ GOSSIP = {
     "gradient_tracking": Row(
         references.gradient_tracking,
         exact=True,
-        sends=Sends(parameters=2),
+        message=Message(parameters=2),
         centralized=references.step_then_mix,
     ),
     "relay_sgd": Row(
         references.relay_sum,
         graphs=("star", "chain"),
         exact=True,
-        sends=Sends(parameters=1, scalars=1),
+        message=Message(parameters=1, scalars=1),
     ),
     "centralized": Row(
-        references.centralized, exact=True, sends=Sends(parameters=1, to_server=True)
+        references.centralized, exact=True, message=Message(parameters=1, to_server=True)
     ),
 }
 
@@ -146,8 +160,7 @@ class MergeRow(NamedTuple):
       matrix: what becomes of the mixing matrix.
       recomputes: whether it recomputes normalisation statistics.
       repairs: whether it sets units' moments to the average of their parents'.
-      sends: what a message holds.
-      at_end: whether it merges once, after all training.
+      message: what a message holds.
     """
 
     align: str | None = None
@@ -155,8 +168,7 @@ class MergeRow(NamedTuple):
     matrix: Callable[[np.ndarray], np.ndarray] = lambda matrix: matrix
     recomputes: bool = True
     repairs: bool = False
-    sends: Sends = Sends(parameters=1, statistics=1)
-    at_end: bool = False
+    message: Message = Message(parameters=1, statistics=1)
 
 
 def everyone(matrix: np.ndarray) -> np.ndarray:
@@ -166,15 +178,17 @@ def everyone(matrix: np.ndarray) -> np.ndarray:
 MERGING = {
     "dimat": MergeRow("activations"),
     "dimat_repair": MergeRow("activations", repairs=True),
-    "final_dimat": MergeRow("activations", frame="first", matrix=everyone, at_end=True),
+    "final_dimat": MergeRow("activations", frame="first", matrix=everyone),
     "wm": MergeRow("weights"),
     "universe": MergeRow(
-        "universe", frame="universe", sends=Sends(parameters=1, statistics=1, to_everyone=True)
+        "universe", frame="universe", message=Message(parameters=1, statistics=1, to_everyone=True)
     ),
     "wa": MergeRow(),
     "wa_published": MergeRow(recomputes=False),
     "wa_repair": MergeRow(repairs=True),
-    "final_wa": MergeRow(matrix=everyone, at_end=True),
+    "final_wa": MergeRow(matrix=everyone),
     "local_sgd": MergeRow(matrix=everyone),
-    "fedavg": MergeRow(matrix=everyone, sends=Sends(parameters=1, statistics=1, to_server=True)),
+    "fedavg": MergeRow(
+        matrix=everyone, message=Message(parameters=1, statistics=1, to_server=True)
+    ),
 }

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dimat_jax.execution.population import Execution, spread
 
 import dimat_jax as dj
+from dimat_jax.execution.placement import Execution, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch
-from dimat_jax.merging.merger import Batches, Merger, make_merger
+from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.merger import Merger, make_merger
 from helpers.small_runs import execution_of, noise, normaliser, random_variables
 
 AGENTS, EXAMPLES, SHAPE = 8, 64, (8, 8, 3)
@@ -28,17 +29,21 @@ class Case(NamedTuple):
 
 
 @functools.cache
-def case(name, own_images=True) -> Case:
-    """The MLP in the scanned form, two agents a device; the convnet in the looped form."""
+def case(name) -> Case:
+    """The MLP in the scanned form, two agents on each device; the convnet in the sequential one."""
     options = {"width": 0.03, "norm": "batch", "depth": 2} if name == "mlp" else {"width": 0.25}
     model = dj.models.make(name, num_classes=4, **options)
-    execution = execution_of(AGENTS, 4, looped=name == "convnet")
+    execution = execution_of(AGENTS, 4, sequential=name == "convnet")
+    return case_of(model, execution)
+
+
+def case_of(model: dj.Model, execution: Execution) -> Case:
+    """A model, and its merger in some form of execution."""
     image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
     abstract = jax.eval_shape(model.init, jax.random.key(0), image), image
     symmetries, stopwatch = dj.find_symmetries(model, *abstract), Stopwatch()
-    merger = make_merger(
-        execution, model, symmetries, normaliser(DATASET), abstract, stopwatch, own_images
-    )
+    normalise = normaliser(DATASET)
+    merger = make_merger(execution, model, symmetries, normalise, abstract, stopwatch)
     return Case(model, execution, symmetries, merger, stopwatch)
 
 
@@ -49,8 +54,15 @@ def own_batches(execution: Execution, same=False) -> Batches:
     lane = np.arange(AGENTS, dtype=np.int32) % execution.lanes
     rows = np.arange(EXAMPLES, dtype=np.int32) + EXAMPLES * lane[:, None]
     rows = rows.reshape(AGENTS, 2, -1)
-    return Batches(*spread(execution, (rows, images.reshape(-1, *SHAPE))))
+    return Batches(*shard(execution, (rows, images.reshape(-1, *SHAPE))))
+
+
+def shared_batches(execution: Execution) -> Batches:
+    """Two batches of agent 0's images, which lie on every device."""
+    rows = np.tile(np.arange(EXAMPLES, dtype=np.int32).reshape(1, 2, -1), (AGENTS, 1, 1))
+    images = jnp.asarray(DATASET.train_images[:EXAMPLES])
+    return Batches(place(execution, rows), replicate(execution, images), shared=True)
 
 
 def population_of(case: Case):
-    return spread(case.execution, random_variables(case.model, SHAPE, AGENTS))
+    return place(case.execution, random_variables(case.model, SHAPE, AGENTS))

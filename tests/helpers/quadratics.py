@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dimat_jax.algorithms import Algorithm, exchanges
+from dimat_jax.algorithms import Gossip, exchanges
 from dimat_jax.topology import Topology
 from helpers.algorithm_references import Step
 from helpers.architectures_helpers import QUICK
@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
     Attributes:
       problem: the agents' losses.
-      topology: what the run is asked to work on, before a method's `Algorithm.graph`.
+      topology: what the run is asked to work on, before a method's `Gossip.graph`.
       start: ``[agents, SIZE]``.
       noise: ``[steps, agents, SIZE]``.
       rates: ``[steps]``.
@@ -119,24 +119,24 @@ def scan_steps(gossip, start, problem, exchanges, noise, rates):
     period = len(exchanges.matrix)
 
     def step(carry, inputs):
-        state, t = carry
+        params, state, t = carry
         noise, rate = inputs
         exchange = jax.tree.map(lambda x: x[t % period], exchanges)
-        points = gossip.points(state, exchange)
+        points = params, *gossip.points(params, state, exchange)
         taken = tuple(gradients(point, *problem, noise) for point in points)
-        state = gossip.update(taken, state, exchange, rate)
-        return (state, t + 1), flat_of(gossip.points(state, exchange)[0])
+        params, state = gossip.update(params, taken, state, exchange, rate)
+        return (params, state, t + 1), flat_of(params)
 
     first = gossip.init(tree_of(start), jax.tree.map(lambda x: x[0], exchanges))
-    return jax.lax.scan(step, (first, 0), (noise, rates))[1]
+    return jax.lax.scan(step, (*first, 0), (noise, rates))[1]
 
 
-def models(algorithm: Algorithm, run: Run) -> np.ndarray:
+def models(gossip: Gossip, run: Run) -> np.ndarray:
     """A method's models after each step of a run, ``[steps, agents, SIZE]``."""
-    rounds = exchanges(algorithm.graph(run.topology))
+    rounds = exchanges(gossip.graph(run.topology))
     arrays = jax.tree.map(jnp.asarray, (run.start, run.problem))
     rest = jnp.asarray(run.noise), jnp.asarray(run.rates)
-    return np.asarray(scan_steps(algorithm.gossip, *arrays, rounds, *rest))
+    return np.asarray(scan_steps(gossip, *arrays, rounds, *rest))
 
 
 def steps_of(run: Run, change: Callable[[np.ndarray], np.ndarray] = lambda m: m) -> list[Step]:

@@ -5,12 +5,13 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dimat_jax.execution.population import Execution
 from jax.sharding import AxisType, Mesh
 
 import dimat_jax as dj
 from dimat_jax.datasets import channel_statistics, normalize
-from dimat_jax.execution import population
+from dimat_jax.execution import forms
+from dimat_jax.execution.placement import Execution
+from dimat_jax.simulation import parts
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -54,10 +55,13 @@ def linear_softmax() -> dj.Model:
     return dj.Model(init, apply)
 
 
-def execution_of(agents: int, devices: int, looped: bool = False) -> Execution:
-    """A form on the first virtual CPU devices."""
+def execution_of(
+    agents: int, devices: int, sequential: bool = False, lanes_at_once: int | None = None
+) -> Execution:
+    """A form on the first virtual CPU devices, with masked lanes where they do not divide."""
+    lanes = -(-agents // devices)
     mesh = Mesh(np.array(jax.devices()[:devices]), ("agents",), axis_types=(AxisType.Auto,))
-    return Execution(mesh, agents // devices, looped)
+    return Execution(mesh, agents, lanes, lanes_at_once or (1 if sequential else lanes), sequential)
 
 
 def normaliser(dataset: dj.Dataset):
@@ -95,6 +99,11 @@ def disorder(symmetries: dj.Symmetries, seed: int, agents: int | None = None):
         return jnp.asarray(rows[0] if agents is None else rows)
 
     return {name: draw(group.size) for name, group in symmetries.groups.items()}
+
+
+def pick(tree, index):
+    """One agent's part of a stacked pytree, or one round's of a graph's exchanges."""
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 class Counter:
@@ -169,5 +178,6 @@ def assert_trees_close(first, second, tolerance=1e-6):
 
 def traced_through(monkeypatch):
     """Has compiled parts be traced like any function, so that a whole run of them is one jaxpr."""
-    monkeypatch.setattr(population, "compiled", lambda function, stopwatch: function)
-    monkeypatch.setattr(population, "executables", lambda function, _: lambda *args: function)
+    for module in (forms, parts):
+        monkeypatch.setattr(module, "compiled", lambda function, stopwatch: function)
+    monkeypatch.setattr(forms, "executables", lambda function, _: lambda *args: function)

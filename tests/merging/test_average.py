@@ -9,7 +9,8 @@ import pytest
 from helpers.small_runs import assert_trees_close, assert_trees_equal, disorder, random_variables
 
 import dimat_jax as dj
-from dimat_jax.merging.average import add_weighted, scale
+from dimat_jax.merging.average import add_weighted, permute_state
+from dimat_jax.training.optimizers import OPTIMIZERS
 
 MODELS = {
     "mlp": dj.models.mlp(num_classes=4, width=0.03, depth=2, norm="batch"),
@@ -74,13 +75,13 @@ def test_a_merge_is_the_weighted_sum_of_what_is_permuted():
 def test_what_is_no_float_stays_the_first_ones():
     first = {"kernel": jnp.ones(2), "seen": jnp.asarray(3), "key": jax.random.key(0)}
     second = {"kernel": jnp.full(2, 5.0), "seen": jnp.asarray(9), "key": jax.random.key(1)}
-    merged = add_weighted(scale(first, jnp.asarray(0.5)), jnp.asarray(0.25), second)
+    merged = add_weighted(add_weighted(None, jnp.asarray(0.5), first), jnp.asarray(0.25), second)
     assert_trees_equal(merged, first | {"kernel": jnp.full(2, 1.75)})
 
 
 def test_the_dtype_of_the_variables_is_kept():
     half = {"kernel": jnp.ones(2, jnp.bfloat16)}
-    merged = add_weighted(scale(half, jnp.asarray(0.5)), jnp.asarray(0.5), half)
+    merged = add_weighted(add_weighted(None, jnp.asarray(0.5), half), jnp.asarray(0.5), half)
     assert merged["kernel"].dtype == jnp.bfloat16
 
 
@@ -91,3 +92,48 @@ def test_the_dtype_of_the_variables_is_kept():
 def test_lists_of_different_lengths_are_refused(networks, weights, permutations, counts):
     with pytest.raises(ValueError, match=counts):
         dj.merge(symmetries_of("mlp"), [{}] * networks, [1.0] * weights, [{}] * permutations)
+
+
+def permuted_state(state):
+    """A state of the MLP's parameters, and what becomes of it; the permutations, the variables."""
+    symmetries, variables = symmetries_of("mlp"), random_variables(MODELS["mlp"], (8, 8, 3))
+    permutations = disorder(symmetries, 3)
+    found = jax.jit(functools.partial(permute_state, symmetries))(permutations, variables, state)
+
+    def move(params):
+        return dj.permute(symmetries, permutations, {**variables, "params": params})["params"]
+
+    return found, move, variables
+
+
+PARAMS = random_variables(MODELS["mlp"], (8, 8, 3))["params"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizers_moments_go_with_the_units_that_they_belong_to(name):
+    optimizer = OPTIMIZERS[name]()
+    _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    found, move, _ = permuted_state(state)
+    # All that is like the parameters is moved, and the count of Adam's steps is not.
+    moved = {"sgd": (), "momentum": ("trace",), "adam": ("mu", "nu")}[name]
+    for field in getattr(state, "_fields", ()):
+        before, after = getattr(state, field), getattr(found, field)
+        assert_trees_equal(after, move(before) if field in moved else before)
+    assert bool(moved) == (name != "sgd")
+    if moved:
+        with pytest.raises(AssertionError):
+            assert_trees_equal(getattr(found, moved[0]), getattr(state, moved[0]))
+
+
+def test_what_has_further_axes_before_the_parameters_own_is_moved_likewise():
+    messages = jax.tree.map(lambda x: jnp.stack([x, 2 * x, 3 * x]), PARAMS)
+    found, move, _ = permuted_state({"messages": messages, "counts": jnp.arange(3.0)})
+    for slot in range(3):
+        one = jax.tree.map(lambda x, s=slot: x[s], messages)
+        assert_trees_equal(jax.tree.map(lambda x, s=slot: x[s], found["messages"]), move(one))
+    assert_trees_equal(found["counts"], jnp.arange(3.0))
+
+
+@pytest.mark.parametrize("state", [(), None, {"a": jnp.ones(3)}, jnp.zeros(())])
+def test_what_is_nothing_like_the_parameters_stays(state):
+    assert_trees_equal(permuted_state(state)[0], state)

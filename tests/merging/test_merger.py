@@ -6,9 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimat_jax.execution.population import replicate, spread
-from dimat_jax.simulation.engine import consensus_distance
-from helpers.mergers import AGENTS, DATASET, EXAMPLES, SHAPE, Case, case, own_batches, population_of
+from helpers.mergers import (
+    AGENTS,
+    DATASET,
+    SHAPE,
+    Case,
+    case,
+    case_of,
+    own_batches,
+    population_of,
+    shared_batches,
+)
 from helpers.small_runs import (
     assert_trees_close,
     compilations,
@@ -21,22 +29,18 @@ from helpers.small_runs import (
 import dimat_jax as dj
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, Merged, MergeRound
-from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.execution.placement import place
 from dimat_jax.merging import statistics
-from dimat_jax.merging.merger import Batches, make_merger
+from dimat_jax.merging.batches import Batches
+from dimat_jax.simulation.measure import consensus_distance
 
 
 def merge(method, case, variables, graph, batches, round=0, first_frame=False) -> Merged:
     sources, weights = topology.neighbor_slots(graph, round)
-    matching = batches
-    if first_frame:
-        rows = np.tile(np.arange(EXAMPLES, dtype=np.int32).reshape(1, 2, -1), (AGENTS, 1, 1))
-        matching = Batches(
-            spread(case.execution, rows),
-            replicate(case.execution, jnp.asarray(DATASET.train_images[:EXAMPLES])),
-        )
-    inputs = MergeRound(sources, weights, matching, batches, first_frame, jax.random.key(7))
-    return METHODS[method].merge(case.merger, variables, inputs)
+    matching = shared_batches(case.execution) if first_frame else batches
+    images = lambda: matching, lambda: batches
+    inputs = MergeRound(sources, weights, *images, first_frame, jax.random.key(7))
+    return METHODS[method].merge.apply(case.merger, variables, (), inputs)
 
 
 GRAPHS = [
@@ -90,8 +94,8 @@ def permuted_copies(case: Case, batches: Batches):
     """One network, its statistics those of the images, with its units in another order for each."""
     one = jax.tree.map(lambda x: x[:1], random_variables(case.model, SHAPE, AGENTS))
     copies = jax.tree.map(lambda x: jnp.repeat(x, AGENTS, 0), one)
-    copies = case.merger.recompute(spread(case.execution, copies), batches)
-    disorders = spread(case.execution, disorder(case.symmetries, 0, AGENTS))
+    copies = case.merger.recompute(place(case.execution, copies), batches)
+    disorders = place(case.execution, disorder(case.symmetries, 0, AGENTS))
     return case.merger.permute(disorders, copies)
 
 
@@ -102,7 +106,8 @@ def test_dimat_gives_permuted_copies_of_a_network_back_as_they_are(name):
     copies = permuted_copies(this, batches)
     graph = topology.ring(AGENTS)
     this.stopwatch.take()
-    merged, permutations = merge("dimat", this, copies, graph, batches)
+    merged, _, permutations, moved = merge("dimat", this, copies, graph, batches)
+    assert not moved
     averaged = merge("wa", this, copies, graph, batches).variables
     assert_trees_close(merged, copies, tolerance=1e-4)
 
@@ -122,12 +127,15 @@ def test_dimat_gives_permuted_copies_of_a_network_back_as_they_are(name):
 
 
 def test_permuted_copies_agree_in_the_first_agents_frame():
-    mlp = case("mlp", own_images=False)
+    mlp = case("mlp")
     batches = own_batches(mlp.execution, same=True)
     copies = permuted_copies(mlp, batches)
     assert consensus_distance(copies) > 1
     graph = topology.fully_connected(AGENTS)
-    merged, (permutations,) = merge("dimat", mlp, copies, graph, batches, first_frame=True)
+    merged, _, (permutations,), moved = merge(
+        "dimat", mlp, copies, graph, batches, first_frame=True
+    )
+    assert moved
     assert consensus_distance(merged) < 1e-5
     first = jax.tree.map(lambda x: jnp.repeat(x[:1], AGENTS, 0), jax.device_get(copies))
     assert_trees_close(merged, first, tolerance=1e-4)
@@ -140,36 +148,81 @@ def test_permuted_copies_become_one_in_a_universe_and_stay_what_they_are_by_weig
     this = case(name)
     batches = own_batches(this.execution, same=True)
     copies, graph = permuted_copies(this, batches), topology.ring(AGENTS)
-    merged, (permutations,) = merge("universe", this, copies, graph, batches)
+    merged, _, (permutations,), moved = merge("universe", this, copies, graph, batches)
+    assert moved
     assert consensus_distance(copies) > 1 and consensus_distance(merged) < 1e-5
     moved = this.merger.permute(permutations, copies)
     assert_trees_close(merged["params"], moved["params"], tolerance=1e-5)
-    merged, permutations = merge("wm", this, copies, graph, batches)
+    merged, _, permutations, _ = merge("wm", this, copies, graph, batches)
     assert_trees_close(merged, copies, tolerance=1e-4)
     assert len(permutations) == 2
 
 
 def test_what_is_no_float_is_neither_mixed_nor_lost():
     mlp = case("mlp")
-    tree = spread(mlp.execution, {"x": jnp.arange(8.0), "seen": jnp.arange(8)})
+    tree = place(mlp.execution, {"x": jnp.arange(8.0), "seen": jnp.arange(8)})
     half = np.full(AGENTS, 0.5)
-    total = mlp.merger.mix(mlp.merger.scale(tree, half), half, tree)
+    total = mlp.merger.add(mlp.merger.add(None, half, tree), half, tree)
     np.testing.assert_array_equal(total["x"], tree["x"])
     np.testing.assert_array_equal(total["seen"], tree["seen"])
 
 
 def test_models_without_running_statistics_have_none_to_recompute():
     model = dj.models.mlp(num_classes=4, width=0.03, depth=1)
-    image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
-    abstract = jax.eval_shape(model.init, jax.random.key(0), image), image
-    execution = execution_of(AGENTS, 8)
-    merger = make_merger(
-        execution,
-        model,
-        dj.find_symmetries(model, *abstract),
-        normaliser(DATASET),
-        abstract,
-        Stopwatch(),
+    this = case_of(model, execution_of(AGENTS, 8))
+    variables = population_of(this)
+    assert this.merger.recompute(variables, own_batches(this.execution)) is variables
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_shared_and_own_images_that_are_the_same_give_the_same(name):
+    """`Batches` says where its images lie; whoever runs networks on them takes it from there."""
+    this = case(name)
+    own, shared = own_batches(this.execution, same=True), shared_batches(this.execution)
+    assert own.spec != shared.spec and own.number == shared.number == 2
+    assert [len(b.images.addressable_shards[0].data) for b in (own, shared)] == [128, 64]
+    variables = population_of(this)
+    rolled = this.merger.gather(variables, np.roll(np.arange(AGENTS), 1).astype(np.int32))
+    found = []
+    for batches in (own, shared, own):  # in either order: nothing of the first use stays
+        (permutations,) = this.merger.match["activations"](variables, [rolled], batches)
+        recomputed = this.merger.recompute(variables, batches)["batch_stats"]
+        goal = this.merger.repair.read(variables, batches)
+        corrected = this.merger.repair.correct(rolled, goal, batches)
+        found.append((permutations, recomputed, goal, corrected))
+    for other in found[1:]:
+        assert_trees_close(other, found[0], 1e-5)
+
+
+def test_a_state_is_permuted_with_each_agents_variables():
+    this = case("mlp")
+    variables = population_of(this)
+    permutations = place(this.execution, disorder(this.symmetries, 0, AGENTS))
+    moved = this.merger.permute(permutations, variables)
+    state = {"velocity": variables["params"], "count": place(this.execution, np.arange(AGENTS))}
+    found = this.merger.permute_state(permutations, variables, state)
+    assert_trees_close(found, {**state, "velocity": moved["params"]}, 0)
+
+
+def test_alignment_on_masked_lanes_is_that_of_the_agents():
+    """Three agents on two devices find what eight of them find, of whom they are the first."""
+    model = case("mlp").model
+    small = case_of(model, execution_of(3, 2))
+    some = jax.tree.map(lambda x: x[:3], random_variables(model, SHAPE, AGENTS))
+    rows = np.tile(np.arange(64, dtype=np.int32).reshape(1, 2, -1), (3, 1, 1))
+    images = shared_batches(case("mlp").execution).images
+    batches = Batches(place(small.execution, rows), jax.device_get(images), shared=True)
+    sources = np.array([1, 2, 0], np.int32)
+    variables = place(small.execution, some)
+    (found,) = small.merger.match["activations"](
+        variables, [small.merger.gather(variables, sources)], batches
     )
-    variables = random_variables(model, SHAPE, AGENTS)
-    assert merger.recompute(variables, own_batches(execution)) is variables
+    big = case("mlp")
+    of_big = population_of(big)
+    order = np.array([1, 2, 0, *range(3, AGENTS)], np.int32)
+    (expected,) = big.merger.match["activations"](
+        of_big, [big.merger.gather(of_big, order)], shared_batches(big.execution)
+    )
+    for name, rows in found.items():
+        np.testing.assert_array_equal(rows[:3], expected[name][:3])
+        np.testing.assert_array_equal(rows[3], rows[2])

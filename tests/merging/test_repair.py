@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimat_jax.execution.population import spread
-from helpers.mergers import AGENTS, case, own_batches, population_of
+from helpers.mergers import AGENTS, case, case_of, own_batches, population_of
 from helpers.small_runs import assert_trees_close, random_variables
 
 import dimat_jax as dj
@@ -103,16 +102,16 @@ def test_a_population_is_corrected_agent_by_agent(name):
     half = np.full(AGENTS, 0.5)
 
     def average(first, second):
-        return this.merger.mix(this.merger.scale(first, half), half, second)
+        return this.merger.add(this.merger.add(None, half, first), half, second)
 
     goal = average(
-        this.merger.preactivations(variables, batches), this.merger.preactivations(rolled, batches)
+        this.merger.repair.read(variables, batches), this.merger.repair.read(rolled, batches)
     )
     merged = this.merger.recompute(average(variables, rolled), batches)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        corrected = this.merger.correct(merged, goal, batches)
-    found = this.merger.preactivations(corrected, batches)
+        corrected = this.merger.repair.correct(merged, goal, batches)
+    found = this.merger.repair.read(corrected, batches)
     for path, wanted in goal.items():
         # Batches differ: each is brought to the goal by its own moments, as BatchNorm in training.
         assert np.abs(found[path].deviation / wanted.deviation - 1).mean() < 0.1, path
@@ -120,9 +119,6 @@ def test_a_population_is_corrected_agent_by_agent(name):
 
 
 def test_layers_that_stay_as_they_are_are_named():
-    from dimat_jax.execution.timing import Stopwatch
-    from dimat_jax.merging.merger import make_merger
-
     def init(key, x):
         return {"params": {"a": jnp.ones((x[0].size, 6)), "out": jnp.ones((6, 4))}}
 
@@ -130,16 +126,9 @@ def test_layers_that_stay_as_they_are_are_named():
         p = variables["params"]
         return jax.nn.relu(x.reshape(len(x), -1) @ p["a"]) @ p["out"], variables
 
-    model, this = dj.Model(init, apply), case("mlp")
-    image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    abstract = jax.eval_shape(init, jax.random.key(0), image), image
-    symmetries = dj.find_symmetries(model, *abstract)
-    merger = make_merger(
-        this.execution, model, symmetries, lambda x: x / 255.0, abstract, Stopwatch()
-    )
-    variables = spread(this.execution, random_variables(model, (8, 8, 3), AGENTS))
-    batches = own_batches(this.execution)
+    this = case_of(dj.Model(init, apply), case("mlp").execution)
+    variables, batches = population_of(this), own_batches(this.execution)
     with pytest.warns(UserWarning, match="uncorrected: params/a"):
-        goal = merger.preactivations(variables, batches)
+        goal = this.merger.repair.read(variables, batches)
     assert goal == {}
-    assert_trees_close(merger.correct(variables, goal, batches), variables, 0)
+    assert_trees_close(this.merger.repair.correct(variables, goal, batches), variables, 0)

@@ -7,13 +7,13 @@ import pathlib
 
 import numpy as np
 import pytest
-from dimat_jax.simulation.simulation import Final, Result
 from helpers.report_rows import run
 from helpers.small_runs import noise, small_config
 from matplotlib.figure import Figure
 
 from dimat_jax.config import Config
 from dimat_jax.report import folder
+from dimat_jax.simulation.result import Final, Result
 from dimat_jax.simulation.setup import prepare
 
 NAME = "shapes (synthetic)"
@@ -102,7 +102,7 @@ def test_the_picture_is_loud_about_data_that_are_made_up(setup, described, loud,
     finals = {(method, seed): final for method in ("dimat", "wa") for seed in (0, 1)}
     folder.open_folder(plan)
     folder.write_report(Result(run(), {}, plan.symmetries, finals, plan))
-    assert [args[-1] for args in drawn] == [loud]
+    assert [args[3] for args in drawn] == [loud]
 
 
 def test_a_run_without_a_folder_cannot_be_reported(setup):

@@ -3,93 +3,22 @@
 import dataclasses
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
 import pytest
-from dimat_jax.execution.population import choose_execution
-from helpers.small_runs import compilations, noise, small_config
+from helpers.small_runs import noise, small_config
 
 import dimat_jax as dj
 from dimat_jax import topology
+from dimat_jax.algorithms import METHODS, Algorithm
+from dimat_jax.execution.placement import choose_execution
 from dimat_jax.simulation import setup
 from dimat_jax.simulation.setup import prepare
+from dimat_jax.simulation.state import seed_keys
 
 DATASET = noise(examples=80, tests=20, size=8)
 TINY = noise(examples=5, tests=5, size=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keys_are_compiled():
-    """Splitting keys is all that preparing computes; it is compiled before compilations count."""
-    prepare(small_config(), dataset=DATASET)
-    halves = small_config(partition="pretrain_iid_finetune_by_class", batch_size=None)
-    prepare(halves, dataset=DATASET)
-
-
-BAD = {
-    "unknown method": ({"methods": ("dimatt",)}, "Unknown method 'dimatt'. Did you mean 'dimat'?"),
-    "no method": ({"methods": ()}, "methods must be at least one, each once, not ()"),
-    "method twice": ({"methods": ("wa", "wa")}, "each once, not ('wa', 'wa')"),
-    "no seed": ({"seeds": ()}, "seeds must be at least one, each once, not ()"),
-    "unknown model": ({"model": "convnt"}, "Unknown model 'convnt'. Did you mean 'convnet'?"),
-    "unknown topology": ({"topology": "rings"}, "Unknown topology 'rings'. Did you mean 'ring'?"),
-    "unknown partition": ({"partition": "idd"}, "Unknown partition 'idd'. Did you mean 'iid'?"),
-    "unknown optimizer": ({"optimizer": "adm"}, "Unknown optimizer 'adm'. Did you mean 'adam'?"),
-    "unknown augmentation": ({"augmentation": "crop"}, "Unknown augmentation 'crop'."),
-    "unknown schedule": ({"schedule": "cosin"}, "Unknown schedule 'cosin'. Did you mean 'cosine'?"),
-    "unknown init": ({"init": "some"}, "Unknown init 'some'. Did you mean 'same'?"),
-    "unknown matching": ({"matching_data": "all"}, "Unknown matching_data 'all'."),
-    "unknown norm": ({"norm": "bach"}, "Unknown norm 'bach'. Did you mean 'batch'?"),
-    "no agents": ({"agents": 0}, "agents must be at least 1, not 0"),
-    "one agent on a ring": ({"agents": 1}, "'ring' needs at least 2 agents, not 1"),
-    "agents no power of two": ({"agents": 6, "topology": "hypercube"}, "not 6"),
-    "more agents than examples": ({"agents": 81}, "There are 81 agents and 80 examples"),
-    "first frame on a ring": ({"merge_frame": "first"}, "fully connected graph, not 'ring'"),
-    "large batch": ({"batch_size": 11}, "batch_size is 11, but an agent has 10 examples"),
-    "no batch": ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-    "negative rounds": ({"rounds": -1}, "rounds must be at least 0, not -1"),
-    "one matching image": ({"matching_images": 1}, "matching_images must be at least 2, not 1"),
-    "learning rate 0": ({"learning_rate": 0.0}, "learning_rate must be positive, not 0.0"),
-    "learning rate nan": ({"learning_rate": float("nan")}, "must be positive, not nan"),
-    "width 0": ({"width": 0.0}, "must be positive, not 0.0"),
-    "alpha 0": ({"partition": "dirichlet", "alpha": 0.0}, "alpha is 0.0"),
-    "devices that do not divide": ({"devices": 3}, "3 devices do not divide 8 agents evenly"),
-    "too many devices": ({"devices": 9, "agents": 9}, "devices must be 1 to 8"),
-    "an option that the model lacks": (
-        {"model": "vit", "norm": "batch"},
-        "vit takes no norm: its normalisation is always the same",
-    ),
-    "one method as a string": (
-        {"methods": "dimat"},
-        "methods must be a tuple, ('dimat',) for a single one, not 'dimat'.",
-    ),
-    "one seed": ({"seeds": 3}, "seeds must be a tuple, (3,) for a single one, not 3."),
-    "agents as a string": ({"agents": "4"}, "agents must be a whole number, not '4'."),
-    "half an agent": ({"agents": 4.0}, "agents must be a whole number, not 4.0."),
-    "no number of agents": ({"agents": None}, "agents must be a whole number, not None."),
-    "devices as a string": ({"devices": "2"}, "devices must be a whole number, not '2'."),
-    "a seed as a string": ({"seeds": (0, "1")}, "seeds must be a whole number, not '1'."),
-    "a rate as a string": ({"learning_rate": "1"}, "learning_rate must be a number, not '1'."),
-}
-
-
-def config_of(**options) -> dj.Config:
-    """A configuration of any options: the tests' own check of types would refuse some at once."""
-    config = small_config(batch_size=None)
-    for name, value in options.items():
-        object.__setattr__(config, name, value)
-    return config
-
-
-@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
-def test_what_cannot_be_run_is_said_before_anything_compiles(options, message):
-    with compilations() as counter, pytest.raises(ValueError, match=re.escape(message)) as error:
-        prepare(config_of(**options), dataset=DATASET)
-    assert counter.count == 0
-    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_data_set_is_said_too():
@@ -110,32 +39,6 @@ def test_logits_of_another_shape(shape):
     model = dj.Model(lambda key, x: {"params": {}}, lambda v, x, **_: (jnp.zeros(shape), v))
     with pytest.raises(ValueError, match=re.escape(f"{shape} for one image: they must be of")):
         setup.abstract_inputs(model, DATASET)
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        (
-            (nn.Dense(4), None, None),
-            "model must be a dj.Model, not a Dense: .*from_linen.*from_nnx",
-        ),
-        (
-            ("mlp", None, None),
-            "model must be a dj.Model, not a str: .* a name goes into the Config",
-        ),
-        ((None, DATASET[:4], None), "dataset must be a dj.Dataset, not a tuple"),
-        ((None, None, np.eye(8)), "topology must be a dj.Topology, not a ndarray: .*from_matrix"),
-        (
-            (None, None, nx.cycle_graph(8)),
-            "topology must be a dj.Topology, not a Graph: .*from_graph",
-        ),
-    ],
-)
-def test_what_is_handed_over_must_be_what_it_is_taken_for(own, message):
-    setup.check_own(dj.models.mlp(), DATASET, topology.ring(8))
-    setup.check_own(None, None, None)
-    with pytest.raises(ValueError, match=message):
-        setup.check_own(*own)
 
 
 def test_what_is_handed_over_is_recorded_under_its_own_name():
@@ -165,13 +68,6 @@ def test_an_agent_without_examples():
         prepare(small_config(agents=5, partition="by_class", batch_size=None), dataset=TINY)
 
 
-def test_keys_of_a_seed_are_independent():
-    keys = [*setup.seed_keys(0), *setup.seed_keys(1)]
-    assert len({jax.random.key_data(key).tobytes() for key in keys}) == 8
-    for first, second in zip(setup.seed_keys(5), setup.seed_keys(5), strict=True):
-        assert (jax.random.key_data(first) == jax.random.key_data(second)).all()
-
-
 @pytest.mark.parametrize(
     ("optimizer", "examples", "batch_size", "learning_rate"),
     [
@@ -197,7 +93,7 @@ def test_shards_are_those_of_the_partition():
     assert set(found.shards) == {3, 4}
     for seed in (3, 4):
         before, after = found.shards[seed]
-        expected = dj.partition.iid(DATASET.train_labels, 8, setup.seed_keys(seed).partition)
+        expected = dj.partition.iid(DATASET.train_labels, 8, seed_keys(seed).partition)
         np.testing.assert_array_equal(before, expected)
         np.testing.assert_array_equal(after, expected)
     assert not np.array_equal(found.shards[3][0], found.shards[4][0])
@@ -246,3 +142,27 @@ def test_the_rest_is_what_the_options_name(name):
 def test_variables_are_of_jaxs_default_float(x64):
     abstract, image = prepare(small_config(), dataset=DATASET).abstract
     assert {x.dtype for x in [image, *jax.tree.leaves(abstract)]} == {jnp.dtype("float64")}
+
+
+def test_methods_of_ones_own_follow_those_that_are_named():
+    mine = {"mine": Algorithm("Mine"), "other": Algorithm("Other")}
+    appended = prepare(small_config(methods=("wa",)), dataset=DATASET, methods=mine)
+    assert list(appended.methods) == ["wa", "mine", "other"] == list(appended.config.methods)
+    named = small_config(methods=("mine", "wa"))
+    found = prepare(named, dataset=DATASET, methods=mine)
+    assert list(found.methods) == ["mine", "wa", "other"]
+    assert found.methods["mine"] is mine["mine"] and found.methods["wa"] is METHODS["wa"]
+    rate = small_config(methods=("mine",), method_learning_rate=(("mine", 0.1),))
+    assert prepare(rate, dataset=DATASET, methods=mine).config.methods == ("mine", "other")
+
+
+@pytest.mark.parametrize(("agents", "devices", "lanes"), [(5, 4, 2), (3, 2, 2), (7, 3, 3)])
+def test_devices_need_not_divide_the_agents(agents, devices, lanes):
+    found = prepare(small_config(agents=agents, devices=devices), dataset=DATASET).execution
+    assert (found.agents, found.lanes, found.mesh.size) == (agents, lanes, -(-agents // lanes))
+    assert found.mesh.size > 1
+
+
+def test_so_many_agents_at_once_as_asked_for():
+    found = prepare(small_config(devices=2, agents_at_once=2), dataset=DATASET).execution
+    assert (found.lanes, found.lanes_at_once) == (4, 2)

@@ -1,0 +1,86 @@
+"""A merger of plain NumPy, for the formulas of what methods do in a merge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.merger import Merger, Repair
+
+UNITS = 5
+MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
+ROUND = {"matching": lambda: MATCHING, "statistics": lambda: STATISTICS}
+"""Images are drawn when a merge asks for them."""
+KEY = jax.random.key(0)
+
+
+def order_of(target, source):
+    """The permutation that brings a source's units, all different, into the target's order."""
+    return np.argsort(source)[np.argsort(np.argsort(target))]
+
+
+class Aligner:
+    """Aligns by the units' own order, and remembers by what, and how many networks at a time."""
+
+    def __init__(self):
+        self.held = []
+
+    def by_activations(self, target, sources, batches):
+        assert batches is MATCHING
+        return self.align("activations", target, sources)
+
+    def by_weights(self, target, sources, key):
+        assert key is KEY
+        return self.align("weights", target, sources)
+
+    def into_universe(self, variables, key):
+        assert key is KEY
+        universe = {"params": np.tile(np.arange(UNITS), (len(variables["params"]), 1))}
+        return self.align("universe", universe, [variables])
+
+    def align(self, how, target, sources):
+        self.held.append((how, len(sources)))
+        return [
+            {"units": jnp.asarray(list(map(order_of, target["params"], source["params"])))}
+            for source in sources
+        ]
+
+
+def numpy_merger(aligner: Aligner) -> Merger:
+    """A merger of networks that are vectors of units, ``{"params": [agents, units]}``.
+
+    A unit's preactivation is its square. What is done to the merged network is noted down in it.
+    """
+    return Merger(
+        symmetries=None,
+        match={
+            "activations": aligner.by_activations,
+            "weights": aligner.by_weights,
+            "universe": aligner.into_universe,
+        },
+        gather=lambda v, sources: {"params": v["params"][sources]},
+        permute=lambda p, v: {**v, "params": reordered(p, v["params"])},
+        permute_state=lambda p, v, state: jax.tree.map(lambda x: reordered(p, x), state),
+        add=add,
+        recompute=lambda v, batches: {**v, "recomputed": batches},
+        repair=Repair(read, correct),
+    )
+
+
+def reordered(permutations, array):
+    return np.take_along_axis(np.asarray(array), np.asarray(permutations["units"]), 1)
+
+
+def add(total, weights, variables):
+    weighted = jax.tree.map(lambda x: weights[:, None] * x, variables)
+    return weighted if total is None else jax.tree.map(np.add, total, weighted)
+
+
+def read(variables, batches):
+    assert batches is MATCHING
+    return {"square": variables["params"] ** 2}
+
+
+def correct(variables, goal, batches):
+    assert batches is MATCHING
+    return {**variables, "corrected": goal["square"]}
