@@ -105,8 +105,8 @@ def _place_of(
 ) -> Place:
     """Where an atom along which the one at this site varies stands in the same part of the leaf."""
 
-    # On the site's own axis the outer group must stand on all of the site's segment, and what limits
-    # it to slices must limit the site as well.
+    # On the site's own axis the outer group must stand on all of the site's segment, and what
+    # limits it to slices must limit the site as well.
     def reaches(place: Place) -> bool:
         return place.segment[0] <= site.segment[0] and sum(site.segment) <= sum(place.segment)
 
