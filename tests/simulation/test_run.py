@@ -1,17 +1,15 @@
-"""The run as a whole: its rows, and that nothing depends on where and in which form it runs."""
+"""The run as a whole: its rows, what its observer hears, and what its options change in it."""
 
-import functools
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from dimat_jax.execution.population import choose_execution
+from helpers.sessions import finish, session_as, timeless
 from helpers.small_runs import (
     Counter,
     assert_trees_close,
-    assert_trees_equal,
     compilations,
     counted,
     linear_softmax,
@@ -20,18 +18,15 @@ from helpers.small_runs import (
 )
 
 import dimat_jax as dj
-from dimat_jax import communication, topology
-from dimat_jax.algorithms import METHODS
+from dimat_jax import topology
+from dimat_jax.algorithms import METHODS, Algorithm, communication
 from dimat_jax.metrics import Row
 from dimat_jax.models.convnet import ConvNet
-from dimat_jax.simulation import engine, setup, simulation
-from dimat_jax.training import local as training
+from dimat_jax.simulation.measure import Diverged, consensus_distance
 
 DATASET = noise(examples=320, tests=50, size=8)
-MODELS = {
-    "mlp": dj.models.mlp(num_classes=4, width=0.03, depth=1, norm="batch"),
-    "convnet": dj.from_linen(ConvNet(num_classes=4, channels=(3, 4), norm="batch")),
-}
+MLP = dj.models.mlp(num_classes=4, width=0.03, depth=1, norm="batch")
+CONVNET = dj.from_linen(ConvNet(num_classes=4, channels=(3, 4), norm="batch"))
 PARTS = {"compile", "train", "match", "assign", "mix", "statistics", "evaluate"}
 
 
@@ -67,8 +62,8 @@ def watch(config, model, traced: Counter, **options) -> Watched:
 
 @pytest.fixture(scope="module")
 def main_job() -> Watched:
-    """The main job in small: DIMAT and WA on a ring, a convnet looped over two agents a device."""
-    model, traced = counted(MODELS["convnet"])
+    """The main job in small: DIMAT and WA on a ring, a convnet, two agents in turn on a device."""
+    model, traced = counted(CONVNET)
     config = small_config(rounds=3, devices=4, test_examples=30)
     return watch(config, model, traced, dataset=DATASET)
 
@@ -134,7 +129,7 @@ def test_what_comes_out_is_what_the_last_rows_say(main_job):
     for (method, _), final in result.finals.items():
         variables = jax.device_get(final.variables)
         last = [row for row in main_job.rows if row["method"] == method][-1]
-        distance = engine.consensus_distance(variables)
+        distance = consensus_distance(variables)
         assert last["consensus_distance"] == pytest.approx(float(distance), rel=1e-5)
         correct = np.asarray(run(variables)).argmax(-1) == DATASET.test_labels
         np.testing.assert_allclose(final.test_accuracy, correct.mean(1), atol=0.021)
@@ -166,18 +161,18 @@ def test_the_observer_hears_of_the_whole_run(main_job):
 
 
 @pytest.mark.parametrize("options", [{"rounds": 1}, {"rounds": 0, "seeds": (0, 1)}])
-def test_the_evaluation_on_all_images_is_measured_with_the_method_it_ends(monkeypatch, options):
-    def make_engine(plan):
-        parts = engine.make_engine(plan)
+def test_the_evaluation_on_all_images_is_measured_with_the_method_it_ends(options):
+    config = small_config(
+        methods=("wa", "final_wa", "dsgd"), test_examples=30, devices=2, **options
+    )
+    session = session_as(config, linear_softmax(), DATASET)
+    parts = session.parts
 
-        def evaluate(variables, tests):
-            time.sleep(0.5 * (tests is parts.all_tests))
-            return parts.evaluate(variables, tests)
+    def evaluate(variables, tests):
+        time.sleep(0.5 * (tests is parts.all_tests))
+        return parts.evaluate(variables, tests)
 
-        return parts._replace(evaluate=evaluate)
-
-    monkeypatch.setattr(simulation, "make_engine", make_engine)
-    rows = quick(methods=("wa", "final_wa", "dsgd"), test_examples=30, **options).history
+    rows = finish(session._replace(parts=parts._replace(evaluate=evaluate))).rows
     last = [row["method"] != "pretrain" and row is rows[-1] for row in rows]
     for i, (row, after) in enumerate(zip(rows, rows[1:], strict=False)):
         last[i] = row["method"] not in ("pretrain", after["method"])
@@ -206,91 +201,6 @@ def test_options_of_a_wrong_type_are_said_before_devices_are_prepared():
         dj.simulate(config, dataset=DATASET)
 
 
-FORMS = {
-    "mlp": [(1, False), (2, False), (4, False), (8, False), (4, True)],
-    "convnet": [(1, True), (2, True), (4, True), (8, True), (4, False)],
-}
-
-
-class Form(NamedTuple):
-    """What a run in one form gives, on the host."""
-
-    shards: dict
-    start: training.AgentState
-    history: list[Row]
-    variables: dict
-
-
-@functools.cache
-def run_as(name, devices, looped) -> Form:
-    """Two rounds of DIMAT, five steps each, in float64, on so many devices in this form."""
-    starts = []
-
-    def choose(*arguments):
-        return choose_execution(*arguments)._replace(looped=looped)
-
-    def make_engine(plan):
-        parts = engine.make_engine(plan)
-
-        def init(key):
-            state = parts.init(key)
-            starts.append(jax.device_get(state._replace(key=jax.random.key_data(state.key))))
-            return state
-
-        return parts._replace(init=init)
-
-    with pytest.MonkeyPatch.context() as monkeypatch, jax.enable_x64(True):
-        monkeypatch.setattr(setup, "choose_execution", choose)
-        monkeypatch.setattr(simulation, "make_engine", make_engine)
-        config = small_config(devices=devices, methods=("dimat",))
-        result = dj.simulate(config, model=MODELS[name], dataset=DATASET)
-        variables = jax.device_get(result.variables)
-    return Form(result.setup.shards, *starts, result.history, variables)
-
-
-@functools.cache
-def all_methods(devices, looped) -> dj.Result:
-    """Two rounds of every method, in float64, on so many devices in this form."""
-
-    def choose(*arguments):
-        return choose_execution(*arguments)._replace(looped=looped)
-
-    with pytest.MonkeyPatch.context() as monkeypatch, jax.enable_x64(True):
-        monkeypatch.setattr(setup, "choose_execution", choose)
-        config = small_config(
-            devices=devices, methods=tuple(METHODS), topology="fully_connected", batch_size=20
-        )
-        model = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
-        return dj.simulate(config, model=model, dataset=DATASET)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_does_the_same_on_one_device_and_on_eight(method):
-    one, eight = all_methods(1, False), all_methods(8, True)
-    for key in ("test_loss", "train_loss", "consensus_distance", "bytes_sent"):
-        first, other = (
-            [row[key] for row in result.history if row["method"] == method]
-            for result in (one, eight)
-        )
-        assert len(first) >= 2 and first == pytest.approx(other, abs=1e-6)
-    first, other = (result.finals[method, 0].variables for result in (one, eight))
-    assert_trees_close(jax.device_get(first), jax.device_get(other), 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "form"), [(name, form) for name in FORMS for form in FORMS[name][1:]]
-)
-def test_a_seed_gives_the_same_run_on_any_devices_in_any_form(name, form):
-    first, other = run_as(name, *FORMS[name][0]), run_as(name, *form)
-    assert {x.dtype for x in jax.tree.leaves(first.variables)} == {np.dtype("float64")}
-    # Partitions, keys and initial weights bit for bit; the order of the data is test_training's.
-    assert_trees_equal((other.shards, other.start), (first.shards, first.start))
-    assert_trees_close(other.variables, first.variables, tolerance=1e-4)
-    for row, expected in zip(other.history, first.history, strict=True):
-        for field in row.keys() - {"seconds", "images_per_second"}:
-            assert row[field] == pytest.approx(expected[field], abs=1e-4), field
-
-
 def quick(**options) -> dj.Result:
     """A run of weight averaging that takes no time."""
     config = small_config(**{"methods": ("wa",), "devices": 2} | options)
@@ -317,23 +227,19 @@ def test_every_seed_is_a_run_of_its_own_and_every_method_starts_from_the_same_ag
             assert row[field] == other[field], field
 
 
-def test_rounds_go_on_with_epochs_and_shards_of_their_own(monkeypatch):
+def test_rounds_go_on_with_epochs_and_shards_of_their_own():
     epochs, examples = [], []
+    options = {"batch_size": 4, "pretrain_epochs": 2, "epochs_per_round": 3, "methods": ("wa",)}
+    config = small_config(partition="pretrain_iid_finetune_by_class", devices=2, **options)
+    session = session_as(config, linear_softmax(), DATASET)
 
-    def make_engine(plan):
-        parts = engine.make_engine(plan)
+    def train(state, shards, key, epoch):
+        epochs.append(epoch)
+        examples.append(set(np.asarray(shards.labels).reshape(8, -1)[0]))
+        return session.parts.train(state, shards, key, epoch)
 
-        def train(state, shards, key, epoch):
-            epochs.append(epoch)
-            examples.append(set(np.asarray(shards.labels).reshape(8, -1)[0]))
-            return parts.train(state, shards, key, epoch)
-
-        return parts._replace(train=train)
-
-    monkeypatch.setattr(simulation, "make_engine", make_engine)
-    options = {"batch_size": 4, "pretrain_epochs": 2, "epochs_per_round": 3}
-    result = quick(partition="pretrain_iid_finetune_by_class", **options)
-    assert [row["epoch"] for row in result.history] == [2, 2, 5, 5, 8]
+    rows = finish(session._replace(parts=session.parts._replace(train=train))).rows
+    assert [row["epoch"] for row in rows] == [2, 2, 5, 5, 8]
     assert epochs == list(range(8))
     # Agent 0 is pretrained on all classes, and goes on with the one that is its own.
     assert examples == [{0, 1, 2, 3}] * 2 + [{0}] * 6
@@ -423,7 +329,7 @@ def test_without_recomputation_a_merge_averages_statistics_with_the_rest():
     def run(rounds):
         options = dict(optimizer="adam", learning_rate=1e-3, epochs_per_round=0, devices=2)
         config = small_config(methods=("wa",), rounds=rounds, recompute_statistics=False, **options)
-        return jax.device_get(dj.simulate(config, model=MODELS["mlp"], dataset=DATASET).variables)
+        return jax.device_get(dj.simulate(config, model=MLP, dataset=DATASET).variables)
 
     matrix = topology.ring(8).mixing_matrix()
     before, after = run(0), run(1)
@@ -437,17 +343,11 @@ def test_a_loss_that_is_not_finite_ends_the_run():
         quick(learning_rate=1e38)
 
 
-def test_the_agent_that_diverged_first_is_named():
-    simulation.check_finite(np.full(3, -1), np.full(3, True))
-    with pytest.raises(ValueError, match="agent 2 was not finite at step 1"):
-        simulation.check_finite(np.array([-1, 5, 0, 3]), np.full(4, False))
-
-
 @pytest.mark.parametrize("method", ["wm", "cdsgd"])
 def test_a_last_step_that_diverges_ends_the_run(method):
     # Of one step an epoch, before a merge and at the very end: no loss is taken after it.
     options = dict(batch_size=40, pretrain_epochs=0, rounds=1, optimizer="sgd")
-    with pytest.raises(simulation.Diverged, match=r"parameters of agent \d are not finite"):
+    with pytest.raises(Diverged, match=r"parameters of agent \d are not finite"):
         quick(methods=(method,), learning_rate=1e38, **options)
 
 
@@ -455,7 +355,7 @@ def test_networks_too_far_gone_to_be_compared_have_diverged():
     options = dict(batch_size=40, pretrain_epochs=1, rounds=1, optimizer="sgd", devices=2)
     config = small_config(methods=("dimat",), learning_rate=1e15, **options)
     model = dj.models.mlp(num_classes=4, width=0.03, depth=2)
-    with pytest.raises(simulation.Diverged, match="scores of group"):
+    with pytest.raises(Diverged, match="scores of group"):
         dj.simulate(config, model=model, dataset=DATASET)
 
 
@@ -466,122 +366,83 @@ def test_a_run_may_go_on_without_a_method_that_diverged():
     )
     observer = dj.Observer(on_diverged=lambda method, error: gone.append((method, type(error))))
     result = dj.simulate(config, model=linear_softmax(), dataset=DATASET, observer=observer)
-    assert gone == [("dsgd", simulation.Diverged)] and set(result.finals) == {("wa", 0)}
+    assert gone == [("dsgd", Diverged)] and set(result.finals) == {("wa", 0)}
     assert result.variables is result.finals["wa", 0].variables
     assert [row["method"] for row in result.history].count("pretrain") == 1
 
 
-def test_centralized_training_has_every_agents_examples_in_each_lane():
-    plan = setup.prepare(small_config(partition="by_class"), linear_softmax(), DATASET)
-    apart, pooled, again = (
-        np.asarray(engine.place_shards(plan, 0, 1, pooled=p).labels).reshape(8, -1)
-        for p in (False, True, True)
-    )
-    assert all(len(set(labels)) == 1 for labels in apart)
-    assert all(len(set(labels)) == 4 for labels in pooled)
-    np.testing.assert_array_equal(np.sort(apart.ravel()), np.sort(pooled.ravel()))
-    np.testing.assert_array_equal(pooled, again)
+def test_only_a_method_with_all_data_in_one_place_is_dealt_everyones_examples():
     dealt = []
+    config = small_config(methods=("centralized", "cdsgd"), rounds=1, devices=2)
+    session = session_as(config, linear_softmax(), DATASET)
 
-    def place(*arguments, pooled=False):
-        dealt.append(pooled)
-        return engine.place_shards(*arguments, pooled=pooled)
+    def shards(seed, part, pooled):
+        dealt.append((part, pooled))
+        return session.shards(seed, part, pooled)
 
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(simulation, "place_shards", place)
-        quick(methods=("centralized", "cdsgd"), rounds=0)
-    assert dealt == [False, False, True]
-
-
-def test_the_share_done_grows_evenly_to_one():
-    config = small_config(pretrain_epochs=3, rounds=2, epochs_per_round=2, seeds=(7, 1))
-    shares = []
-    for seed in (7, 1):
-        shares += [simulation.share_done(config, seed, "pretrain", 0, e) for e in (1, 2, 3)]
-        for method in ("dimat", "wa"):
-            shares += [
-                simulation.share_done(config, seed, method, round, epoch)
-                for round in (1, 2)
-                for epoch in (1, 2)
-            ]
-    np.testing.assert_allclose(shares, np.arange(1, 23) / 22)
-
-
-def seed_run(**options) -> tuple[simulation.SeedRun, engine.Shards]:
-    plan = setup.prepare(small_config(devices=4, **options), linear_softmax(), DATASET)
-    run = simulation.SeedRun(plan, None, 0, setup.seed_keys(0), None, None)
-    return run, engine.place_shards(plan, 0, 1)
-
-
-def images_on_device(batches, agent, lanes):
-    """What an agent sees through its batches: bytes of images, from its own device only."""
-    shards = {
-        shard.device.id: np.asarray(shard.data) for shard in batches.images.addressable_shards
-    }
-    rows = np.asarray(batches.rows)[agent].ravel()
-    return [shards[agent // lanes][row].tobytes() for row in rows]
-
-
-def test_agents_match_and_count_on_images_of_their_own():
-    run, shards = seed_run(
-        matching_images=24, statistics_images=1000, topology="one_peer_exponential"
-    )
-    first, second = (
-        simulation.merge_round(run, run.setup.topology, shards, round) for round in (1, 2)
-    )
-    assert first.matching.rows.shape == (8, 1, 24) and first.statistics.rows.shape == (8, 1, 40)
-    assert not np.array_equal(first.matching.rows, second.matching.rows)  # drawn anew
-    own = DATASET.train_images[run.setup.shards[0][1]]
-    for agent in range(8):
-        allowed = {image.tobytes() for image in own[agent]}
-        assert set(images_on_device(first.statistics, agent, 2)) == allowed
-        matched = images_on_device(first.matching, agent, 2)
-        assert len(set(matched)) == 24 and set(matched) <= allowed
-    for round, found in enumerate((first, second)):
-        sources, weights = topology.neighbor_slots(run.setup.topology, round)
-        np.testing.assert_array_equal(found.sources, sources)
-        np.testing.assert_array_equal(found.weights, weights)
-        assert not found.first_frame
-
-
-@pytest.mark.parametrize(
-    ("options", "pool"),
-    [
-        ({"matching_data": "shared"}, range(8)),
-        ({"merge_frame": "first", "topology": "fully_connected"}, range(1)),
-        (
-            {"merge_frame": "first", "topology": "fully_connected", "matching_data": "shared"},
-            range(8),
-        ),
-    ],
-)
-def test_common_images_are_the_same_for_all(options, pool):
-    run, shards = seed_run(matching_images=24, **options)
-    round = simulation.merge_round(run, run.setup.topology, shards, 1)
-    own = DATASET.train_images[run.setup.shards[0][1]]
-    allowed = {image.tobytes() for agent in pool for image in own[agent]}
-    seen = [images_on_device(round.matching, agent, 2) for agent in range(8)]
-    assert all(images == seen[0] for images in seen)
-    assert len(set(seen[0])) == 24 and set(seen[0]) <= allowed
-    assert round.first_frame == ("merge_frame" in options)
-    # Statistics come from each agent's own images, but where data are shared.
-    agents = range(8) if "matching_data" in options else [3]
-    found = set(images_on_device(round.statistics, 3, 2))
-    assert found <= {x.tobytes() for agent in agents for x in own[agent]}
-    assert (found <= {x.tobytes() for x in own[3]}) == ("matching_data" not in options)
+    finish(session._replace(shards=shards))
+    assert list(dict.fromkeys(dealt)) == [(0, False), (1, True), (1, False)]
 
 
 def test_shared_statistics_are_the_same_wherever_agents_are():
-    options = dict(matching_data="shared", methods=("wa",), topology="fully_connected", rounds=1)
+    options = dict(statistics_data="shared", methods=("wa",), topology="fully_connected", rounds=1)
     result = dj.simulate(
-        small_config(devices=4, epochs_per_round=0, **options), model=MODELS["mlp"], dataset=DATASET
+        small_config(devices=4, epochs_per_round=0, **options), model=MLP, dataset=DATASET
     )
     for leaf in jax.tree.leaves(result.variables["batch_stats"]):
         np.testing.assert_allclose(leaf, np.tile(leaf[:1], (8, 1)), atol=1e-6)
 
 
-@pytest.mark.parametrize("number", [1, 2, 127, 128, 129, 300, 1024, 1250])
-def test_images_are_split_into_batches_of_one_size(number):
-    batches, size = simulation.split_evenly(number)
-    assert size <= simulation.FORWARD_BATCH
-    assert number - batches < batches * size <= number
+def test_a_method_of_ones_own_runs_beside_the_others_and_changes_nothing_global():
+    before = dict(METHODS)
+    mine = Algorithm("Mine", merge=METHODS["local_sgd"].merge)
+    config = small_config(methods=("local_sgd",), devices=2)
+    found = dj.simulate(config, model=linear_softmax(), dataset=DATASET, methods={"mine": mine})
+    assert found.setup.config.methods == ("local_sgd", "mine") == tuple(found.setup.methods)
+    assert set(found.finals) == {("local_sgd", 0), ("mine", 0)}
+    own, other = (
+        [timeless(row) | {"method": ""} for row in found.history if row["method"] == name]
+        for name in ("mine", "local_sgd")
+    )
+    assert own == other != []
+    assert dict(METHODS) == before and config.methods == ("local_sgd",)
+
+
+def assert_a_relabelling(method, other, optimizer, choice, **options):
+    """A merge without neighbours that moves units changes nothing, nor does what is remembered."""
+    own = options.pop("topology", None)
+    config = small_config(
+        agents=4,
+        methods=(method, other),
+        optimizer=optimizer,
+        optimizer_after_merge=choice,
+        learning_rate=0.01,
+        devices=2,
+        **({} if own else {"topology": "disconnected"}),
+        **options,
+    )
+    result = dj.simulate(config, model=MLP, dataset=DATASET, topology=own)
+    moved, stayed = (
+        [row for row in result.history if row["method"] == name] for name in (method, other)
+    )
+    assert len(moved) == len(stayed) == 4
+    for row, expected in zip(moved, stayed, strict=True):
+        for field in ("test_loss", "train_loss", "test_accuracy_agents"):
+            assert row[field] == pytest.approx(expected[field], abs=1e-5), field
+    with pytest.raises(AssertionError):  # the units were moved
+        assert_trees_close(
+            *(result.finals[name, 0].variables["params"] for name in (method, other)), 1e-3
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("choice", ["kept", "fresh"])
+def test_without_edges_a_universe_is_a_relabelling(optimizer, choice, x64):
+    assert_a_relabelling("universe", "wa", optimizer, choice)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_without_weight_on_neighbours_the_first_frame_is_a_relabelling(optimizer, x64):
+    nearly = np.full((4, 4), 1e-12) + (1 - 4e-12) * np.eye(4)  # it must be fully connected
+    graph = topology.from_matrix(nearly, "nearly disconnected")
+    assert_a_relabelling("dimat", "wa", optimizer, "kept", topology=graph, merge_frame="first")

@@ -1,0 +1,94 @@
+"""The events of a run, in order of time."""
+
+import numpy as np
+import pytest
+from helpers.small_runs import small_config
+
+from dimat_jax.algorithms import METHODS, Algorithm
+from dimat_jax.simulation.plan import Action, Event, plan, share_done
+
+GOSSIP, MERGE = METHODS["cdsgd"].gossip, METHODS["wa"].merge
+METHOD = {
+    "alone": Algorithm("alone"),
+    "merging": Algorithm("merging", merge=MERGE),
+    "gossip": Algorithm("gossip", gossip=GOSSIP),
+    "final": Algorithm("final", final=MERGE),
+    "all": Algorithm("all", gossip=GOSSIP, merge=MERGE, final=MERGE),
+}
+
+
+def events_of(*methods, **options) -> tuple[Event, ...]:
+    return plan(small_config(**options), {name: METHOD[name] for name in methods})
+
+
+def word(event: Event) -> str:
+    """An event in a word: what happens in which round, whether it is the last."""
+    said = f"{event.action.name.lower()} {event.round}"
+    return said + " ends" * event.ends
+
+
+ROUNDS = {
+    "alone": ["train 1", "measure 1", "train 2", "measure 2 ends"],
+    "merging": [
+        *["merge 1", "measure 1", "train 1", "measure 1"],
+        *["merge 2", "measure 2", "train 2", "measure 2 ends"],
+    ],
+    "gossip": [
+        *["train 1", "recompute 1", "measure 1"],
+        *["train 2", "recompute 2", "measure 2 ends"],
+    ],
+    "final": ["train 1", "measure 1", "train 2", "measure 2", "final 3", "measure 3 ends"],
+    "all": [
+        *["merge 1", "measure 1", "train 1", "recompute 1", "measure 1"],
+        *["merge 2", "measure 2", "train 2", "recompute 2", "measure 2"],
+        *["final 3", "measure 3 ends"],
+    ],
+}
+
+
+@pytest.mark.parametrize("method", METHOD)
+def test_a_method_does_what_its_parts_say_and_ends_once(method):
+    events = events_of(method)
+    before = ["start 0", "train 0", "measure 0", "begin 0"]
+    assert [word(event) for event in events] == before + ROUNDS[method]
+    assert sum(event.ends for event in events) == 1
+
+
+@pytest.mark.parametrize("method", METHOD)
+def test_a_method_ends_without_rounds_too(method):
+    events = events_of(method, rounds=0)[4:]
+    assert [event.ends for event in events][-1:] == [True] and sum(e.ends for e in events) == 1
+    rows = [event.phase for event in events if event.phase]
+    assert rows == ["merge"] * (METHOD[method].final is not None)
+
+
+def test_every_seed_is_pretrained_once_and_every_method_begins_after():
+    events = events_of("merging", "all", seeds=(7, 1), pretrain_epochs=2)
+    for seed in (7, 1):
+        mine = [event for event in events if event.seed == seed]
+        assert [e.action for e in mine].count(Action.START) == 1
+        assert [e.epoch for e in mine if e.method == "pretrain" and e.epoch] == [1, 2]
+        begun = [event.method for event in mine if event.action is Action.BEGIN]
+        assert begun == ["merging", "all"]
+        phases = [event.phase for event in mine]
+        assert phases.index("pretrain") < [e.action for e in mine].index(Action.BEGIN)
+    assert [event.seed for event in events] == sorted((e.seed for e in events), reverse=True)
+
+
+def test_statistics_are_left_alone_where_nobody_asks_for_them():
+    events = events_of("gossip", recompute_statistics=False)
+    assert Action.RECOMPUTE not in {event.action for event in events}
+
+
+def test_the_share_done_grows_evenly_to_one():
+    options = {"pretrain_epochs": 3, "rounds": 2, "epochs_per_round": 2, "seeds": (7, 1)}
+    events = events_of("merging", "final", **options)
+    ended = [i for i, event in enumerate(events) if event.action is Action.TRAIN]
+    shares = [share_done(events, i + 1) for i in ended]
+    np.testing.assert_allclose(shares, np.arange(1, 23) / 22)
+    assert share_done(events, 0) == 0
+
+
+def test_a_run_without_any_epoch_has_a_share():
+    events = events_of("alone", rounds=0, pretrain_epochs=0)
+    assert share_done(events, len(events)) == 0
