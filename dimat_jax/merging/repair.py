@@ -148,8 +148,8 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     leaves = {path_name(path): leaf for path, leaf in flat}
     for unit in units:
         had, wanted = found[unit.bias], goal[unit.bias]
-        # y = gain · x + bias has the mean m and the deviation s; (y − m) s'/s + m' has m' and s', and
-        # is a gain times x plus a bias again.
+        # y = gain · x + bias has the mean m and the deviation s; (y − m) s'/s + m' has m' and s',
+        # and is a gain times x plus a bias again.
         scale = wanted.deviation / had.deviation
         gain = leaves[unit.gain]
         leaves[unit.gain] = gain * to_axes(scale, unit.axes, gain.ndim)

@@ -105,8 +105,8 @@ def _place_of(
 ) -> Place:
     """Where an atom along which the one at this site varies stands in the same part of the leaf."""
 
-    # On the site's own axis the outer group must stand on all of the site's segment, and what limits
-    # it to slices must limit the site as well.
+    # On the site's own axis the outer group must stand on all of the site's segment, and what
+    # limits it to slices must limit the site as well.
     def reaches(place: Place) -> bool:
         return place.segment[0] <= site.segment[0] and sum(site.segment) <= sum(place.segment)
 
@@ -133,6 +133,7 @@ def _standing(analysis: Analysis) -> list[LeafAtom]:
     """Every atom of the leaves with where it stands, in the order of reading."""
     found = []
     for path, tensor in analysis.leaves.items():
+        # A fused kernel [d, i0 | i1 | i2, u] has three parts, in which u is another atom each time.
         parts = blocks(tensor.axes, analysis.per_slice)
         for dim, axis in enumerate(tensor.axes):
             here = [
@@ -155,6 +156,8 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
     Where a leaf begins several, the axis is added, and the position on it if need be.
     """
+    # The path alone if the leaf begins one group; "kernel[1]" and "kernel[2]" for heads and size on
+    # axes of their own; "kernel[1.0]" and "kernel[1.1]" where both stand on axis 1.
     begin: dict[str, dict[Atom, int]] = {}
     seen: set[Atom] = set()
     for path, atom, place, _ in _standing(analysis):
