@@ -52,6 +52,8 @@ def evaluate(
     values: dict[Var, T] = dict(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
+    # Nothing is forgotten when it was read for the last time: under `jit`, where this runs, values
+    # are tracers, and XLA sees to memory.
     def read(var: Any) -> T:
         return constant(var.val) if isinstance(var, Literal) else values[var]
 
@@ -81,6 +83,7 @@ def _behind_barrier(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
     prevent_cse = eqn.params["prevent_cse"]
     if isinstance(prevent_cse, bool):
         prevent_cse = (prevent_cse,) * len(operands)
+    # A tuple says it operand by operand: those that are parameters, say, need no barrier.
     barred = [x for x, barrier in zip(operands, prevent_cse, strict=True) if barrier]
     behind = iter(lax.optimization_barrier(barred) if barred else ())
     return [
@@ -90,6 +93,7 @@ def _behind_barrier(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
 
 def bind(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     """Evaluates one equation on arrays, as a jaxpr of its own: `eval_jaxpr` knows how."""
+    # Literals stay in the equation; a variable that is read twice is one input.
     given = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
     alone = _empty().replace(invars=[*given], outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
     return eval_jaxpr(alone, (), *given.values())

@@ -1,4 +1,4 @@
-"""What the primitives that hold jaxprs mean, whatever this JAX release calls their parameters."""
+"""The evaluator, and what primitives that hold jaxprs mean, whatever JAX calls their parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dimat_jax.jaxprs import branches_of, called, scan_of, while_of
+from dimat_jax.jaxprs import (
+    bind,
+    branches_of,
+    called,
+    enter_or_bind,
+    evaluate,
+    named_call,
+    named_jit,
+    scan_of,
+    while_of,
+)
 
 X = jnp.arange(12.0).reshape(3, 4)
 
@@ -108,3 +118,107 @@ def test_branches():
         b.jaxpr.eqns[0].primitive.name for b in branches_of(equation(function, X, name="cond"))
     ]
     assert names == ["cos", "sin"]  # The index 0 is false.
+
+
+CONSTANT = np.arange(4.0, dtype=np.float32)
+
+
+def nested(x):
+    """A captured constant, literals, an output that is an input, calls within calls."""
+
+    @jax.checkpoint
+    def inner(x):
+        return jax.jit(lambda x: jnp.sin(x) * CONSTANT)(x) + 1.0
+
+    return tripled(inner(x)), x, 2.0
+
+
+def test_evaluating_arrays_gives_what_the_function_gives():
+    closed = jax.make_jaxpr(nested)(X)
+    seen = []
+
+    def hook(path, eqn, operands):
+        seen.append((path, eqn.primitive.name))
+        return enter_or_bind(path, eqn, operands, hook)
+
+    for found, expected in zip(evaluate(closed, [X], hook), nested(X), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    paths = [path for path, _ in seen]
+    assert len(set(paths)) == len(paths) and max(map(len, paths)) == 3
+    # A call comes before what is in it, and what is in it is one index deeper.
+    sine = next(path for path, name in seen if name == "sin")
+    names = dict(seen)
+    assert [names[sine[:depth]] for depth in (1, 2, 3)] == ["remat2", "jit", "sin"]
+
+
+def test_a_hook_may_replace_an_equation_anywhere():
+    def hook(path, eqn, operands):
+        if eqn.primitive.name == "sin":
+            return [jnp.cos(*operands)]
+        return enter_or_bind(path, eqn, operands, hook)
+
+    found, *_ = evaluate(jax.make_jaxpr(nested)(X), [X], hook)
+    np.testing.assert_allclose(found, 3 * (jnp.cos(X) * CONSTANT + 1), rtol=1e-6)
+
+
+def test_evaluating_what_is_known_of_values():
+    """Which inputs an output depends on: values are sets, constants know nothing."""
+
+    def function(x, y, z):
+        return x + 1.0, jax.jit(jnp.multiply)(x, y), CONSTANT * 2, z
+
+    def hook(path, eqn, operands):
+        inner = called(eqn)
+        if inner is not None:
+            return evaluate(inner, operands, hook, lambda _: frozenset(), path)
+        return [frozenset().union(*operands)] * len(eqn.outvars)
+
+    closed = jax.make_jaxpr(function)(X, X, X)
+    found = evaluate(closed, [frozenset(name) for name in "xyz"], hook, lambda _: frozenset())
+    assert found == [{"x"}, {"x", "y"}, set(), {"z"}]
+
+
+def test_an_operand_that_is_read_twice_and_several_results():
+    (eqn,) = jax.make_jaxpr(lambda x: x * x)(X).jaxpr.eqns
+    np.testing.assert_array_equal(*bind(eqn, [X, X]), X * X)
+    (eqn,) = jax.make_jaxpr(lambda x: jnp.split(x, 2, axis=1))(X).jaxpr.eqns
+    parts = enter_or_bind((0,), eqn, [X], lambda path, eqn, operands: bind(eqn, operands))
+    np.testing.assert_array_equal(jnp.concatenate(parts, 1), X)
+
+
+@pytest.mark.parametrize("prevent_cse", [True, False, (True, False)])
+def test_what_is_computed_once_more_gets_the_barrier_that_jax_gives_it(prevent_cse):
+    def loss(x, y):
+        return jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y), prevent_cse=prevent_cse)(x, y)
+
+    def again(*args):
+        def hook(path, eqn, operands):
+            return enter_or_bind(path, eqn, operands, hook)
+
+        closed = jax.make_jaxpr(gradient)(*args)
+        return evaluate(closed, args, hook)[0]
+
+    gradient = jax.grad(lambda x, y: loss(x, y).sum())
+    ours, jaxs = (jax.jit(f).lower(X, X).as_text() for f in (again, gradient))
+    assert ours.count("optimization_barrier") == jaxs.count("optimization_barrier")
+    barred = [line.count("%") for line in ours.splitlines() if "optimization_barrier" in line]
+    assert barred == [
+        line.count("%") for line in jaxs.splitlines() if "optimization_barrier" in line
+    ]
+    np.testing.assert_allclose(again(X, X), gradient(X, X), rtol=1e-6)
+
+
+def test_calls_of_named_functions():
+    @named_jit
+    def halved(x):
+        return x / 2
+
+    @jax.jit
+    def other(x):
+        return x / 2
+
+    for function, name in ((halved, "halved"), (jax.vmap(halved), "halved"), (other, None)):
+        (eqn,) = jax.make_jaxpr(function)(X).jaxpr.eqns
+        assert named_call(eqn) == name
+    composite = lax.composite(jnp.tanh, "dimat_jax.halved")
+    assert named_call(jax.make_jaxpr(composite)(X).jaxpr.eqns[0]) is None  # Not ours, not a jit.

@@ -93,6 +93,7 @@ def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
     name = named_call(eqn)
     if name is None:
         return None
+    # What XLA makes of arrays without elements is nothing; kernels need not know of it.
     arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
     if any(0 in x.shape for x in arrays):
         return None

@@ -172,6 +172,8 @@ def _inverse_deviation(
     count: Float[Array, "*lead 1"],
 ) -> Float[Array, "*lead units"]:
     """One over the root of the sum of squares; 0 for constant units."""
+    # Rounding leaves a constant unit a deviation of about 1e-7 of its mean, with which others would
+    # correlate.
     constant = square <= count * jnp.square(CONSTANT_TOLERANCE * mean)
     return jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, square)))
 

@@ -285,6 +285,7 @@ def _roles(
             joint.append(other)
         else:
             undecided.append(other.axis)
+    # Up to 64 heads of 64 units, a table of 4096 x 4096; beyond, a bound on the best does instead.
     units = math.prod(block.target.shape[o.axis] for o in (here, *joint))
     if units**2 > MAX_JOINT_ENTRIES:
         return known, [], undecided + [o.axis for o in joint]

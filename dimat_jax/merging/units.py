@@ -205,6 +205,7 @@ def _broadcast(eqn: JaxprEqn, dims: Dims) -> Dims:
 
 def _reshape(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     """Axes of size 1 may come and go."""
+    # [heads, size] to [heads · size] has no axis that is one of the leaf's: it is given up.
     before, after = var_shape(eqn.invars[0]), var_shape(eqn.outvars[0])
     if [size for size in before if size > 1] != [size for size in after if size > 1]:
         return {}
@@ -255,6 +256,7 @@ def _stretched(eqn: JaxprEqn, var: Any, dims: Dims) -> Dims:
 
 def _sum(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     """Proportional to what both are proportional to, unit by unit in the same way."""
+    # w·x + w·y is proportional to w, w·x + b is not.
     first, second = (value.gains for value in operands)
     return {leaf: dims for leaf, dims in first.items() if second.get(leaf) == dims}
 

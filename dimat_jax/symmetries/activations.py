@@ -78,10 +78,13 @@ def read_sites(
     """
 
     def read(variables: Any, *inputs: Any) -> dict[GroupKey, list[Array]]:
+        # Traced for these very shapes: another batch size is another jaxpr. Under `jit` that is
+        # done while it is traced itself, and costs nothing later.
         analysis = analyse(model_or_function, variables, *inputs)
         _check(symmetries, symmetries_of(analysis))
         sites = choose_sites(symmetries, analysis)
         leaves = jax.tree.leaves((variables, *inputs))
+        # Dead code was removed, and with it the inputs that only dead code read.
         operands = [leaf for leaf, used in zip(leaves, analysis.used, strict=True) if used]
         wanted = {(site.read.path, site.read.operand) for site in sites}
         _, taps = evaluate_with_taps(analysis.jaxpr, operands, wanted)

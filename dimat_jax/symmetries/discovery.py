@@ -133,6 +133,7 @@ def _standing(analysis: Analysis) -> list[LeafAtom]:
     """Every atom of the leaves with where it stands, in the order of reading."""
     found = []
     for path, tensor in analysis.leaves.items():
+        # A fused kernel [d, i0 | i1 | i2, u] has three parts, in which u is another atom each time.
         parts = blocks(tensor.axes, analysis.per_slice)
         for dim, axis in enumerate(tensor.axes):
             here = [
@@ -155,6 +156,8 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
     Where a leaf begins several, the axis is added, and the position on it if need be.
     """
+    # The path alone if the leaf begins one group; "kernel[1]" and "kernel[2]" for heads and size on
+    # axes of their own; "kernel[1.0]" and "kernel[1.1]" where both stand on axis 1.
     begin: dict[str, dict[Atom, int]] = {}
     seen: set[Atom] = set()
     for path, atom, place, _ in _standing(analysis):

@@ -128,6 +128,7 @@ class Symmetries:
         return hash((tuple(self.groups.items()), tuple(self.positions.items())))
 
     def __str__(self) -> str:
+        # A table of three columns, of which the last one is wrapped below itself.
         rows = [("group", "size", "leaves")]
         for name, group in self.groups.items():
             leaves = ", ".join(_show(site, self.shapes.get(site.path)) for site in group.sites)
@@ -149,6 +150,7 @@ class Symmetries:
 
 def _show(site: Site, shape: tuple[int, ...] | None) -> str:
     """A site as ``leaf[axis]``, with the part of the axis and the factor where it is not whole."""
+    # "kernel[1:0+10:2x5x1]": on axis 1, from 0 on 10 long, the 5 of 2 × 5 × 1.
     (start, length), (before, size, after) = site.segment, site.factor
     part = "" if shape and length == shape[site.axis] else f":{start}+{length}"
     factor = "" if before == after == 1 else f":{before}x{size}x{after}"

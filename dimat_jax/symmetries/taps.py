@@ -34,12 +34,14 @@ def evaluate_with_taps(
       The outputs, and the operands; those in a scan are stacked over its steps.
     """
     taps: dict[Tap, Array] = {}
+    # The equations that hold something wanted: (2, 5, 1) is held by (2,) and (2, 5).
     holders = {to[:depth] for to, _ in wanted for depth in range(1, len(to))}
 
     def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
         for position, operand in enumerate(operands):
             if (path, position) in wanted:
                 taps[path, position] = jnp.asarray(operand)
+        # What holds nothing is evaluated as it is: a call stays one, with its name and its barrier.
         if path not in holders:
             return bind(eqn, operands)
         if eqn.primitive.name != "scan":
@@ -58,6 +60,7 @@ def _evaluate_scan(
     scan = scan_of(eqn)
     consts, first, inputs = scan.split(operands)
 
+    # What is kept leaves the scan as one more output of each step.
     def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], Any]:
         outputs, taps = evaluate_with_taps(scan.body, [*consts, *carry, *inputs], wanted, path)
         return outputs[: len(carry)], (outputs[len(carry) :], taps)

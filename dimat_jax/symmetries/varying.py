@@ -72,6 +72,8 @@ def _drop_one_not_transitive(outer: dict[Atom, set[Atom]]) -> bool:
 
 def _occurrences(axes: Axes) -> Iterator[tuple[Atom, set[Atom]]]:
     """Each atom on a tensor of resolved axes, with the atoms that stand beside it exactly once."""
+    # All that stands on an axis, somewhere; and what every element of it has beside it, which is
+    # nothing where the axis has several segments.
     everything = [list(atoms(axis)) for axis in axes]
     certain = [_direct(axis[0]) if len(axis) == 1 else [] for axis in axes]
     for i, axis in enumerate(axes):
@@ -86,6 +88,7 @@ def _in_segment(
 ) -> Iterator[tuple[Atom, set[Atom]]]:
     direct = _direct(segment)
     for atom in direct:
+        # Exactly once: of two axes with the same heads nobody could tell which ones are meant.
         count = [*others, *atoms((segment,))].count
         yield atom, {o for o in (*beside, *direct) if count(o) == 1 and o is not atom}
     for i, factor in enumerate(segment):

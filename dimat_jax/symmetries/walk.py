@@ -244,6 +244,7 @@ def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
 
 
 def _stack(tensor: Tensor, step: ScanStep) -> Tensor:
+    # The steps of this scan are an axis again; those of scans around it stay beside the value.
     steps = tuple(other for other in tensor.steps if other != step)
     return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
@@ -273,6 +274,7 @@ def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> li
 
 def _unify_tensors(x: Tensor, y: Tensor) -> Tensor:
     """A value that is sometimes one, sometimes the other."""
+    # It varies with a scan's steps only if it does so either way: else one value goes for all.
     axes = tuple(unify(a, b) for a, b in zip(x.axes, y.axes, strict=True))
     return Tensor(axes, tuple(step for step in x.steps if step in y.steps), x.varies or y.varies)
 

@@ -26,6 +26,7 @@ def _reduce_window(equation: Equation, x: Axes) -> list[Axes]:
     """Axes with a window of their own freeze."""
     names = ("window_dimensions", "window_strides", "padding", "base_dilation")
     windows = zip(*(equation.params[name] for name in names), strict=True)
+    # A window of one without stride or padding leaves an axis alone: batch and channels in pooling.
     dims = [dim for dim, window in enumerate(windows) if window != (1, 1, (0, 0), 1)]
     return [freeze_dims(equation, x, dims)]
 
@@ -50,6 +51,8 @@ def _rev(equation: Equation, x: Axes) -> list[Axes]:
 @rule("sort")
 def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
     """sort(P x) = sort(x): one operand alone freezes its result only."""
+    # Several operands, as in argsort: the others are reordered as the first one asks, so that what
+    # they are in the end depends on which position goes with which.
     dim = equation.params["dimension"]
     axes = [reduce(unify, parts) for parts in zip(*inputs, strict=True)]
     if len(inputs) > 1:
@@ -60,5 +63,6 @@ def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
 
 @rule("top_k", "approx_top_k")
 def _top_k(equation: Equation, x: Axes) -> list[Axes]:
+    # The last axis, where no parameter names one; which one does depends on the primitive.
     dim = equation.params.get("axis", equation.params.get("reduction_dimension", len(x) - 1))
     return [freeze_dims(equation, x, [dim % len(x)])] * len(equation.shapes)
