@@ -287,6 +287,22 @@ def write_report(
     write_csv(folder / "paper.csv", settings)
 
 
+COLUMNS = """\
+All methods of a table see the same data, initial weights and order of batches. Its columns:
+
+- **after merge 1**, **after round 1**: test accuracy in %, mean ± standard deviation over all agents of
+  all seeds, right after the first merge, and after the training that follows it.
+- **after the last merge**: methods that exchange something in every step stand at the same epoch, a
+  round before the end; Final DIMAT and Final WA merge only at the end.
+- **at the end**: after {rounds} rounds of {epochs} epoch(s). From a common initialisation there are more, as
+  many as pretraining would have had epochs. Merging methods have trained apart since their last merge,
+  the others have just exchanged something.
+- **DIMAT's lead**: in points, mean ± standard deviation over seeds; below 0 the other leads.
+- **MB sent**: by an agent, in the mean.
+- **published**: the figure of arXiv 2404.08079, where it has the same setting.
+"""
+
+
 def introduction(
     preset: str,
     reduced: str,
@@ -299,25 +315,16 @@ def introduction(
     minutes = sum(found.seconds for _, found in outcomes) / 60
     rounds, epochs = outcome.config["rounds"], outcome.config["epochs_per_round"]
     less = f" Other than in the paper: {reduced}." if reduced else ""
-    edges = f" At the edge of their grid, so that others may be better: {', '.join(at_edge)}."
+    beyond = "Best at the edge of its grid, so that a rate beyond may be better"
+    edges = f" {beyond}: {', '.join(at_edge)}." if at_edge else ""
     return (
         f"# The paper's comparison\n\n`python -m experiments.paper --preset {preset}`: "
         f"{len(outcomes)} of {number} cells, {minutes:.0f} minutes in all. "
         f"{provenance([found for _, found in outcomes])}{less}\n\n"
-        "Test accuracy in %, mean ± standard deviation over all agents of all seeds, right after "
-        "the first merge (for methods that merge), after the first round's training, after the "
-        "last merge, and at the end. At the end, merging methods have just trained apart for a "
-        "round, the others have just exchanged something. After the last merge: of methods that "
-        "exchange in every step, at that epoch, a round before the end; Final DIMAT and Final WA "
-        "merge last "
-        f"at the end itself. The end: {rounds} rounds of {epochs} epoch(s), more from a common "
-        "initialisation, where the epochs of pretraining are spent in rounds. DIMAT's lead over a "
-        "method in points, mean ± standard deviation over seeds, of runs with the same data, "
-        "initial weights and order of batches; a negative one is the other's. MB sent: by an "
-        "agent. BatchNorm statistics are recomputed for every method but WA (published). Learning "
-        f"rates: tuning.md.{edges * bool(at_edge)} Published: arXiv 2404.08079, where it has the "
-        "same setting. "
-        "Settings of one seed are single runs: differences of a point or two there say nothing."
+        f"{COLUMNS.format(rounds=rounds, epochs=epochs)}\n"
+        "BatchNorm statistics are recomputed for every method but WA (published). Learning rates: "
+        f"tuning.md.{edges} A setting of one seed is a single run: a difference of a point or two "
+        "says nothing there."
     )
 
 
