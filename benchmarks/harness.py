@@ -56,7 +56,7 @@ def ratios(ours: Sequence[float], others: Sequence[float]) -> Spread:
     """Others' figure over ours, repetition by repetition: above 1, ours took less.
 
     Args:
-      ours: one a repetition, in order: seconds for the same amount of work.
+      ours: one per repetition, in order: seconds for the same amount of work.
       others: theirs; those who were measured in fewer repetitions are compared in these alone.
     """
     return spread([other / own for own, other in zip(ours, others, strict=False)])

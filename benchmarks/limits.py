@@ -18,8 +18,8 @@ class Limit(NamedTuple):
     """What a library reached.
 
     Attributes:
-      product: floating-point operations a second of a float32 matrix product.
-      copy: bytes a second, those read and those written together, of a copy.
+      product: floating-point operations per second of a float32 matrix product.
+      copy: bytes per second, those read and those written together, of a copy.
     """
 
     product: float

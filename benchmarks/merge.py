@@ -5,7 +5,7 @@
 The limit is counted, not fitted: the operations of the forward passes and correlations at the
 machine's matrix product, the bytes that mixing has to move at its copy, and the assignments at what
 SciPy takes for one. All are measured in the same run, in turn with the merge, each in a process of
-its own. The merge is that of a run: activations of 512 images an agent are matched with those of
+its own. The merge is that of a run: activations of 512 images per agent are matched with those of
 each neighbour, hidden units assigned, permuted and averaged, BatchNorm statistics recomputed.
 """
 

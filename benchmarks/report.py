@@ -17,7 +17,7 @@ from dimat_jax.report.tables import show
 Options = TypeVar("Options")
 T = TypeVar("T")
 Limits = dict[str, list[dict[str, float]]]
-"""Library → `benchmarks.limits.Limit` as a dict, one a repetition."""
+"""Library → `benchmarks.limits.Limit` as a dict, one per repetition."""
 
 
 def parse(options: type[Options], description: str | None) -> Options:

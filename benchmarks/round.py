@@ -116,7 +116,7 @@ def at_the_same_passes(seconds: dict[str, float], work: Work, topology: str) -> 
 
 
 def totals(row: dict[str, Any], contestant: str, merge: bool = False) -> list[float]:
-    """Seconds of a whole round, or of its merge alone, one a repetition."""
+    """Seconds of a whole round, or of its merge alone, one per repetition."""
     left_out = ("train", "evaluate") if merge else ()
     return [
         sum(value for part, value in one.items() if part not in left_out)

@@ -1,4 +1,4 @@
-"""Training step of all agents: images a second, against PyTorch and against plain JAX.
+"""Training step of all agents: images per second, against PyTorch and against plain JAX.
 
     python -m benchmarks.step --rows centre agents_8 agents_64
 
@@ -98,8 +98,8 @@ def measure(work: Work, options: Options) -> dict[str, Any]:
     """Measures one row: every contestant in a process of its own, all in turn.
 
     Returns:
-      The work, operations an image, and for each contestant its images a second, one a repetition,
-      and its peak of memory; for each library what it reached of the machine's limits.
+      The work, operations per image, and for each contestant its images per second, one per
+      repetition, and its peak of memory; for each library what it reached of the machine's limits.
     """
     makers = {"ours": (ours_block, work)}
     makers |= {name: (opponent_block, work, name) for name in options.opponents}
@@ -149,7 +149,7 @@ def step_operations(work: Work) -> float:
 
 
 def table(measured: dict[str, dict[str, Any]]) -> report.Table:
-    """Images a second of ours, the fraction of the machine's product, and the ratios."""
+    """Images per second of ours, the fraction of the machine's product, and the ratios."""
     opponents = list(dict.fromkeys(k for row in measured.values() for k in speeds(row)))[1:]
     columns = ["row", "ours, images/s", "of the limit", "peak MB"]
     columns += [f"against {name}" for name in opponents]
@@ -161,26 +161,26 @@ def table(measured: dict[str, dict[str, Any]]) -> report.Table:
         lines.append([name, str(own), f"{share_of_limit(row):.0%}", peak, *cells])
     limit = report.limit_sentence(row["limits"] for row in measured.values())
     title = (
-        "Training step of all agents: images a second, and how many times as fast as each "
+        "Training step of all agents: images per second, and how many times as fast as each "
         f"opponent, median (least to most) of paired repetitions. {limit}"
     )
     return report.Table(title, columns, lines)
 
 
 def contestants_table(measured: dict[str, dict[str, Any]]) -> report.Table:
-    """Images a second of every contestant, and its fraction of the machine's product."""
+    """Images per second of every contestant, and its fraction of the machine's product."""
     names = list(dict.fromkeys(name for row in measured.values() for name in speeds(row)))
     lines = []
     for row, result in measured.items():
         medians = {name: spread(values).median for name, values in speeds(result).items()}
         cells = {k: f"{figure(v)} ({share_of_limit(result, k):.0%})" for k, v in medians.items()}
         lines.append([row, *(cells.get(name, "-") for name in names)])
-    title = "Images a second of each, medians, and the share of the matrix product that they reach"
+    title = "Images per second, medians, and the share of the matrix product that they reach"
     return report.Table(title, ["row", *names], lines)
 
 
 def speeds(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Contestant → images a second, one a repetition; ours first."""
+    """Contestant → images per second, one per repetition; ours first."""
     return row["images_per_second"]
 
 
@@ -190,7 +190,7 @@ def ratio(row: dict[str, Any], opponent: str) -> Spread:
 
 
 def share_of_limit(row: dict[str, Any], name: str = "ours") -> float:
-    """Operations a second of a contestant, over those of the machine's best matrix product."""
+    """Operations per second of a contestant, over those of the machine's best matrix product."""
     best = report.best(row["limits"], "product")
     return row["operations_an_image"] * spread(speeds(row)[name]).median / best
 

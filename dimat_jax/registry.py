@@ -1,8 +1,8 @@
 """What a run can name: the registries, and looking things up in them.
 
 A registry says where a thing lies and imports it when it is asked for, so that ``--help`` lists all
-names and still answers at once. Adding a topology, a model, a data set, an augmentation or a
-partition takes its file and its line here, ``"name": "module:attribute"``. Imports nothing else.
+names and still answers at once. Adding a topology, a model, a data set, an augmentation, a
+partition or a method takes its file and its line here, ``"name": "module:attribute"``.
 """
 
 import difflib

@@ -8,7 +8,7 @@ train on by each method: under 4 minutes on two CPU cores. ``--preset paper`` ha
 network, data, number of agents and epochs (ResNet-20 of width 8 on CIFAR-100: DIMAT 73.99, WA
 35.04), which takes a GPU and hours; what units are compared on stays as the options say (512 of
 each agent's own images), where the published code takes the images of all: ``--matching-data
-shared``.
+shared --statistics-data shared``.
 """
 
 import sys

@@ -123,7 +123,7 @@ STUDIES = {
         tuple(cpu_cells()),
         2000,
         "a 3-layer convolutional network instead of ResNet-20 of width 8 and VGG16; CIFAR-10; "
-        "800 training images an agent instead of 10,000; 8 epochs of pretraining (momentum SGD) "
+        "800 training images per agent instead of 10,000; 8 epochs of pretraining (momentum SGD) "
         "instead of 100 (Adam); 4 rounds of 1 epoch instead of 100 of 2; 3 seeds (1 with 10 agents "
         "and from a common initialisation) instead of 5; accuracy along the way on 1,000 test "
         "images, at the end on 2,000",
@@ -135,6 +135,7 @@ STUDIES = {
             schedule="exponential",
             merge_frame="first",
             matching_data="shared",
+            statistics_data="shared",
             matching_images=100_000,
             statistics_images=100_000,
         ),

@@ -233,7 +233,9 @@ def measure_network(
     network: Network, setup: "Setup", observer: "Observer"
 ) -> Iterator[dict[str, Any]]:
     """Trains the agents of every seed, and measures each technique on them."""
-    from dimat_jax.simulation.session import merge_round, session_of
+    from dimat_jax.simulation.rounds import merge_round
+    from dimat_jax.simulation.session import session_of
+    from dimat_jax.simulation.state import round_keys
 
     session, epochs = session_of(setup), network.epochs
     for number, seed in enumerate(setup.config.seeds):
@@ -245,9 +247,9 @@ def measure_network(
                 f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} images/s",
                 (number + epoch / epochs) / len(setup.config.seeds),
             )
-        round, _ = merge_round(session, state, setup.topology, 1)
-        examples = session.shards_of(state).examples
-        trained_by = f"{epochs} epochs of {examples:,} images, "
+        shards, keys = session.shards_of(state), round_keys(state.keys, 1)
+        round, _ = merge_round(setup, shards, keys, setup.topology, 1)
+        trained_by = f"{epochs} epochs of {shards.examples:,} images, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
         named = {"network": network.label, "training": trained_by, "seed": seed}
         named["tests"] = int((session.parts.tests[1] >= 0).sum())

@@ -1,4 +1,4 @@
-"""Adding a topology, a model, a data set: one file and one line, and a command can name it."""
+"""Adding a method, a topology, a model, a data set: one file and one line make it known to all."""
 
 import json
 import os
@@ -49,7 +49,30 @@ def load(data_dir=None, cache_dir=None) -> Dataset:
     return Dataset(images[:200], labels[:200], images[200:], labels[200:], 2, "my stripes")
 '''
 
+HALFWAY = '''
+import jax
+
+from dimat_jax.algorithms.base import Algorithm, Gossip, descend, doubly_stochastic
+from dimat_jax.execution.exchange import mix
+
+
+def update(params, gradients, state, exchange, rate):
+    """Halfway to the neighbours' average."""
+    stepped = descend(params, rate, gradients[0])
+    halfway = jax.tree.map(lambda x, m: (x + m) / 2, stepped, mix(exchange.matrix, stepped))
+    return halfway, state
+
+
+halfway = Algorithm(
+    label="Half DSGD",
+    update="x_i ← ½ x_i½ + ½ Σ_j π_ij x_j½",
+    source="nobody",
+    gossip=Gossip(update, doubly_stochastic),
+)
+'''
+
 ADDED = {
+    "algorithms/halfway.py": (HALFWAY, '"halfway": "halfway:halfway"', '"cdsgd": "gossip:cdsgd"'),
     "topology/chain.py": (CHAIN, '"chain": "chain:chain"', '"ring": "deterministic:ring"'),
     "models/linear.py": (LINEAR, '"linear": "linear:linear"', '"mlp": "mlp:mlp"'),
     "datasets/stripes.py": (STRIPES, '"stripes": "stripes:load"', '"auto": "auto:load"'),
@@ -61,7 +84,8 @@ ADDED = {
 def copy(tmp_path_factory):
     """A copy of the library and the commands, with a file of each kind and its line added."""
     root = tmp_path_factory.mktemp("copy")
-    for package in ("dimat_jax", "experiments"):
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for package in ("dimat_jax", "experiments", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, root / package, ignore=ignored)
     registry = root / "dimat_jax/registry.py"
@@ -74,26 +98,38 @@ def copy(tmp_path_factory):
     return root
 
 
-def cifar(root: pathlib.Path, *arguments: str) -> str:
-    """What the copy's main job says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.cifar", *arguments],
-        capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def run(root: pathlib.Path, *arguments: str) -> str:
+    """What a command of the copy says."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_help_lists_what_was_added(copy):
-    said = cifar(copy, "--help")
-    assert all(name in said for name in ("chain", "linear", "stripes"))
+    said = run(copy, "experiments.cifar", "--help")
+    assert all(name in said for name in ("chain", "linear", "stripes", "halfway"))
 
 
 def test_a_run_takes_what_was_added(copy):
-    named = "--topology chain --model linear --dataset stripes"
+    named = "--topology chain --model linear --dataset stripes --methods dimat halfway"
     sizes = "--agents 4 --pretrain-epochs 1 --rounds 1 --learning-rate 0.1 --out out"
-    said = cifar(copy, *named.split(), *sizes.split())
+    said = run(copy, "experiments.cifar", *named.split(), *sizes.split())
     assert "my stripes" in said and "chain, spectral gap" in said and "linear, width 1" in said
     summary = json.loads((copy / "out/summary.json").read_text(encoding="utf-8"))
     assert summary["dataset"] == "my stripes" and summary["config"]["topology"] == "chain"
-    assert summary["all_tests"]["dimat"]["mean"] > 0.9
+    assert min(summary["all_tests"][method]["mean"] for method in ("dimat", "halfway")) > 0.9
+    assert "Half DSGD" in (copy / "out/tables.md").read_text(encoding="utf-8")
+    # A round is an epoch of ten steps of a message each; DIMAT's is one merge.
+    assert summary["bytes_sent"]["halfway"] == 10 * summary["bytes_sent"]["dimat"] > 0
+
+
+def test_the_tests_of_all_methods_test_what_was_added(copy):
+    said = run(copy, "pytest", "tests/algorithms/test_algorithms.py", "-k", "halfway", "-v")
+    for test in (
+        "test_a_method_says_what_it_is",
+        "test_at_learning_rate_0_agents_that_agree_stay",
+        "test_a_method_names_what_makes_a_graph_unfit",
+    ):
+        assert f"{test}[halfway] PASSED" in said

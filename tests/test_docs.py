@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import dimat_jax as dj
 from dimat_jax.algorithms import METHODS
 from dimat_jax.report.methods import BEGIN, END, method_table
 from dimat_jax.report.tables import to_markdown
@@ -56,3 +57,15 @@ def test_the_combinations_of_the_page_run(run_section):
     # On a ring of 4: a merge more to two neighbours, or one to all three others.
     assert sent["dsgd_dimat"] - sent["dsgd"] == sent["dimat_outer"] > 0
     assert sent["dsgd_final"] - sent["dsgd"] == pytest.approx(1.5 * sent["dimat_outer"])
+
+
+def test_a_run_goes_step_by_step_as_the_page_says():
+    page = (pathlib.Path(__file__).parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    names = {}
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), names)
+    assert names["after"]["bytes_sent"] > names["before"]["bytes_sent"] == 0
+    assert names["row"]["method"] == "dimat" and names["row"]["phase"] == "train"
+    rooms = {path.name.removesuffix(".py") for path in pathlib.Path(dj.__file__).parent.iterdir()}
+    assert all(
+        room in page for room in rooms - {"__init__", "__pycache__", "py.typed", "__init__.pyi"}
+    )

@@ -1,8 +1,11 @@
 """Names: the nearest one is suggested, options are checked before anything is called."""
 
+from collections.abc import Callable
+
 import pytest
 
-from dimat_jax import datasets, models, partition, registry, topology
+from dimat_jax import algorithms, datasets, models, partition, registry, topology
+from experiments import common
 
 
 def double(n: int, scale: float = 2.0) -> float:
@@ -62,10 +65,18 @@ REGISTRIES = {
     "augmentation": (registry.AUGMENTATIONS, datasets.AUGMENTATIONS),
     "partition": (registry.PARTITIONS, partition.PARTITIONS),
     "model": (registry.MODELS, models.FACTORIES),
+    "method": (registry.METHODS, algorithms.METHODS),
 }
 
 
 @pytest.mark.parametrize(("names", "used"), REGISTRIES.values(), ids=REGISTRIES)
 def test_every_name_is_of_something_that_is_there(names, used):
     assert used is names
-    assert all(callable(made) for made in names.values())
+    kind = algorithms.Algorithm if names is registry.METHODS else Callable
+    assert all(isinstance(found, kind) for found in names.values())
+
+
+def test_the_help_knows_every_registry_that_there_is():
+    there = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    assert sorted(map(id, there)) == sorted(map(id, common.NAMED.values()))
+    assert len(there) == len(REGISTRIES)

@@ -4,8 +4,8 @@ What it does in a merge (arXiv 2404.08079 and its code): before matching, the Ba
 of every network that takes part are reset and recomputed over all training images of all agents;
 then all of them run once more over all these images, and the features are correlated; after the
 merge the result's statistics are recomputed over all of them. On a ring every agent does so for
-itself and its two neighbours: 7 passes an agent. Fully connected, all are merged once, in agent
-0's frame: 2 passes an agent and one more. The permutations are not applied to the weights, which
+itself and its two neighbours: 7 passes per agent. Fully connected, all are merged once, in agent
+0's frame: 2 passes per agent and one more. The permutations are not applied to the weights, which
 would take milliseconds.
 """
 

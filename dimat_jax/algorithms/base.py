@@ -133,7 +133,7 @@ class Merged(NamedTuple):
     Attributes:
       variables: stacked ``[agents, ...]``.
       state: the merge's own, for the next round.
-      permutations: those that were used, a dict a slot, each array ``[agents, units]``; in one
+      permutations: those that were used, one dict per slot, each array ``[agents, units]``; in one
         frame for all (agent 0's, or a universe) one dict, that of every agent into it. Empty where
         nothing was aligned.
       moved: whether they brought the agents' own units into another frame, and with them all that

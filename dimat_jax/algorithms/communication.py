@@ -67,6 +67,7 @@ def messages(message: Message, topology: Topology, exchange: int) -> Int[np.ndar
         i hears from j.
       exchange: counted from 0; a time-varying graph repeats after its period.
     """
+    # Row i of π is what agent i receives: column j says who hears from j.
     hears = topology.mixing_matrix(exchange % topology.period) != 0
     if message.to_server:
         return hears.any(0).astype(np.int64)
@@ -91,6 +92,7 @@ def traffic(
       Exact counts. A server's answers, one to every agent, stand in ``total`` alone.
     """
     size, period = message_bytes(message, variables), topology.period
+    # 10**6 steps of a static graph are one matrix, counted once: how often each round comes up.
     turns = np.bincount((first + np.arange(number)) % period, minlength=period)
     each = [messages(message, topology, turn) for turn in range(period)]
     count = (turns[:, None] * np.array(each)).sum(0)

@@ -78,6 +78,8 @@ def returned(gradients: tuple[Params, ...], exchange: Exchange) -> Params:
       In slot 0 the agent's own gradient, in the others that of the neighbour there.
     """
 
+    # leaves[s][j] is agent j's gradient at the parameters of its neighbour in slot s. Agent i is in
+    # slot reverse_slots[i, t] of the neighbour that it has in slot t itself.
     def send_back(*leaves: Array) -> Array:
         return jnp.stack(leaves)[exchange.reverse_slots, exchange.sources]
 
@@ -97,6 +99,8 @@ def agree(gradients: Params, slot_mask: Float[Array, "slots"]) -> Params:
     Returns:
       The point, without the axis ``slots``.
     """
+    # Minimise ½‖g_0 + Σ u_s g_s‖²: a quadratic in as many unknowns as slots, whose matrix is that
+    # of inner products. Divided by the lengths its diagonal is 1, whatever the gradients' scales.
     gram = inner_products(gradients)
     lengths = jnp.sqrt(jnp.diagonal(gram))
     per_length = jnp.where(lengths > 0, 1 / lengths, 0)
@@ -148,12 +152,15 @@ def nonnegative_minimum(
 
     def step(state: ActiveSet) -> ActiveSet:
         u, free = state.solution, state.free
+        # The minimum over the free unknowns alone may lie outside u ≥ 0: go towards it as far as
+        # the first unknown that reaches 0, which is dropped.
         target = solve_free(matrix, slope, free)
         blocked = free & (target <= 0)
         shares = jnp.where(blocked, u / jnp.where(u > target, u - target, 1), 1)
         share = jnp.minimum(shares.min(), 1)
         dropped = blocked & (shares <= share)
         new = jnp.where(free & ~dropped, u + share * (target - u), 0)
+        # Where the minimum was reached, the unknown along which the function falls fastest enters.
         descent = jnp.where(state.eligible & ~free, -(matrix @ new + slope), 0)
         best, reached = descent.argmax(), ~blocked.any()
         entering = (jnp.arange(size) == best) & reached & (descent[best] > tolerance)

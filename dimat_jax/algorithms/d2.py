@@ -55,6 +55,7 @@ def symmetric_graph(topology: Topology, lazy: bool) -> Topology:
             f"D² takes a mixing matrix whose eigenvalues are above -1/3; the least of "
             f"{topology.name!r} is {least:.6g}."
         )
+    # Eigenvalues λ become (1 + λ) / 2: from [-1, 1] to [0, 1].
     halfway = (np.eye(topology.agents) + topology.mixing_matrices) / 2
     return Topology(f"lazy {topology.name}", halfway)
 
@@ -76,6 +77,7 @@ def exact_diffusion(lazy: bool = True) -> Gossip:
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
+        # 2 x − x' − α g + α' g' = (x − α g) + x − (x' − α' g')
         stepped = descend(params, rate, g)
         corrected = jax.tree.map(lambda new, x, old: new + x - old, stepped, params, state.stepped)
         return mix(exchange.matrix, corrected), D2State(stepped)

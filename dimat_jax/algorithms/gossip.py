@@ -49,8 +49,8 @@ def mix_then_step(momentum: float = 0.0) -> Gossip:
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        kept = jax.tree.map(lambda v: momentum * v, state.velocity)
-        velocity = descend(kept, rate, g)
+        slowed = jax.tree.map(lambda v: momentum * v, state.velocity)
+        velocity = descend(slowed, rate, g)
         mixed = mix(exchange.matrix, params)
         return jax.tree.map(jnp.add, mixed, velocity), MomentumState(velocity)
 

@@ -127,6 +127,8 @@ def average(
         for permutations in used:
             variables = merger.permute(permutations, variables)
 
+    # x_i ← Σ_s weights[i, s] P x[sources[i, s]], s = 0 the agent itself: a sum over slots, each of
+    # which is one neighbour of every agent, [lanes, ...]. On a ring two slots hold everything.
     def parents(slots: Sequence[int]) -> Sequence[Variables]:
         sources = [merger.gather(variables, round.sources[:, slot]) for slot in slots]
         permutations = align(merger, variables, sources, round)
@@ -147,6 +149,7 @@ def average(
             if repair:
                 of_parent = merger.repair.read(parent, round.matching())
                 goal = merger.add(goal, round.weights[:, slot], of_parent)
+    # REPAIR comes last: it corrects what recomputed statistics leave.
     if recompute and round.statistics is not None:
         total = merger.recompute(total, round.statistics())
     if repair:

@@ -56,8 +56,10 @@ def with_outer_optimizer(merge: Merge, optimizer: optax.GradientTransformation) 
         return OuterState(params, start(params), merge.init(variables))
 
     def apply(merger: Merger, variables: Variables, state: OuterState, round: MergeRound) -> Merged:
+        # Without statistics: they are recomputed below, for other parameters than the merge gives.
         merged = merge.apply(merger, variables, state.merge, round._replace(statistics=None))
         before, outer = state.params, state.optimizer
+        # Those of the round before are in the frame that agents had then.
         if merged.moved:
             for permutations in merged.permutations:
                 before, outer = merger.permute_state(permutations, variables, (before, outer))
@@ -65,7 +67,7 @@ def with_outer_optimizer(merge: Merge, optimizer: optax.GradientTransformation) 
         after = {**merged.variables, "params": params}
         if round.statistics is not None:
             after = merger.recompute(after, round.statistics())
-        kept = jax.tree.map(jnp.copy, params)
-        return merged._replace(variables=after, state=OuterState(kept, outer, merged.state))
+        anchor = jax.tree.map(jnp.copy, params)  # The agents' own will be donated.
+        return merged._replace(variables=after, state=OuterState(anchor, outer, merged.state))
 
     return merge._replace(apply=apply, init=init)

@@ -28,14 +28,11 @@ def column_stochastic(topology: Topology) -> Topology:
     """The given graph.
 
     Raises:
-      ValueError: unless its matrices' entries are not negative, every column sums to 1 and every
-        row has a positive entry (else that agent's push-sum weight vanishes), and it is connected.
+      ValueError: unless every column of its matrices sums to 1 and every row has a positive entry
+        (else that agent's push-sum weight vanishes), and it is connected.
     """
     for round, matrix in enumerate(topology.mixing_matrices):
         prefix = f"Push-sum cannot use the mixing matrix of {topology.name!r} in round {round}:"
-        if matrix.min() < 0:
-            i, j = np.unravel_index(matrix.argmin(), matrix.shape)
-            raise ValueError(f"{prefix} entry ({i}, {j}) is {matrix[i, j]:.6g}, below 0.")
         sums = matrix.sum(0)
         worst = int(np.abs(sums - 1).argmax())
         if abs(sums[worst] - 1) > 1e-6:
@@ -58,6 +55,7 @@ def stochastic_gradient_push() -> Gossip:
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
+        # What is mixed is x = w z; gradients are taken at z, and steps are made from x.
         held = descend(by_agent(jnp.multiply, params, state.weight), rate, g)
         weight = mix(exchange.matrix, state.weight)
         params = by_agent(jnp.divide, mix(exchange.matrix, held), weight)

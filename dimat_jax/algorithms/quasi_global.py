@@ -33,6 +33,7 @@ def quasi_global_momentum(
         # Without a step there is no direction of it.
         per_rate = jnp.where(rate > 0, 1 / rate, 0)
 
+        # (x − x⁺)/α is the direction in which the neighbourhood went, gradients of all of it.
         def follow(m, x, new):
             return mu * m + (1 - mu) * per_rate.astype(m.dtype) * (x - new)
 

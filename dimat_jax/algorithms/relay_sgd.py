@@ -52,6 +52,7 @@ def spanning_tree(topology: Topology) -> Topology:
             f"RelaySGD relays along edges that go both ways; by those of {topology.name!r} agents "
             f"{cut_off} are not connected with agent 0."
         )
+    # With one child each only a path grows; short trees take more children, and relay for more.
     trees = (grow(joined, most) for most in itertools.count(2))
     tree = next(tree for tree in trees if len(tree) == topology.agents)
     return from_graph(tree, f"spanning tree of {topology.name}")
@@ -114,6 +115,7 @@ def relayed(
       received: by each agent, in the step before; 0 in slots without a neighbour.
       exchange: who hears from whom.
     """
+    # On the chain 0 - 1 - 2, what arrives at 0 from 1 is x_1 + m_21, all of 1's but what 0 sent it.
     total = own + received.sum(1)
     arriving = total[exchange.sources] - received[exchange.sources, exchange.reverse_slots]
     return jax.vmap(jax.vmap(jnp.multiply))(exchange.slot_mask.astype(own.dtype), arriving)

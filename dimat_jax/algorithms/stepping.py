@@ -75,6 +75,7 @@ def gradient_update(model: Model, prepare: Prepare) -> Update:
         gradient, loss, changed = batch_gradient(
             model, prepare, variables, key, step, order, resident
         )
+        # Every pass runs the agent's own batch; only the one at its own parameters is training.
         statistics = {
             name: jax.tree.map(lambda new, old: jnp.where(at.own, new, old), changed[name], before)
             for name, before in carry.statistics.items()
@@ -91,50 +92,50 @@ def round_of(rounds: Exchange, turn: int | Int[Array, ""]) -> Exchange:
 
 
 def gossip_start(
-    gossip: Gossip, state: AgentState, rounds: Exchange
+    gossip: Gossip, agents: AgentState, rounds: Exchange
 ) -> tuple[AgentState, GossipState]:
-    """The agents, and what the method keeps, before its first step.
+    """The agents, and the method's state, before its first step.
 
     Args:
       gossip: the method.
-      state: of all agents, stacked.
+      agents: all of them, stacked.
       rounds: every round of the graph, stacked ``[period, ...]``.
     """
     first = round_of(rounds, 0)
-    params, method = gossip.init(state.variables["params"], first)
+    params, method = gossip.init(agents.variables["params"], first)
     points = gossip.points(params, method, first)
     gradients = jax.tree.map(jnp.zeros_like, (params, *points))
-    state = state._replace(variables={**state.variables, "params": params})
-    return state, GossipState(method, points, gradients, jnp.zeros_like(state.step))
+    state = GossipState(method, points, gradients, jnp.zeros_like(agents.step))
+    return agents._replace(variables={**agents.variables, "params": params}), state
 
 
 def gossip_resume(
-    gossip: Gossip, state: AgentState, kept: GossipState, rounds: Exchange
+    gossip: Gossip, agents: AgentState, state: GossipState, rounds: Exchange
 ) -> GossipState:
-    """What the method keeps, where something else has changed the agents' parameters."""
-    now = round_of(rounds, kept.turn[0])
-    return kept._replace(points=gossip.points(state.variables["params"], kept.method, now))
+    """The method's state, where something else has changed the agents' parameters."""
+    now = round_of(rounds, state.turn[0])
+    return state._replace(points=gossip.points(agents.variables["params"], state.method, now))
 
 
 def gossip_exchange(gossip: Gossip, schedule: optax.Schedule) -> Callable[..., Any]:
     """All agents' gradients are there: the method's update, and the points of the next step.
 
     Returns:
-      ``(state, kept, rounds) -> (state, kept)``, all but the rounds stacked.
+      ``(agents, state, rounds) -> (agents, state)``, all but the rounds stacked.
     """
 
     def update(
-        state: AgentState, kept: GossipState, rounds: Exchange
+        agents: AgentState, state: GossipState, rounds: Exchange
     ) -> tuple[AgentState, GossipState]:
-        now, then = round_of(rounds, kept.turn[0]), round_of(rounds, kept.turn[0] + 1)
-        rate = state.rate_scale[0] * schedule(state.step[0])
+        now, then = round_of(rounds, state.turn[0]), round_of(rounds, state.turn[0] + 1)
+        rate = agents.rate_scale[0] * schedule(agents.step[0])
         params, method = gossip.update(
-            state.variables["params"], kept.gradients, kept.method, now, rate
+            agents.variables["params"], state.gradients, state.method, now, rate
         )
         points = gossip.points(params, method, then)
-        variables = {**state.variables, "params": params}
-        state = state._replace(variables=variables, step=state.step + 1)
-        return state, GossipState(method, points, kept.gradients, kept.turn + 1)
+        variables = {**agents.variables, "params": params}
+        agents = agents._replace(variables=variables, step=agents.step + 1)
+        return agents, GossipState(method, points, state.gradients, state.turn + 1)
 
     return update
 
@@ -156,35 +157,36 @@ def gossip_training(
       stopwatch: gets the compile time.
 
     Returns:
-      ``run(state, kept, order, resident, rounds, steps) -> (state, kept)``. The memory of state and
-      kept is reused.
+      ``run(agents, state, order, resident, rounds, steps) -> (agents, state)``. The memory of
+      agents and state is reused.
     """
     own, other = (place(execution, np.full(execution.agents, own)) for own in (True, False))
     update = exchange(execution, gossip_exchange(gossip, schedule), stopwatch, donate=2)
 
     def step(carry: Any, order: Any, resident: Any, rounds: Exchange) -> Any:
-        state, kept = carry
-        params = state.variables["params"]
-        statistics = {name: x for name, x in state.variables.items() if name != "params"}
+        agents, state = carry
+        params = agents.variables["params"]
+        statistics = {name: x for name, x in agents.variables.items() if name != "params"}
 
         def one(moving, item):
             at, memory = item
-            operands = at, state.key, state.step, order
+            operands = at, agents.key, agents.step, order
             after = gradient_step(GradientPass(memory, *moving), operands, resident)
             return tuple(after[1:]), after.gradient
 
-        points = [At(params, own), *(At(point, other) for point in kept.points)]
-        items = list(zip(points, kept.gradients, strict=True))
-        moving = statistics, state.loss, state.diverged
+        # One pass of all agents for each point. Gradients are written over those of the last step.
+        points = [At(params, own), *(At(point, other) for point in state.points)]
+        items = list(zip(points, state.gradients, strict=True))
+        moving = statistics, agents.loss, agents.diverged
         (statistics, loss, diverged), gradients = for_each(execution, one, moving, items)
-        state = state._replace(
+        agents = agents._replace(
             variables={**statistics, "params": params}, loss=loss, diverged=diverged
         )
-        return update(state, kept._replace(gradients=tuple(gradients)), rounds)
+        return update(agents, state._replace(gradients=tuple(gradients)), rounds)
 
     steps = loop(execution, step, stopwatch)
 
-    def run(state, kept, order, resident, rounds, times):
-        return steps((state, kept), order, resident, rounds, times)
+    def run(agents, state, order, resident, rounds, times):
+        return steps((agents, state), order, resident, rounds, times)
 
     return run

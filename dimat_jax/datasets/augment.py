@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
-from dimat_jax.jaxprs import known
+from dimat_jax.jaxprs import named_jit
 from dimat_jax.types import Key
 
 Augmentation = Callable[..., UInt8[Array, "batch height width channels"]]
@@ -56,7 +56,7 @@ def flip_and_crop(
     return flip_and_shift(images, flip, corners - padding, padding)
 
 
-@functools.partial(known, static_argnums=3)
+@functools.partial(named_jit, static_argnums=3)
 def flip_and_shift(
     images: UInt8[Array | np.ndarray, "batch height width channels"],
     flipped: Int32[Array | np.ndarray, " batch"],

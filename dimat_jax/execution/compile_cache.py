@@ -10,7 +10,7 @@ import jax
 
 from dimat_jax.datasets.cache import default_directory
 
-LEAST_SECONDS = 0.1
+MIN_SECONDS = 0.1
 """What compiles faster is not kept."""
 
 
@@ -30,7 +30,7 @@ def keep_compilations() -> None:
         return
     if os.access(directory, os.W_OK):
         config.update("jax_compilation_cache_dir", str(directory))
-        config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+        config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
 
 
 def machine() -> str:

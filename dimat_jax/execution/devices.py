@@ -21,6 +21,7 @@ def virtual_devices(agents: int, cores: int | None = None) -> int:
     there is none below `MAX_CPU_DEVICES`, one device for each core, the last not quite full.
     """
     cores = cores or len(os.sched_getaffinity(0))
+    # 5 agents on 2 cores: 5 devices of one agent, none masked. 67 agents: 2 devices of 34 lanes.
     divisors = (d for d in range(cores, min(agents, MAX_CPU_DEVICES) + 1) if agents % d == 0)
     return next(divisors, min(agents, cores, MAX_CPU_DEVICES))
 

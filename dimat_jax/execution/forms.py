@@ -106,6 +106,7 @@ def loop(
 
         return run_sequential
 
+    # `times` is an array without elements: its length is known when the loop is compiled.
     def steps(carry, operands, resident, shared, times):
         def once(carry, _):
             return body(carry, operands, resident, shared), None
@@ -197,6 +198,7 @@ def for_each(execution: Execution, function: Callable[..., Any], carry: PyTree, 
             carry, result = function(carry, item)
             results.append(result)
         return carry, results
+    # [items, lanes, ...]: a scan over items inside the scan over steps.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
     carry, results = jax.lax.scan(function, carry, stacked)
     return carry, [jax.tree.map(lambda x: x[i], results) for i in range(len(items))]  # noqa: B023
@@ -236,10 +238,13 @@ def chunks_in_sequence(
     size = execution.lanes_at_once
     update = with_kernels(update, threads_each(execution))
 
+    # Lanes [start, start + size) of a device; `start` is an array on it, so that all chunks share
+    # one compiled call.
     def compute(carry, operands, resident, start):
         def pick(tree):
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 0), tree)
 
+        # A single lane is not vmapped: a convolution would become a grouped one.
         if size > 1:
             return jax.vmap(update, in_axes=(0, 0, None))(pick(carry), pick(operands), resident)
         one = jax.tree.map(lambda x: x[0], (pick(carry), pick(operands)))

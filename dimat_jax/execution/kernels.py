@@ -11,16 +11,15 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from dimat_jax.jaxprs import KNOWN
-from dimat_jax.symmetries.taps import bind
+from dimat_jax.jaxprs import Path, enter_or_bind, evaluate, named_call
 
 SWITCH = "DIMAT_JAX_CPU"
 """The environment variable which, set to 0, leaves everything to XLA all the same."""
@@ -60,8 +59,9 @@ def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[...
     """The same function, for CPU: what `dimat_jax_cpu` has by that, if it is installed.
 
     Convolutions that it does not have stay XLA's: in float64, grouped, of one or three dimensions,
-    with dilated kernels; so does all that is in loops and branches. What is returned can be jitted
-    and sharded, but not differentiated: take gradients inside.
+    with dilated kernels; so does all that is in loops and branches. Calls (jit, checkpoint, custom
+    derivatives) are entered. What is returned can be jitted and sharded, but not differentiated:
+    take gradients inside.
 
     Args:
       function: of pytrees of arrays.
@@ -70,51 +70,37 @@ def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[...
     if not installed():
         return function
 
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        # Before it is entered: a named function is a call, too.
+        fast = _convolution(eqn, threads) or _function(eqn, threads)
+        if fast is None:
+            return enter_or_bind(path, eqn, operands, equation)
+        return jax.tree.leaves(fast(*operands))
+
     def run(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        outputs = _evaluate(closed, jax.tree.leaves(args), threads)
+        outputs = evaluate(closed, jax.tree.leaves(args), equation)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return run
 
 
-def _evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], threads: int) -> list[Any]:
-    """Evaluates a jaxpr, parts of it by kernels."""
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(var) for var in eqn.invars]
-        fast = _convolution(eqn, threads) or _function(eqn, threads)
-        if fast is not None:
-            outputs = jax.tree.leaves(fast(*operands))
-        elif eqn.primitive.name in ("jit", "pjit"):
-            outputs = _evaluate(eqn.params["jaxpr"], operands, threads)
-        else:
-            outputs = bind(jaxpr, eqn, operands)
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
-
-
 def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:
-    """What computes an equation, if it calls a `known` function that `dimat_jax_cpu` has.
+    """What computes an equation, if it calls a `named_jit` function that `dimat_jax_cpu` has.
 
     A call keeps its name when it is vmapped or differentiated: the shapes tell.
     """
-    name = eqn.params.get("name")
-    if not isinstance(name, str) or not name.startswith(KNOWN):
+    name = named_call(eqn)
+    if name is None:
         return None
+    # What XLA makes of arrays without elements is nothing; kernels need not know of it.
     arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
     if any(0 in x.shape for x in arrays):
         return None
     floats = {x.dtype for x in arrays} == {jnp.dtype(jnp.float32)}
     import dimat_jax_cpu
 
-    match name.removeprefix(KNOWN), arrays:
+    match name, arrays:
         case "channel_sums", [x, y, *sums] if floats and x.shape == y.shape:
             if [z.shape for z in sums] == 2 * [x.shape[-1:]]:
                 return functools.partial(dimat_jax_cpu.channel_sums, threads=threads)
@@ -144,6 +130,7 @@ def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array]
     p = eqn.params
     arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars)]
     images, _, result = arrays
+    # Padding at the end need not be known: the result's shape says where to stop.
     corner = [before for before, _ in p["padding"]]
     steps = [p[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
     if (
@@ -156,8 +143,15 @@ def _convolution(eqn: JaxprEqn, threads: int) -> Callable[[Array, Array], Array]
         return None
     import dimat_jax_cpu
 
+    # The passes of one layer, as JAX writes them for NHWC images and HWIO kernels:
+    #   forward           images NHWC, kernel HWIO, strides
+    #   images' gradient  the same, inputs and outputs of the kernel exchanged, strides as dilation
+    #   kernel's gradient batch and channels exchanged: the batch is summed over, strides lie apart
     top, left = corner
     stride, dilation, apart = (down for down, _ in steps)
+    # JAX writes the gradient of the images as a convolution of the result's gradient, dilated by
+    # the stride, with the kernel turned round; and that of the kernel as one of the images with the
+    # result's gradient, batch and channels exchanged, whose window is dilated by the stride.
     lhs, kernel, out = p["dimension_numbers"]
     forward = (lhs, out) == (IMAGES, IMAGES) and kernel in (KERNEL, KERNEL_SWAPPED)
     if forward and apart == 1 and 1 in (stride, dilation):

@@ -105,6 +105,7 @@ def choose_execution(
             f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
             stacklevel=2,
         )
+    # As few lanes as so many devices allow: the fullest device decides how long a step takes.
     lanes = -(-agents // devices)
     sequential = on_cpu and convolutions
     at_once = min(lanes, agents_at_once or (1 if sequential else lanes))

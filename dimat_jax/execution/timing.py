@@ -37,7 +37,7 @@ class Stopwatch:
             self._seconds[part] = self._seconds.get(part, 0.0) + timer.seconds
 
     def take(self) -> dict[str, float]:
-        """Returns the seconds by part since the last call, and starts anew."""
+        """Returns the seconds by part since the last call, and starts from zero."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dimat_jax.matching.assignment import Key, assign, positions_of
-from dimat_jax.matching.costs import CONSTANT, COSTS
+from dimat_jax.matching.assignment import assign, positions_of
+from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
 from dimat_jax.registry import choose
-from dimat_jax.symmetries import Permutations, Symmetries, read_sites
+from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, read_sites
 from dimat_jax.types import Model
 
 SITES = ("all", "last")
-Activations = Mapping[Key, Sequence[Float[Array, "..."]]]
+Activations = Mapping[GroupKey, Sequence[Float[Array, "..."]]]
 
 
 class Moments(NamedTuple):
@@ -49,11 +49,11 @@ class Moments(NamedTuple):
 
 def cross_moments(
     symmetries: Symmetries, target: Activations, source: Activations
-) -> dict[Key, list[Moments]]:
+) -> dict[GroupKey, list[Moments]]:
     """Moments of two networks' activations on the same inputs.
 
     Pure; it can be jitted, vmapped (over agents or edges) and sharded. The moments of several
-    batches are joined by `combine_moments`.
+    batches are put together by `combine_moments`.
 
     Args:
       symmetries: The groups.
@@ -66,7 +66,7 @@ def cross_moments(
       Those of a key that varies along positions (scanned layers) carry these axes in front.
     """
 
-    def of_key(key: Key) -> list[Moments]:
+    def of_key(key: GroupKey) -> list[Moments]:
         moments = _site_moments
         for _ in positions_of(symmetries, key):
             moments = jax.vmap(moments)
@@ -87,6 +87,7 @@ def _flatten(
 def _site_moments(
     target: Float[Array, "examples units"], source: Float[Array, "examples units"]
 ) -> Moments:
+    # Activations in bfloat16 are summed in float32, those in float64 as they are.
     precise = jnp.promote_types(target.dtype, jnp.float32)
     target, source = target.astype(precise), source.astype(precise)
     target_mean, source_mean = target.mean(0), source.mean(0)
@@ -102,14 +103,16 @@ def _site_moments(
 
 
 def combine_moments(
-    first: dict[Key, list[Moments]], second: dict[Key, list[Moments]]
-) -> dict[Key, list[Moments]]:
+    first: dict[GroupKey, list[Moments]], second: dict[GroupKey, list[Moments]]
+) -> dict[GroupKey, list[Moments]]:
     """Moments of two batches together (Chan, Golub and LeVeque 1983); associative."""
     return jax.tree.map(_combine, first, second, is_leaf=lambda node: isinstance(node, Moments))
 
 
 def _combine(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
+    # With d the difference of the means: mean = mean_a + d n_b / n, and the sums of squares of
+    # deviations grow by d² n_a n_b / n, likewise those of products.
     share, weight = b.count / count, a.count * b.count / count
     target_step, source_step = b.target_mean - a.target_mean, b.source_mean - a.source_mean
     products = target_step[..., :, None] * source_step[..., None, :]
@@ -124,8 +127,8 @@ def _combine(a: Moments, b: Moments) -> Moments:
 
 
 def scores(
-    moments: dict[Key, list[Moments]], cost: str = "correlation", sites: str = "all"
-) -> dict[Key, Float[Array, "..."]]:
+    moments: dict[GroupKey, list[Moments]], cost: str = "correlation", sites: str = "all"
+) -> dict[GroupKey, Float[Array, "..."]]:
     """Scores of each unit of the target (rows) with each one of the source, summed over sites.
 
     Args:
@@ -143,6 +146,7 @@ def scores(
     """
     choose("cost", cost, COSTS)
     choose("choice of sites", sites, SITES)
+    # Sites are in network order.
     first = 0 if sites == "all" else -1
     return {
         key: reduce(jnp.add, [_site_scores(site, cost) for site in of_sites[first:]])
@@ -168,7 +172,9 @@ def _inverse_deviation(
     count: Float[Array, "*lead 1"],
 ) -> Float[Array, "*lead units"]:
     """One over the root of the sum of squares; 0 for constant units."""
-    constant = square <= count * jnp.square(CONSTANT * mean)
+    # Rounding leaves a constant unit a deviation of about 1e-7 of its mean, with which others would
+    # correlate.
+    constant = square <= count * jnp.square(CONSTANT_TOLERANCE * mean)
     return jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, square)))
 
 
@@ -215,7 +221,7 @@ def _network_moments(
     target: Any,
     source: Any,
     *inputs: Any,
-) -> dict[Key, list[Moments]]:
+) -> dict[GroupKey, list[Moments]]:
     read = read_sites(symmetries, model_or_function)
     return cross_moments(symmetries, read(target, *inputs), read(source, *inputs))
 

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dimat_jax.matching.joint import Chosen, Table, solve
-from dimat_jax.symmetries import Permutations, Symmetries
+from dimat_jax.symmetries import GroupKey, Permutations, Symmetries
 from dimat_jax.symmetries.groups import shape_of
 
-Key = tuple[str, ...]
-Scores = Mapping[Key, Float[Array | np.ndarray, "..."]]
+Scores = Mapping[GroupKey, Float[Array | np.ndarray, "..."]]
 """For each set of groups `[*lead, *positions, units, units]`; `units` is their sizes' product."""
 
 
@@ -49,6 +48,8 @@ def assign(symmetries: Symmetries, scores: Scores) -> Permutations:
     Raises:
       NotFinite: If a score is not finite.
     """
+    # The callback gets and gives NumPy arrays: JAX called from within it could wait for the very
+    # computation that waits for it.
     host = partial(_assign_on_host, symmetries)
     if any(isinstance(table, jax.core.Tracer) for table in scores.values()):
         shapes = _shapes(symmetries, scores)
@@ -102,23 +103,25 @@ def _shapes(symmetries: Symmetries, scores: Scores) -> dict[str, jax.ShapeDtypeS
     }
 
 
-def _components(keys: Sequence[Key]) -> list[set[str]]:
+def _components(keys: Sequence[GroupKey]) -> list[set[str]]:
     """Sets of groups that some key names together, directly or through others."""
+    # Keys (q, h), (v, h) and (m): one component {q, v, h}, solved jointly, and one {m}.
     components: list[set[str]] = []
     for key in keys:
-        joined = [c for c in components if c & set(key)]
-        components = [c for c in components if c not in joined] + [set(key).union(*joined)]
+        touched = [c for c in components if c & set(key)]
+        components = [c for c in components if c not in touched] + [set(key).union(*touched)]
     return components
 
 
-def positions_of(symmetries: Symmetries, key: tuple[str, ...]) -> tuple[str, ...]:
+def positions_of(symmetries: Symmetries, key: GroupKey) -> tuple[str, ...]:
     """The fixed positions along which some group of a key varies: leading axes of its scores."""
     outer = {name for group in key for name in symmetries.groups[group].outer}
     return tuple(name for name in symmetries.positions if name in outer)
 
 
-def _assign_one(symmetries: Symmetries, scores: Mapping[Key, np.ndarray]) -> Chosen:
+def _assign_one(symmetries: Symmetries, scores: Mapping[GroupKey, np.ndarray]) -> Chosen:
     """Assigns every group from scores without leading axes."""
+    # Units of heads x size: [*positions, units, units] is [*positions, heads, size, heads, size].
     outer = {name: group.outer for name, group in symmetries.groups.items()}
     order = sorted(symmetries.groups, key=lambda name: len(outer[name]))
     chosen: Chosen = {}

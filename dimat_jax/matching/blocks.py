@@ -42,6 +42,8 @@ def layouts(symmetries: Symmetries, path: str, shape: tuple[int, ...]) -> Iterat
       ValueError: If parts are concatenated inside a product with another group, of which no block
         can be made.
     """
+    # A kernel [c | d, h·u] of [16 + 32, 2·5] has two blocks, of rows 0:16 and 16:48, each with the
+    # shape [rows, 2, 5], and on them the groups c (or d) on axis 0, h on 1 and u on 2.
     here = [(n, s) for n, g in symmetries.groups.items() for s in g.sites if s.path == path]
     everything = [place for _, site in here for place in _places(site)]
     segments = [_segments(axis, size, everything) for axis, size in enumerate(shape)]
@@ -97,6 +99,7 @@ def _layout(
 
 def _strides(axis: int, length: int, places: Sequence[Place]) -> list[int]:
     """Where the factors of a segment begin and end, as strides from the largest; at least one."""
+    # h·u of 2·5 has strides 10, 5, 1: h lies between 10 and 5, u between 5 and 1.
     inner = {p.factor[2] for p in places if p.axis == axis}
     outer = {p.factor[1] * p.factor[2] for p in places if p.axis == axis}
     return sorted({1, length} | inner | outer, reverse=True) if length > 1 else [1, 1]

@@ -2,5 +2,5 @@
 
 COSTS = ("correlation", "covariance", "inner_product")
 
-CONSTANT = 1e-5
+CONSTANT_TOLERANCE = 1e-5
 """What deviates from its mean by less than this fraction of it is taken for constant."""

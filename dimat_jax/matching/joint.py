@@ -2,6 +2,21 @@
 
 The score of a pair of units then depends on several permutations. They are chosen group by group,
 those that vary along another group after it, by coordinate descent.
+
+An example: 4 heads of 16 units each, the units varying along the heads. Two networks' activations
+[tokens, 4, 16] give a table ``values[h, e, k, f]`` of shape [4, 16, 4, 16]: how well unit e of the
+target's head h goes with unit f of the source's head k. Wanted are a permutation p of the heads
+and, for each target head h, one q[h] of the units, with the largest
+Σ_h Σ_e values[h, e, p[h], q[h, e]].
+
+1. `group_scores` for the heads, [4, 4]: for each pair h, k the total of the best assignment of the
+   16 units, so 16 linear assignments. Assigning heads by it gives p.
+2. `fix` applies p: values[h, :, p[h], :], shape [4, 16, 16], the heads now one fixed axis.
+3. `group_scores` for the units is that array, and its 4 linear assignments give q [4, 16].
+
+That is exact, because the units of different heads do not meet. With groups that do not vary along
+each other (two streams' units in one tensor) step 1 is an upper bound only, and `solve` goes on to
+`improve` one group given the others until none gets better.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +38,7 @@ Chosen = dict[str, Int[np.ndarray, "..."]]
 """Permutations `[*outer, units]` of the groups chosen so far."""
 
 
-Scores = Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]]
+ScoreFunction = Callable[[str, Chosen], Float[np.ndarray, "*outer units units"]]
 """Scores of one group's units, target by source, given the permutations chosen so far."""
 
 
@@ -51,8 +66,11 @@ def _reduce(values: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> 
 
 def fix(table: Table, group: str, permutation: np.ndarray, outer: Outer) -> Table:
     """Applies a permutation to the source: the group's two axes become one fixed axis."""
+    # Target axis to the front, source axis to the back, and there the chosen source unit is taken.
     axis, lead, width = table.groups.index(group), len(table.fixed), len(table.groups)
     values = np.moveaxis(table.values, (lead + axis, lead + width + axis), (lead, -1))
+    # The permutation's axes are in the order of `outer`, the table's in that in which groups were
+    # fixed: transposed to it, and with axes of size 1 for what the group does not vary along.
     names, varying = (*table.fixed, group), (*outer[group], group)
     index = permutation.transpose([varying.index(name) for name in names if name in varying])
     index = np.expand_dims(index, [i for i, name in enumerate(names) if name not in varying])
@@ -68,11 +86,13 @@ def group_scores(table: Table, group: str, outer: Outer) -> Float[np.ndarray, ".
     pair of units: exact for a group that varies along this one, an upper bound for others.
     """
     axis, width = table.groups.index(group), len(table.groups)
+    # Axes along which no group of the table varies can be summed first: it is linear in them.
     needed = {name for other in table.groups for name in outer[other]}
     names = [name for name in table.fixed if name in needed]
     values = _reduce(table.values, table.fixed, names)
     lead = len(names)
     values = np.moveaxis(values, (lead + axis, lead + width + axis), (lead, lead + 1))
+    # What is left are target units, then source units, of all other groups: two halves.
     if width > 1:
         rest = int(np.sqrt(np.prod(values.shape[lead + 2 :])))
         values = best_total(values.reshape(*values.shape[: lead + 2], rest, rest))
@@ -86,7 +106,7 @@ def fix_all(table: Table, chosen: Chosen, outer: Outer) -> Table:
     return table
 
 
-def choose(groups: Sequence[str], chosen: Chosen, scores: Scores) -> Chosen:
+def choose_in_turn(groups: Sequence[str], chosen: Chosen, scores: ScoreFunction) -> Chosen:
     """Chooses the named groups in turn, given those chosen already."""
     for group in groups:
         chosen = {**chosen, group: assign_units(scores(group, chosen))}
@@ -94,15 +114,19 @@ def choose(groups: Sequence[str], chosen: Chosen, scores: Scores) -> Chosen:
 
 
 def improve(
-    group: str, chosen: Chosen, outer: Outer, scores: Scores, total: Callable[[Chosen], float]
+    group: str,
+    chosen: Chosen,
+    outer: Outer,
+    scores: ScoreFunction,
+    total: Callable[[Chosen], float],
 ) -> Chosen:
-    """Chooses a group anew, and with it those that vary along it, if the total grows by that."""
+    """Chooses a group again, and with it those that vary along it, if the total grows by that."""
     again = sorted(
         (name for name in chosen if name == group or group in outer[name]),
         key=lambda name: len(outer[name]),
     )
     others = {name: chosen[name] for name in chosen if name not in again}
-    proposal = choose(again, others, scores)
+    proposal = choose_in_turn(again, others, scores)
     before = total(chosen)
     return proposal if total(proposal) > before + TOLERANCE * abs(before) else chosen
 
@@ -129,7 +153,8 @@ def solve(tables: Sequence[Table], groups: Sequence[str], outer: Outer) -> Chose
     def total(chosen: Chosen) -> float:
         return sum(float(fix_all(table, chosen, outer).values.sum()) for table in tables)
 
-    chosen = choose(groups, {}, scores)
+    # The total grows by more than a fraction of it each time, and has a bound: this ends.
+    chosen = choose_in_turn(groups, {}, scores)
     improving = len(groups) > 1
     while improving:
         before = chosen

@@ -22,6 +22,8 @@ def assign_units(
     Returns:
       For each unit of the target its unit of the source.
     """
+    # A preference for small moves, smaller than any real difference of scores: among units whose
+    # scores are equal, as those of dead ones are, the one of the same index wins.
     units = scores.shape[-1]
     distance = np.square(np.subtract.outer(np.arange(units), np.arange(units)) / units)
     assigned = []

@@ -54,10 +54,12 @@ def match_universe(
         sweep_key = jax.random.fold_in(key, sweep)
         moved = False
         for agent in map(int, jax.random.permutation(sweep_key, len(networks))):
+            # From the second sweep on the network is in the sum, and is matched with the others.
             if sweep:
                 total = jax.tree.map(np.subtract, total, aligned[agent])
             visit = jax.random.fold_in(sweep_key, agent)
             step = match_weights(symmetries, total, aligned[agent], visit)
+            # A step from where it stands by now: composed with those before.
             if not is_identity(step):
                 chosen[agent] = compose(chosen[agent], step)
                 aligned[agent] = jax.device_get(permute(symmetries, step, aligned[agent]))

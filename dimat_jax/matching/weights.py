@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 from dimat_jax import registry
 from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
-from dimat_jax.matching.costs import CONSTANT, COSTS
-from dimat_jax.matching.joint import Chosen, Outer, Table, choose, group_scores, improve
+from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
+from dimat_jax.matching.joint import Chosen, Outer, Table, choose_in_turn, group_scores, improve
 from dimat_jax.symmetries import Permutations, Symmetries, permute
 from dimat_jax.symmetries.groups import path_name, shape_of
 from dimat_jax.types import Key
 
-JOINT = 2**24
+MAX_JOINT_ENTRIES = 2**24
 """Largest number of entries of a table over several groups; beyond it their best is bounded."""
 
 
@@ -72,6 +72,7 @@ def match_weights(
     registry.choose("cost", cost, COSTS)
     outer = {name: group.outer for name, group in symmetries.groups.items()}
     blocks = _blocks(symmetries, target, source, cost)
+    # The host's generator, seeded by the key: nothing of JAX runs within the loop.
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     chosen = _start(symmetries, blocks, outer)
     for _ in range(max_iterations):
@@ -129,6 +130,8 @@ def matching_objective(
 def _weights(symmetries: Symmetries, variables: Any) -> dict[str, Any]:
     """Path to leaf, of the leaves below `params` that carry a group; all of it if none is there."""
     below = "params/" if isinstance(variables, Mapping) and "params" in variables else ""
+    # BatchNorm's statistics carry groups, but a network is not its statistics. A group may stand on
+    # nothing else, though (a normalisation without a scale), and must be matched by something.
     counted: set[str] = set()
     for group in symmetries.groups.values():
         paths = {site.path for site in group.sites}
@@ -145,8 +148,9 @@ def _prepared(leaf: Any, cost: str) -> Any:
     centred = leaf - leaf.mean()
     if cost == "covariance":
         return centred / leaf.size**0.5
+    # A leaf of equal values, as biases are before training, has no direction: its product is 0.
     square, mean = (centred**2).sum(), leaf.mean()
-    constant = square <= leaf.size * (CONSTANT * mean) ** 2
+    constant = square <= leaf.size * (CONSTANT_TOLERANCE * mean) ** 2
     return centred * (1 - constant) / (square + constant) ** 0.5
 
 
@@ -170,14 +174,18 @@ def _start(symmetries: Symmetries, blocks: Sequence[Block], outer: Outer) -> Cho
         for name in outer
         for shape in [shape_of(symmetries, name)]
     }
+    # In the order in which the model reads groups, but each after those that it varies along.
     rank = {name: i for i, name in enumerate(outer)}
     after = {name: max(rank.get(o, 0) for o in (name, *outer[name])) for name in outer}
     order = sorted(outer, key=lambda name: (after[name], len(outer[name])))
-    passed = choose(order, {}, lambda group, chosen: _scores(group, chosen, {}, blocks, outer))
+    passed = choose_in_turn(
+        order, {}, lambda group, chosen: _scores(group, chosen, {}, blocks, outer)
+    )
     return max(identity, passed, key=lambda chosen: _total(chosen, blocks, outer))
 
 
 def _improve(group: str, chosen: Chosen, blocks: Sequence[Block], outer: Outer) -> Chosen:
+    # The total over other blocks does not change: they need not be looked at.
     again = {name for name in outer if name == group or group in outer[name]}
     touched = [b for b in blocks if again & {o.group for o in b.occurrences}]
     return improve(
@@ -204,6 +212,7 @@ def _permuted(
         if not outer:
             source = source.take(chosen[group], axis)
             continue
+        # [heads, units] onto the block's axes where heads and units stand, in their order there.
         varying = (*outer, axis)
         index = chosen[group].transpose(np.argsort(varying))
         index = np.expand_dims(index, [d for d in range(source.ndim) if d not in varying])
@@ -237,6 +246,8 @@ def _table(block: Block, here: Occurrence, chosen: Chosen, previous: Chosen, out
     """The scores at one occurrence of a group, jointly with undecided groups that vary along it."""
     known, joint, undecided = _roles(block, here, chosen, previous, outer)
     source = _permuted(block.source, known, {**previous, **chosen})
+    # The group's axis and those of groups chosen with it are units; axes along which they vary stay
+    # apart, one matrix for each index; everything else is summed over, as weights that must agree.
     free = [here.axis, *(other.axis for other in joint)]
     names = {
         axis: name
@@ -262,6 +273,8 @@ def _roles(
     """
     known, joint, undecided = [], [], []
     for other in sorted(block.occurrences, key=lambda o: len(o.outer)):
+        # Nested: the other varies along this group. Elsewhere: this group again on another axis of
+        # the same leaf (a recurrent kernel), or something that varies along that one.
         nested = here.axis in other.outer
         elsewhere = here.group in (other.group, *outer[other.group]) and not nested
         if other == here:
@@ -272,8 +285,9 @@ def _roles(
             joint.append(other)
         else:
             undecided.append(other.axis)
+    # Up to 64 heads of 64 units, a table of 4096 x 4096; beyond, a bound on the best does instead.
     units = math.prod(block.target.shape[o.axis] for o in (here, *joint))
-    if units**2 > JOINT:
+    if units**2 > MAX_JOINT_ENTRIES:
         return known, [], undecided + [o.axis for o in joint]
     return known, joint, undecided
 

@@ -72,7 +72,7 @@ def activation_matcher(
     abstract: tuple[Variables, jax.ShapeDtypeStruct],
     stopwatch: Stopwatch,
 ) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
-    """Builds ``(target, sources, batches) -> permutations``, one a source.
+    """Builds ``(target, sources, batches) -> permutations``, one per source.
 
     Those of each agent bring the source into the frame of ``target``, by activations on the agent's
     batches. None at all for a model without hidden units to align.
@@ -92,6 +92,8 @@ def activation_matcher(
         target: Variables, sources: Sequence[Variables], batches: Batches
     ) -> list[Permutations]:
         with stopwatch.measure("match"):
+            # All sources of a call share the target's forward passes: moments are summed over the
+            # batches on the devices, and only scores [units, units] come to the host.
             nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
             operands = target, tuple(sources), batches.rows
             state = matching(batches.spec)(nothing, operands, batches.images, batches.number)
@@ -105,7 +107,7 @@ def activation_matcher(
 def weight_matcher(
     execution: Execution, symmetries: Symmetries, stopwatch: Stopwatch
 ) -> Callable[[Variables, Sequence[Variables], Key], list[Permutations]]:
-    """Builds ``(target, sources, key) -> permutations``, one a source, on the host."""
+    """Builds ``(target, sources, key) -> permutations``, one per source, on the host."""
 
     def match(target: Variables, sources: Sequence[Variables], key: Key) -> list[Permutations]:
         if not symmetries.groups:

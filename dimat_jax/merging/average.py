@@ -45,7 +45,7 @@ def merge(
     Args:
       symmetries: the model's permutation groups.
       variables_list: the networks' variables.
-      weights: one a network.
+      weights: one per network.
       permutations_list: one dict a network, group name → integer ``[*outer, size]``; a group that
         is absent stays as it is.
 
@@ -104,6 +104,7 @@ def permute_state(
         def reorder(params: Any) -> Any:
             return permute(symmetries, permutations, {**variables, "params": params})["params"]
 
+        # Further axes before the parameters': a relay's messages are [slots, ...] of each agent.
         for _ in range(before):
             reorder = jax.vmap(reorder)
         return reorder(part)

@@ -30,6 +30,7 @@ def common_frame(
       Group name → ``[agents, *outer, units]``; None unless everyone is heard of by agent 0, through
       others or directly.
     """
+    # On a ring of 4, agent 0 hears of 1 and 3, and 2 is reached through 1: Q_2 is P_12, then P_01.
     frames: dict[int, Mapping[str, Any]] = {0: {}}
     queue = deque([0])
     while queue:

@@ -18,19 +18,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import JaxprEqn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from dimat_jax.execution.forms import Update, map_agents, repeat
 from dimat_jax.execution.placement import Execution, zeros
 from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.jaxprs import Path, enter_or_bind, evaluate
 from dimat_jax.merging.batches import Batches
-from dimat_jax.merging.units import Dims, Unit, Units, Where, find_units
+from dimat_jax.merging.units import Dims, Unit, Units, find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.symmetries.groups import path_name
-from dimat_jax.symmetries.taps import bind
-from dimat_jax.symmetries.walk import called
 from dimat_jax.types import Model, Prepare, Variables
 
 EPSILON = 1e-5
@@ -88,14 +87,16 @@ def batch_preactivations(
       Two dicts, path of the bias → array of its shape: of what was there before correction.
     """
     units = find_units(symmetries, model, variables, x)
-    by_place = {unit.where: unit for unit in units.found}
+    by_path = {unit.path: unit for unit in units.found}
     means: dict[str, Array] = {}
     variances: dict[str, Array] = {}
 
-    def visit(where: Where, value: Array) -> Array:
-        unit = by_place.get(where)
-        if unit is None:
-            return value
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+        outputs = enter_or_bind(path, eqn, operands, equation)
+        return [corrected(by_path[path], *outputs)] if path in by_path else outputs
+
+    def corrected(unit: Unit, value: Array) -> Array:
+        # A convolution's value [batch, H, W, units] with dims (3,): all but the units are averaged.
         others = tuple(d for d in range(value.ndim) if d not in unit.dims)
         mean = value.mean(others, keepdims=True)
         variance = jnp.square(value - mean).mean(others, keepdims=True)
@@ -107,12 +108,13 @@ def batch_preactivations(
         scale = to_axes(wanted.deviation, unit.dims, value.ndim) / jnp.sqrt(variance + EPSILON)
         return (value - mean) * scale + to_axes(wanted.mean, unit.dims, value.ndim)
 
-    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), visit, ())
+    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), equation)
     return means, variances
 
 
 def to_axes(values: Array, dims: Dims, ndim: int) -> Array:
     """Puts each axis where ``dims`` says among ``ndim`` axes, the others of size 1."""
+    # A bias [units] with dims (3,) among 4 axes becomes [1, 1, 1, units].
     wide = [(dim, values.shape[axis]) for axis, dim in enumerate(dims) if dim is not None]
     order = np.argsort([dim for dim, _ in wide])
     shape = [dict(wide).get(dim, 1) for dim in range(ndim)]
@@ -124,28 +126,6 @@ def from_axes(values: Array, dims: Dims, shape: tuple[int, ...]) -> Array:
     wide = [dim for dim in dims if dim is not None]
     rest = [dim for dim in range(values.ndim) if dim not in wide]
     return values.transpose(*wide, *rest).reshape(shape)
-
-
-def evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], visit: Callable[..., Array], where: Where
-) -> list[Any]:
-    """Evaluates a jaxpr; each equation's first output is what ``visit(where, output)`` gives."""
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
-
-    for index, eqn in enumerate(jaxpr.eqns):
-        operands, inner = [read(var) for var in eqn.invars], called(eqn)
-        if inner is None:
-            outputs = bind(jaxpr, eqn, operands)
-            outputs[:1] = [visit((*where, index), x) for x in outputs[:1]]
-        else:
-            outputs = evaluate(inner, operands, visit, (*where, index))
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
 
 
 def mean_preactivations(total: PreactivationSum) -> Goal:
@@ -174,6 +154,8 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     leaves = {path_name(path): leaf for path, leaf in flat}
     for unit in units:
         had, wanted = found[unit.bias], goal[unit.bias]
+        # y = gain · x + bias has the mean m and the deviation s; (y − m) s'/s + m' has m' and s',
+        # and is a gain times x plus a bias again.
         scale = wanted.deviation / had.deviation
         gain = leaves[unit.gain]
         leaves[unit.gain] = gain * to_axes(scale, unit.axes, gain.ndim)

@@ -63,6 +63,7 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
         _, state = model.apply(state, x, train=True, key=jax.random.key(0))
         return take(jax.tree.leaves(state["batch_stats"]))
 
+    # BatchNorm of momentum m: from 0 comes (1 - m) batch, from LARGE comes m LARGE (to rounding).
     start = [jnp.stack([jnp.zeros_like(x), jnp.full_like(x, LARGE)]) for x in take(leaves)]
     return replaced([share / (1 - far / LARGE) for share, far in jax.vmap(after)(start)])
 

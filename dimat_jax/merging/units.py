@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from dimat_jax.symmetries.discovery import as_function
+from dimat_jax.jaxprs import CONTROL_FLOW, Path, called, evaluate
+from dimat_jax.symmetries.analysis import as_function
 from dimat_jax.symmetries.groups import Symmetries, path_name
-from dimat_jax.symmetries.walk import called, var_shape
+from dimat_jax.symmetries.reasons import Reason
+from dimat_jax.symmetries.walk import var_shape
 
-Where = tuple[int, ...]
-"""An equation: indices into nested jaxprs."""
 Dims = tuple[int | None, ...]
 """For each axis of a value: the axis of a leaf that stands there, or None."""
 
@@ -28,7 +28,7 @@ class Unit(NamedTuple):
     """One layer's preactivations.
 
     Attributes:
-      where: the equation whose output they are.
+      path: of the equation whose output they are.
       bias: path of the leaf that is added.
       gain: path of the leaf that they are proportional to.
       dims: for each axis of the bias, which axis of the preactivations it is; None if of size 1.
@@ -36,7 +36,7 @@ class Unit(NamedTuple):
       shape: of the bias.
     """
 
-    where: Where
+    path: Path
     bias: str
     gain: str
     dims: Dims
@@ -89,15 +89,17 @@ def find_units(
     closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     shapes = {path_name(path): tuple(leaf.shape) for path, leaf in flat}
+    # A leaf is proportional to itself, axis by axis.
     values = [
         Value(leaves=frozenset([path]), gains={path: tuple(range(len(shape)))})
         for path, shape in shapes.items()
     ]
     values += [Value(varies=True)] * (len(closed.jaxpr.invars) - len(values))
-    record = Record(shapes, [], Counter(), set())
+    record = Findings(shapes, [], Counter(), set())
     _walk(record, closed, values, ())
     carrying = {site.path for group in symmetries.groups.values() for site in group.sites}
-    outputs = {frozen.path for frozen in symmetries.frozen if frozen.why == "an output"}
+    outputs = {f.path for f in symmetries.frozen if f.cause.reason is Reason.OUTPUT}
+    # A leaf that activations meet twice cannot be changed for one of the two places only.
     found = tuple(
         unit
         for unit, _ in record.found
@@ -108,7 +110,7 @@ def find_units(
     return Units(closed, found, missing)
 
 
-class Record(NamedTuple):
+class Findings(NamedTuple):
     """What the walk leaves behind.
 
     Attributes:
@@ -125,54 +127,49 @@ class Record(NamedTuple):
 
 
 def _walk(
-    record: Record, closed: ClosedJaxpr, inputs: Sequence[Value], where: Where
+    record: Findings, closed: ClosedJaxpr, inputs: Sequence[Value], path: Path
 ) -> list[Value]:
-    env = dict.fromkeys(closed.jaxpr.constvars, Value())
-    env.update(zip(closed.jaxpr.invars, inputs, strict=True))
-
-    def read(var: Any) -> Value:
-        return Value() if isinstance(var, Literal) else env[var]
-
-    for index, eqn in enumerate(closed.jaxpr.eqns):
-        operands = [read(var) for var in eqn.invars]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         inner = called(eqn)
         if inner is not None:
-            outputs = _walk(record, inner, operands, (*where, index))
-        else:
-            outputs = _equation(record, eqn, operands, (*where, index))
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in closed.jaxpr.outvars]
+            return _walk(record, inner, operands, path)
+        return _equation(record, eqn, operands, path)
+
+    return evaluate(closed, inputs, equation, lambda _: Value(), path)
 
 
-def _equation(record: Record, eqn: JaxprEqn, operands: list[Value], where: Where) -> list[Value]:
+def _equation(record: Findings, eqn: JaxprEqn, operands: list[Value], path: Path) -> list[Value]:
     varies = any(value.varies for value in operands)
     fixed = [value for value in operands if not value.varies]
-    loop = eqn.primitive.name in LOOPS
+    loop = eqn.primitive.name in CONTROL_FLOW
     if varies:
         # In a loop a leaf may be used any number of times.
         record.uses.update(
             leaf for value in fixed for leaf in value.leaves for _ in range(1 + loop)
         )
     contracted = eqn.primitive.name in CONTRACTIONS
+    # A layer begins where activations meet a kernel; what follows until the next one is its own.
     if loop or (contracted and varies):
         kernels = frozenset(leaf for value in fixed for leaf in value.leaves)
         record.kernels.update(kernels)
     else:
         kernels = frozenset().union(*(value.kernels for value in operands))
-    gains = RULES.get(eqn.primitive.name, lambda eqn, operands: {})(eqn, operands)
+    gains = GAIN_RULES.get(eqn.primitive.name, lambda eqn, operands: {})(eqn, operands)
     if eqn.primitive.name in SUMS and varies:
-        record.found.extend((unit, kernels) for unit in _candidates(record, eqn, operands, where))
+        record.found.extend((unit, kernels) for unit in _candidates(record, eqn, operands, path))
     leaves = frozenset().union(*(value.leaves for value in fixed)) if not varies else frozenset()
     return [Value(varies, leaves, gains, kernels) for _ in eqn.outvars]
 
 
 def _candidates(
-    record: Record, eqn: JaxprEqn, operands: list[Value], where: Where
+    record: Findings, eqn: JaxprEqn, operands: list[Value], path: Path
 ) -> Iterator[Unit]:
     """The preactivations that a sum may be: something that varies, and a leaf by itself."""
     for one, other in (operands, operands[::-1]):
         if not one.varies or other.varies or len(other.leaves) != 1 or not other.gains:
             continue
+        # The bias's axes must all stand on the sum, so that each unit has one entry of it; and the
+        # gain must have an axis for each of these, so that each unit can be scaled by itself.
         ((bias, standing),) = other.gains.items()
         place = {axis: dim for dim, axis in enumerate(standing) if axis is not None}
         sizes = record.shapes[bias]
@@ -182,7 +179,7 @@ def _candidates(
         for gain, axes in one.gains.items():
             at = tuple(None if dim is None else axes[dim] for dim in dims)
             if all(a is not None for a, dim in zip(at, dims, strict=True) if dim is not None):
-                yield Unit(where, bias, gain, dims, at, sizes)
+                yield Unit(path, bias, gain, dims, at, sizes)
                 break
 
 
@@ -208,6 +205,7 @@ def _broadcast(eqn: JaxprEqn, dims: Dims) -> Dims:
 
 def _reshape(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     """Axes of size 1 may come and go."""
+    # [heads, size] to [heads · size] has no axis that is one of the leaf's: it is given up.
     before, after = var_shape(eqn.invars[0]), var_shape(eqn.outvars[0])
     if [size for size in before if size > 1] != [size for size in after if size > 1]:
         return {}
@@ -235,6 +233,7 @@ def _product(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 
 def _quotient(eqn: JaxprEqn, operands: list[Value]) -> Gains:
+    # 1 / w is not proportional to w, but the quotient depends on it.
     above, below = operands
     return _product(eqn, [above, below._replace(gains={}, leaves=below.leaves | {*below.gains})])
 
@@ -257,12 +256,14 @@ def _stretched(eqn: JaxprEqn, var: Any, dims: Dims) -> Dims:
 
 def _sum(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     """Proportional to what both are proportional to, unit by unit in the same way."""
+    # w·x + w·y is proportional to w, w·x + b is not.
     first, second = (value.gains for value in operands)
     return {leaf: dims for leaf, dims in first.items() if second.get(leaf) == dims}
 
 
 def _dot(eqn: JaxprEqn, operands: list[Value]) -> Gains:
     contract, batch = eqn.params["dimension_numbers"]
+    # The output's axes: batch, then the free ones of the left operand, then those of the right.
     found: Gains = {}
     start = len(batch[0])
     for side, value in enumerate(operands):
@@ -294,8 +295,7 @@ def _convolution(eqn: JaxprEqn, operands: list[Value]) -> Gains:
 
 SUMS = ("add", "add_any")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
-LOOPS = ("scan", "while", "cond")
-RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
+GAIN_RULES: dict[str, Callable[[JaxprEqn, list[Value]], Gains]] = {
     "broadcast_in_dim": _each(_broadcast),
     "reshape": _reshape,
     "squeeze": _each(_squeeze),

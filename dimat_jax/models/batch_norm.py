@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from dimat_jax.jaxprs import known
+from dimat_jax.jaxprs import named_jit
 
 Features = Float[Array, "batch *positions channels"]
 Channels = Float[Array, " channels"]
@@ -32,7 +32,7 @@ def batch_normalize(
     return _batch_normalize(epsilon, x, scale, bias)
 
 
-@known
+@named_jit
 def channel_sums(x: Features, y: Features) -> tuple[Channels, Channels]:
     """The sums of ``x`` and of ``x * y`` over batch and positions."""
     axes = tuple(range(x.ndim - 1))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
-from dimat_jax.jaxprs import known
+from dimat_jax.jaxprs import named_jit
 
 KERNEL_INIT = nn.initializers.he_normal()  # He et al. 2015: keeps the variance through ReLU
 
@@ -80,7 +80,7 @@ def _window_maxima_forward(x: Shaped[Array, "batch height width channels"]):
     return _window_maxima(x), x
 
 
-@known
+@named_jit
 def max_pool_2x2_gradient(
     x: Shaped[Array, "batch height width channels"], dy: Shaped[Array, "batch ..."]
 ) -> Shaped[Array, "batch height width channels"]:

@@ -54,6 +54,7 @@ def own_batches(setup: Setup, shards: Shards, key: Key, number: int) -> Batches:
     """Up to so many of each agent's own images, drawn for each key."""
     execution = setup.execution
     batches, size = split_evenly(min(number, shards.examples))
+    # A random order of each agent's shard, as for training, of which only the beginning is used.
     order = epoch_order(
         key,
         0,
@@ -72,6 +73,7 @@ def common_batches(setup: Setup, shards: Shards, key: Key, number: int, agents: 
     pool = shards.examples * agents
     batches, size = split_evenly(min(number, pool))
     images = shards.images[jax.random.permutation(key, pool)[: batches * size]]
+    # Drawn from the shards as they lie on the devices, then copied to all: rows count from 0.
     rows = np.arange(batches * size, dtype=np.int32).reshape(1, batches, size)
     rows = place(setup.execution, np.tile(rows, (setup.execution.agents, 1, 1)))
     return Batches(rows, replicate(setup.execution, images), shared=True)

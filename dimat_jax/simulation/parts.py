@@ -39,10 +39,10 @@ class GossipParts(NamedTuple):
     """The compiled parts of what a method does within a training step.
 
     Attributes:
-      start: ``(state, graph) -> (state, kept)``: the agents, and what the method keeps, before its
+      start: ``(agents, graph) -> (agents, state)``: the agents, and the method's state, before its
         first step on a graph, whose rounds are stacked ``[period, ...]``.
-      resume: ``(state, kept, graph) -> kept`` after a merge has changed the agents' parameters.
-      train: ``(state, kept, graph, shards, key, epoch) -> (state, kept)``: one epoch of every
+      resume: ``(agents, state, graph) -> state`` after a merge has changed the agents' parameters.
+      train: ``(agents, state, graph, shards, key, epoch) -> (agents, state)``: one epoch of every
         agent.
     """
 
@@ -201,13 +201,13 @@ def make_gossip_parts(
 
     starting, resuming = of_all(gossip_start), of_all(gossip_resume)
 
-    def start(state: AgentState, graph: Exchange) -> tuple[AgentState, GossipState]:
+    def start(agents: AgentState, graph: Exchange) -> tuple[AgentState, GossipState]:
         # Copied, because a method may keep the same array twice, and both will be donated.
-        return jax.tree.map(jnp.copy, starting(state, graph))
+        return jax.tree.map(jnp.copy, starting(agents, graph))
 
-    def train(state, kept, graph, shards, key, epoch):
+    def train(agents, state, graph, shards, key, epoch):
         resident, rows = (shards.images, shards.labels), order(shards, key, epoch)
-        return running(state, kept, rows, resident, graph, shards.steps)
+        return running(agents, state, rows, resident, graph, shards.steps)
 
     return GossipParts(start, resuming, train)
 

@@ -44,6 +44,7 @@ def run(
         try:
             state, row = session.advance(state)
         except Diverged as error:
+            # The agents' memory is spent; the pretrained ones, from whom the next begins, are not.
             observer.on_diverged(event.method, error)
             state = session.skip_method(state)
             continue

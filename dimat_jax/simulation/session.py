@@ -11,26 +11,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms import Exchange, Merge, MergeRound, exchanges
+from dimat_jax.algorithms import Exchange, Merge, exchanges
 from dimat_jax.algorithms.communication import images_sent, sent
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
-from dimat_jax.execution.placement import place, replicate, to_host
+from dimat_jax.execution.placement import replicate, to_host
 from dimat_jax.matching.assignment import NotFinite
-from dimat_jax.merging.batches import Batches
-from dimat_jax.merging.frames import common_frame
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.simulation.checks import all_methods, check_options
-from dimat_jax.simulation.images import Shards, common_batches, own_batches, place_shards
+from dimat_jax.simulation.images import Shards, place_shards
 from dimat_jax.simulation.measure import Diverged, check_finite
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
+from dimat_jax.simulation.rounds import (
+    frame_after,
+    merge_round,
+    state_after,
+    statistics_batches,
+)
 from dimat_jax.simulation.setup import Setup, prepare
 from dimat_jax.simulation.state import MethodState, Position, RunState, round_keys, seed_keys
-from dimat_jax.topology import Topology, neighbor_slots
-from dimat_jax.types import Key, Model, Permutations
+from dimat_jax.topology import Topology
+from dimat_jax.types import Model
 
 
 class Session(NamedTuple):
@@ -137,20 +141,21 @@ class Session(NamedTuple):
         pretrained = state.agents if state.pretrained is None else state.pretrained
         own = dict(setup.config.method_learning_rate).get(method, setup.learning_rate)
         agents = jax.tree.map(jnp.copy, pretrained)
+        # The schedule is the run's; a rate of the method's own is a factor on it.
         agents = agents._replace(rate_scale=agents.rate_scale * (own / setup.learning_rate))
-        kept = MethodState(
+        remembered = MethodState(
             merge=algorithm.merge and algorithm.merge.init(agents.variables),
             final=algorithm.final and algorithm.final.init(agents.variables),
         )
         if algorithm.gossip is not None:
             parts = self.parts.gossip(algorithm.gossip)
             agents, gossip = parts.start(agents, self.graphs(method))
-            kept = kept._replace(gossip=gossip)
+            remembered = remembered._replace(gossip=gossip)
         epochs = setup.config.pretrain_epochs
         position = state.position._replace(
             method=list(setup.methods).index(method), round=0, epoch=epochs, first_epoch=epochs
         )
-        return RunState(position, state.keys, agents, kept, pretrained)
+        return RunState(position, state.keys, agents, remembered, pretrained)
 
     def train(self, state: RunState) -> RunState:
         """Trains every agent for an epoch, by itself or as the method has it.
@@ -161,15 +166,17 @@ class Session(NamedTuple):
         parts, shards, position = self.parts, self.shards_of(state), state.position
         method, order = self.method_of(state), state.keys.order
         gossip = None if method == PRETRAINING else self.setup.methods[method].gossip
+        # The loss is summed over the steps of an epoch, on the device.
         agents = state.agents._replace(loss=jnp.zeros_like(state.agents.loss))
-        kept, bytes_sent = state.method, state.bytes_sent
+        remembered, bytes_sent = state.method, state.bytes_sent
         with parts.stopwatch.measure("train") as timer:
             if gossip is None:
                 agents = parts.train(agents, shards, order, position.epoch)
             else:
                 train, graph = parts.gossip(gossip).train, self.graphs(method)
-                agents, after = train(agents, kept.gossip, graph, shards, order, position.epoch)
-                kept = kept._replace(gossip=after)
+                before = remembered.gossip
+                agents, after = train(agents, before, graph, shards, order, position.epoch)
+                remembered = remembered._replace(gossip=after)
             check = agents.loss, agents.diverged, parts.finite(agents.variables)
             losses, diverged, finite = to_host(self.setup.execution, check)
         check_finite(diverged, finite)
@@ -182,7 +189,7 @@ class Session(NamedTuple):
         return state._replace(
             position=position._replace(epoch=position.epoch + 1),
             agents=agents,
-            method=kept,
+            method=remembered,
             bytes_sent=bytes_sent,
             train_loss=float(losses.mean()) / max(1, shards.steps),
             images_per_second=images / timer.seconds,
@@ -205,7 +212,8 @@ class Session(NamedTuple):
         if not isinstance(part, Merge):
             raise ValueError(f"The method {method!r} has no {name}.")
         graph, round = setup.graphs[method][name], state.position.round + 1
-        inputs, drawn = merge_round(self, state, graph, round)
+        shards, keys = self.shards_of(state), round_keys(state.keys, round)
+        inputs, drawn = merge_round(setup, shards, keys, graph, round)
         before = state.agents.variables
         try:
             merged = part.apply(self.parts.merger, before, getattr(state.method, name), inputs)
@@ -222,13 +230,14 @@ class Session(NamedTuple):
             + sent(part.message, graph, 0 if final else round - 1, 1, setup.abstract[0])
             + sum(images_sent(batches, setup.config.agents) for batches in drawn),
         )
-        state = state._replace(frame=frame_after(self, state, inputs, merged.moved))
-        return after_merge(self, state, before, merged.moved)
+        state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
+        exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
+        return state_after(setup, self.parts, state, before, merged.moved, exchanged)
 
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round."""
         key = round_keys(state.keys, state.position.round).statistics_after_training
-        batches = statistics_batches(self, state, key)
+        batches = statistics_batches(self.setup, self.shards_of(state), key)
         variables = self.parts.merger.recompute(state.agents.variables, batches)
         return state._replace(agents=state.agents._replace(variables=variables))
 
@@ -335,98 +344,3 @@ def session_of(setup: Setup) -> Session:
 
     events = plan(setup.config, setup.methods)
     return Session(setup, make_parts(setup), events, shards, graphs)
-
-
-def frame_after(
-    session: Session, state: RunState, inputs: MergeRound, moved: bool
-) -> Permutations | None:
-    """`RunState.frame` after a merge, whose permutations the state has."""
-    if moved:
-        return {}
-    if not state.permutations:
-        return state.frame
-    execution = session.setup.execution
-    used = to_host(execution, state.permutations)
-    found = common_frame(session.setup.symmetries, inputs.sources, used)
-    # A round of a time-varying graph need not reach everyone; earlier ones then still hold.
-    return state.frame if found is None else place(execution, found)
-
-
-def after_merge(session: Session, state: RunState, before, moved: bool) -> RunState:
-    """What remembers the agents' units starts afresh after a merge, or goes with them.
-
-    Args:
-      session: the run.
-      state: after the merge.
-      before: the agents' variables before it.
-      moved: whether the agents' own units stand in another order now.
-    """
-    parts, method = session.parts, session.method_of(state)
-    gossip, agents = session.setup.methods[method].gossip, state.agents
-    kept = state.method.gossip
-    if session.setup.config.optimizer_after_merge == "fresh":
-        agents = parts.fresh(agents)
-        if gossip is not None and kept is not None:
-            agents, new = parts.gossip(gossip).start(agents, session.graphs(method))
-            kept = new._replace(turn=kept.turn)
-    elif moved:
-        own = None if kept is None else kept.method
-        remembered = agents.optimizer, own
-        for permutations in state.permutations:
-            remembered = parts.merger.permute_state(permutations, before, remembered)
-        optimizer, own = remembered
-        agents = agents._replace(optimizer=optimizer)
-        kept = kept and kept._replace(method=own)
-    if gossip is not None and kept is not None:
-        kept = parts.gossip(gossip).resume(agents, kept, session.graphs(method))
-    return state._replace(agents=agents, method=state.method._replace(gossip=kept))
-
-
-def merge_round(
-    session: Session, state: RunState, graph: Topology, round: int
-) -> tuple[MergeRound, list[Batches]]:
-    """Chooses the neighbours and the images of a merge round, counted from 1.
-
-    Returns:
-      What the merge works with; and a list to which images are added when the merge asks for them.
-    """
-    config, keys = session.setup.config, round_keys(state.keys, round)
-    sources, weights = neighbor_slots(graph, round - 1)
-    drawn: list[Batches] = []
-
-    def when_asked(draw: Callable[[Session, RunState, Key], Batches], key: Key):
-        @functools.cache
-        def once() -> Batches:
-            drawn.append(draw(session, state, key))
-            return drawn[-1]
-
-        return once
-
-    recomputed = config.recompute_statistics and "batch_stats" in session.setup.abstract[0]
-    inputs = MergeRound(
-        sources=sources,
-        weights=weights,
-        matching=when_asked(matching_batches, keys.matching),
-        statistics=when_asked(statistics_batches, keys.statistics) if recomputed else None,
-        first_frame=config.merge_frame == "first",
-        key=keys.alignment,
-    )
-    return inputs, drawn
-
-
-def matching_batches(session: Session, state: RunState, key: Key) -> Batches:
-    """The images on which units are compared: own ones, agent 0's, or of all agents."""
-    setup, config, shards = session.setup, session.setup.config, session.shards_of(state)
-    if config.matching_data == "shared":
-        return common_batches(setup, shards, key, config.matching_images, config.agents)
-    if config.merge_frame == "first":
-        return common_batches(setup, shards, key, config.matching_images, 1)
-    return own_batches(setup, shards, key, config.matching_images)
-
-
-def statistics_batches(session: Session, state: RunState, key: Key) -> Batches:
-    """The images from which a round's statistics are recomputed: own ones, or of all agents."""
-    setup, config, shards = session.setup, session.setup.config, session.shards_of(state)
-    if config.statistics_data == "shared":
-        return common_batches(setup, shards, key, config.statistics_images, config.agents)
-    return own_batches(setup, shards, key, config.statistics_images)

@@ -89,6 +89,7 @@ def prepare(
     Raises:
       ValueError: for anything that cannot be run, in one sentence.
     """
+    # Cheap checks first: a wrong word in the configuration must not wait for a data set.
     known = all_methods(methods)
     if methods and isinstance(config.methods, tuple | list):
         more = tuple(name for name in methods if name not in config.methods)
@@ -106,6 +107,7 @@ def prepare(
     if model is None:
         choose("model", config.model, models.FACTORIES)
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+    # Batch size and learning rate hang on the size of the shards, and these on the seed.
     divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
     epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
     batch_size = choose_batch_size(config, min(epoch_examples))

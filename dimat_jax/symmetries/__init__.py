@@ -1,22 +1,20 @@
 """The permutation symmetries of any JAX model, found from its jaxpr."""
 
+from dimat_jax.symmetries.activations import read_activations, read_sites
 from dimat_jax.symmetries.discovery import find_symmetries
-from dimat_jax.symmetries.groups import (
-    Group,
+from dimat_jax.symmetries.groups import Group, GroupKey, Place, Site, Symmetries
+from dimat_jax.symmetries.permutations import (
     Permutations,
-    Place,
-    Site,
-    Symmetries,
     compose,
     invert,
     permute,
     random_permutations,
 )
-from dimat_jax.symmetries.taps import read_activations, read_sites
 from dimat_jax.symmetries.verification import verify
 
 __all__ = [
     "Group",
+    "GroupKey",
     "Permutations",
     "Place",
     "Site",

@@ -1,52 +1,18 @@
-"""Walks a function's jaxpr and finds its permutation groups."""
+"""Names what stayed free in a function's walk: its permutation groups."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.interpreters.partial_eval import dce_jaxpr
-
-from dimat_jax.symmetries.axes import (
-    Atom,
-    Axis,
-    Sum,
-    atoms,
-    axis_size,
-    free_axis,
-    frozen_axis,
-    resolve,
-    segment_size,
-)
-from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries, path_name
-from dimat_jax.symmetries.slices import Cells, blocks, settle
+from dimat_jax.symmetries.analysis import Analysis, analyse
+from dimat_jax.symmetries.axes import Atom, Axis, Sum, axis_size, resolve, segment_size
+from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries
+from dimat_jax.symmetries.reasons import REPORTED, Cause, Reason
+from dimat_jax.symmetries.slices import blocks
 from dimat_jax.symmetries.varying import outer_atoms
-from dimat_jax.symmetries.walk import Record, Tensor, called, freeze_all, var_shape, walk
 from dimat_jax.types import Model
-
-REPORTED = ("no rule", "a captured", "random bits")
-"""Reasons for freezing that are not in the nature of the model, as its inputs and outputs are."""
-
-
-class Analysis(NamedTuple):
-    """A function's jaxpr, dead code removed, and what was found in it.
-
-    Attributes:
-      jaxpr: reads the used leaves of ``(variables, *inputs)`` only.
-      used: for each leaf of ``(variables, *inputs)``, whether it is read.
-      leaves: path → axes of the variables' leaves that are read, in the order of reading.
-      record: what the walk saw.
-      cells: the atoms that stand for different permutations in different slices.
-    """
-
-    jaxpr: ClosedJaxpr
-    used: list[bool]
-    leaves: dict[str, Tensor]
-    record: Record
-    cells: Cells
 
 
 def find_symmetries(
@@ -77,79 +43,9 @@ def find_symmetries(
     return symmetries_of(analyse(model_or_function, variables, *inputs))
 
 
-def as_function(model_or_function: Model | Callable[..., Any]) -> Callable[..., Any]:
-    """A model's evaluation logits as a function ``f(variables, *inputs)``; functions unchanged."""
-    if not isinstance(model_or_function, Model):
-        return model_or_function
-    apply: Callable[..., Any] = model_or_function.apply
-    return lambda variables, *inputs: apply(variables, *inputs)[0]
-
-
-def analyse(
-    model_or_function: Model | Callable[..., Any], variables: Any, *inputs: Any
-) -> Analysis:
-    """Traces the function, removes dead code and walks what is left."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(variables)
-    paths = [path_name(path) for path, _ in flat]
-    _check_leaves(paths, [leaf for _, leaf in flat])
-    closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
-    jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    closed = ClosedJaxpr(jaxpr, closed.consts)
-    arguments: list[Tensor] = []
-    leaves: dict[int, str] = {}
-    for index, var in zip(np.flatnonzero(used), jaxpr.invars, strict=True):
-        if index < len(paths):
-            leaves[len(arguments)] = paths[index]
-            arguments.append(Tensor(tuple(map(free_axis, var_shape(var)))))
-        else:
-            axes = tuple(frozen_axis(size, "an input") for size in var_shape(var))
-            arguments.append(Tensor(axes, varies=True))
-    record = Record([tensor.axes for tensor in arguments])
-    outputs = walk(record, closed, arguments, ())
-    for output in outputs:
-        freeze_all(output.axes, "an output")
-    read = {atom for touched in record.read for atom in atoms(((touched,),))}
-    in_order = {
-        leaves[i]: arguments[i]
-        for i in _reading_order(jaxpr)
-        if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
-    }
-    cells = settle(record.slices, record.carried)
-    return Analysis(closed, used, in_order, record, cells)
-
-
-def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
-    """Two leaves of one name could not be told apart; what is no array cannot be traced."""
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"Two leaves of the variables have the path {twice!r}; rename one.")
-    for path, leaf in zip(paths, leaves, strict=True):
-        if callable(leaf):
-            raise TypeError(
-                f"The leaf {path!r} of the variables is a function. Of an Equinox module, pass the "
-                f"arrays: `arrays, static = eqx.partition(module, eqx.is_array)`, and a function "
-                f"that calls `eqx.combine(arrays, static)`."
-            )
-
-
-def _reading_order(jaxpr: Jaxpr) -> list[int]:
-    """The indices of the inputs, in the order in which the equations read them."""
-    position = {var: i for i, var in enumerate(jaxpr.invars)}
-    order: dict[int, None] = {}
-    for eqn in jaxpr.eqns:
-        inner = called(eqn) or (eqn.params["jaxpr"] if eqn.primitive.name == "scan" else None)
-        operands = [eqn.invars[i] for i in _reading_order(inner.jaxpr)] if inner else []
-        for var in (*operands, *eqn.invars):
-            if not isinstance(var, Literal) and var in position:
-                order[position[var]] = None
-    return [*order, *(i for i in range(len(position)) if i not in order)]
-
-
-# The groups -------------------------------------------------------------------------------------
-
-
 def symmetries_of(analysis: Analysis) -> Symmetries:
     """What stayed free, as named groups."""
+    # Every free atom that stands on a leaf is a group; wherever it stands is a site of it.
     standing = _standing(analysis)
     names = group_names(analysis)
     outer = _outer(analysis, standing)
@@ -157,7 +53,7 @@ def symmetries_of(analysis: Analysis) -> Symmetries:
     sites: dict[Atom, list[Site]] = {atom: [] for atom in names}
     for path, atom, place, within in standing:
         if atom in names:
-            around = tuple(_beside(o, path, place, within, standing) for o in outer[atom])
+            around = tuple(_place_of(o, path, place, within, standing) for o in outer[atom])
             sites[atom].append(Site(path, *place, around, within))
     every_name = {**names, **positions}
     groups = {
@@ -185,29 +81,32 @@ def position_names(analysis: Analysis) -> dict[Atom, str]:
     return _position_names(standing, _outer(analysis, standing))
 
 
-def _outer(analysis: Analysis, standing: list[Standing]) -> dict[Atom, list[Atom]]:
+def _outer(analysis: Analysis, standing: list[LeafAtom]) -> dict[Atom, list[Atom]]:
     order = {found.atom: i for i, found in reversed(list(enumerate(standing)))}
-    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.cells))
+    carried = (b for axes in analysis.record.carried for b, _ in blocks(axes, analysis.per_slice))
     return outer_atoms(carried, order)
 
 
-def _position_names(standing: list[Standing], outer: dict[Atom, list[Atom]]) -> dict[Atom, str]:
+def _position_names(standing: list[LeafAtom], outer: dict[Atom, list[Atom]]) -> dict[Atom, str]:
     """Names for the frozen atoms along which groups vary, after the leaf where they stand first."""
     used = {o for company in outer.values() for o in company if o.frozen}
     names: dict[Atom, str] = {}
+    begin: Counter[str] = Counter()
     for path, atom, place, _ in standing:
         if atom in used and atom not in names:
             name = f"{path}[{place.axis}]:fixed"
-            several = sum(other.startswith(name) for other in names.values())
-            names[atom] = f"{name}.{several}" if several else name
+            names[atom] = f"{name}.{begin[name]}" if begin[name] else name
+            begin[name] += 1
     return names
 
 
-def _beside(
-    atom: Atom, path: str, site: Place, within: tuple[Place, ...], standing: list[Standing]
+def _place_of(
+    atom: Atom, path: str, site: Place, within: tuple[Place, ...], standing: list[LeafAtom]
 ) -> Place:
     """Where an atom along which the one at this site varies stands in the same part of the leaf."""
 
+    # On the site's own axis the outer group must stand on all of the site's segment, and what
+    # limits it to slices must limit the site as well.
     def reaches(place: Place) -> bool:
         return place.segment[0] <= site.segment[0] and sum(site.segment) <= sum(place.segment)
 
@@ -221,7 +120,7 @@ def _beside(
     )
 
 
-class Standing(NamedTuple):
+class LeafAtom(NamedTuple):
     """An atom, where on which leaf it stands, and to what it is limited there."""
 
     path: str
@@ -230,11 +129,12 @@ class Standing(NamedTuple):
     within: tuple[Place, ...] = ()
 
 
-def _standing(analysis: Analysis) -> list[Standing]:
+def _standing(analysis: Analysis) -> list[LeafAtom]:
     """Every atom of the leaves with where it stands, in the order of reading."""
     found = []
     for path, tensor in analysis.leaves.items():
-        parts = blocks(tensor.axes, analysis.cells)
+        # A fused kernel [d, i0 | i1 | i2, u] has three parts, in which u is another atom each time.
+        parts = blocks(tensor.axes, analysis.per_slice)
         for dim, axis in enumerate(tensor.axes):
             here = [
                 (atom, place, tuple(Place(i, (s, n), (1, n, 1)) for i, s, n in where))
@@ -242,11 +142,12 @@ def _standing(analysis: Analysis) -> list[Standing]:
                 for atom, place in places(dim, block[dim])
             ]
             pairs = [(atom, place) for atom, place, _ in here]
-            if any(dim == i for i, _, _ in parts[0][1]):  # the cells themselves
+            if any(dim == i for i, _, _ in parts[0][1]):  # the axis that was cut, whole
                 here = [(atom, place, ()) for atom, place in places(dim, axis)]
             for atom, place, within in here:
+                # The same atom at the same place in every slice: no need to name slices.
                 everywhere = pairs.count((atom, place)) == len(parts)
-                found.append(Standing(path, atom, place, () if everywhere else within))
+                found.append(LeafAtom(path, atom, place, () if everywhere else within))
     return list(dict.fromkeys(found))
 
 
@@ -255,6 +156,8 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
     Where a leaf begins several, the axis is added, and the position on it if need be.
     """
+    # The path alone if the leaf begins one group; "kernel[1]" and "kernel[2]" for heads and size on
+    # axes of their own; "kernel[1.0]" and "kernel[1.1]" where both stand on axis 1.
     begin: dict[str, dict[Atom, int]] = {}
     seen: set[Atom] = set()
     for path, atom, place, _ in _standing(analysis):
@@ -271,11 +174,13 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
 
 def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
-    why = [f"no rule for the primitive {name!r}" for name in analysis.record.without_rule]
-    for part in frozen:
-        if part.why.startswith(REPORTED):
-            why.append(f"{part.path}, axis {part.axis}, is frozen by {part.why}")
-    return tuple(dict.fromkeys(why))
+    notes = [str(Cause(Reason.NO_RULE, name)) for name in analysis.record.without_rule]
+    notes += [
+        f"{part.path}, axis {part.axis}, is frozen by {part.cause}"
+        for part in frozen
+        if part.cause.reason in REPORTED
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def places(dim: int, axis: Axis, start: int = 0, after: int = 1) -> Iterator[tuple[Atom, Place]]:
@@ -294,6 +199,8 @@ def places(dim: int, axis: Axis, start: int = 0, after: int = 1) -> Iterator[tup
             if isinstance(factor, Atom):
                 yield factor, Place(dim, (start, length), (before, factor.size, inner))
             elif isinstance(factor, Sum):
+                # y·(c | d) of 3·(16 | 32) is c | d | c | d | c | d: c at 0, 48 and 96, each time a
+                # segment of its own.
                 for k in range(before):
                     offset = start + k * factor.size * inner
                     yield from places(dim, factor.segments, offset, inner)

@@ -1,19 +1,19 @@
-"""Permutation groups and what is done with them: permute, compose, invert, draw."""
+"""Permutation groups, and where they act on the variables."""
 
 from __future__ import annotations
 
-import functools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
 
-from dimat_jax.types import Key
+from dimat_jax.symmetries.reasons import Cause
+
+GroupKey = tuple[str, ...]
+"""The names of the groups that a tensor carries jointly, those that others vary along first."""
 
 
 class Place(NamedTuple):
@@ -95,7 +95,12 @@ class Frozen(NamedTuple):
     path: str
     axis: int
     size: int
-    why: str
+    cause: Cause
+
+    @property
+    def why(self) -> str:
+        """The cause in words."""
+        return str(self.cause)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class Symmetries:
         the model reads its leaves; where a leaf begins several, the axis follows in brackets.
       positions: name → size of the axes of fixed positions (scanned layers) along which groups
         vary.
-      frozen: the parts of leaves that belong to no group, with the reason of each.
+      frozen: the parts of leaves that belong to no group, with the cause of each.
       notes: what made the groups smaller than they may truly be: primitives without a rule,
         captured constants, random bits. Empty for most models.
       shapes: path → shape of the leaves that carry groups; `permute` accepts no other ones.
@@ -123,6 +128,7 @@ class Symmetries:
         return hash((tuple(self.groups.items()), tuple(self.positions.items())))
 
     def __str__(self) -> str:
+        # A table of three columns, of which the last one is wrapped below itself.
         rows = [("group", "size", "leaves")]
         for name, group in self.groups.items():
             leaves = ", ".join(_show(site, self.shapes.get(site.path)) for site in group.sites)
@@ -144,54 +150,12 @@ class Symmetries:
 
 def _show(site: Site, shape: tuple[int, ...] | None) -> str:
     """A site as ``leaf[axis]``, with the part of the axis and the factor where it is not whole."""
+    # "kernel[1:0+10:2x5x1]": on axis 1, from 0 on 10 long, the 5 of 2 × 5 × 1.
     (start, length), (before, size, after) = site.segment, site.factor
     part = "" if shape and length == shape[site.axis] else f":{start}+{length}"
     factor = "" if before == after == 1 else f":{before}x{size}x{after}"
     limits = "".join(f"|{p.axis}:{p.segment[0]}+{p.segment[1]}" for p in site.within)
     return f"{site.path}[{site.axis}{part}{factor}{limits}]"
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class Permutations(dict[str, Any]):
-    """Group name → int32 permutation ``[size]`` or ``[*outer, size]``, a dict.
-
-    It also knows which groups vary along which others, so that `compose` and `invert` need no
-    `Symmetries`. A plain dict does as well where no group varies.
-
-    Attributes:
-      outer: for each group that varies, its `Group.outer`.
-    """
-
-    def __init__(self, permutations: Mapping[str, Any], outer: Mapping[str, tuple[str, ...]] = {}):
-        super().__init__(permutations)
-        self.outer = {name: tuple(outer[name]) for name in sorted(outer) if name in permutations}
-
-    def copy(self) -> Permutations:  # noqa: D102
-        return Permutations(self, self.outer)
-
-    def __or__(self, other: Any, /) -> Permutations:  # pyrefly: ignore[bad-override]
-        return Permutations({**self, **other}, {**self.outer, **_outer(other)})
-
-    def __ror__(self, other: Any, /) -> Permutations:  # pyrefly: ignore[bad-override]
-        return Permutations({**other, **self}, {**_outer(other), **self.outer})
-
-    def tree_flatten_with_keys(self):  # noqa: D102
-        names = tuple(sorted(self))
-        children = [(jax.tree_util.DictKey(name), self[name]) for name in names]
-        return children, (names, tuple(self.outer.items()))
-
-    def tree_flatten(self):  # noqa: D102
-        names = tuple(sorted(self))
-        return [self[name] for name in names], (names, tuple(self.outer.items()))
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):  # noqa: D102
-        names, outer = aux
-        return cls(dict(zip(names, children, strict=True)), dict(outer))
-
-
-def _outer(permutations: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    return getattr(permutations, "outer", {})
 
 
 def shape_of(symmetries: Symmetries, name: str) -> tuple[int, ...]:
@@ -201,203 +165,6 @@ def shape_of(symmetries: Symmetries, name: str) -> tuple[int, ...]:
     return (*(sizes[outer] for outer in group.outer), group.size)
 
 
-def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permutations:
-    """The permutations, knowing which groups vary along which.
-
-    Raises:
-      ValueError: for an unknown group, or a shape or dtype that does not fit.
-    """
-    for name, permutation in permutations.items():
-        if name not in symmetries.groups:
-            known = ", ".join(symmetries.groups) or "none"
-            raise ValueError(f"There is no permutation group {name!r}; the groups are: {known}.")
-        if np.shape(permutation) != (shape := shape_of(symmetries, name)):
-            raise ValueError(
-                f"The permutation of group {name!r} has shape {np.shape(permutation)} "
-                f"but must have shape {shape}."
-            )
-        if not jnp.issubdtype(dtype := jnp.asarray(permutation).dtype, jnp.integer):
-            raise ValueError(
-                f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
-            )
-    return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
-
-
-def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
-    """Draws a uniformly random permutation of each group.
-
-    Args:
-      key: a PRNG key.
-      symmetries: the groups.
-
-    Returns:
-      Group name → int32 ``[*outer, size]``.
-    """
-    drawn = {}
-    for i, name in enumerate(symmetries.groups):
-        shape = shape_of(symmetries, name)
-        indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
-        key_i = jax.random.fold_in(key, i)
-        drawn[name] = jax.random.permutation(key_i, indices, axis=-1, independent=True)
-    return with_outer(symmetries, drawn)
-
-
-def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: Any) -> Any:
-    """Reorders the hidden units of a model: index k of a permuted axis is index ``p[k]`` of it.
-
-    Pure gathers, so it can be jitted, vmapped and differentiated.
-
-    Args:
-      symmetries: the groups, as `find_symmetries` returns them for this architecture.
-      permutations: group name → integer ``[*outer, size]``. A group that is absent stays as it is.
-      variables: the pytree that the groups were found in.
-
-    Returns:
-      Variables of the same structure.
-
-    Raises:
-      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or of
-        another shape.
-    """
-    permutations = with_outer(symmetries, permutations)
-    sites: dict[str, list[tuple[Array, Site]]] = {}
-    for name, permutation in permutations.items():
-        for site in symmetries.groups[name].sites:
-            sites.setdefault(site.path, []).append((jnp.asarray(permutation), site))
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
-    paths = [path_name(path) for path, _ in leaves]
-    if missing := sorted(set(sites) - set(paths)):
-        raise ValueError(f"The variables have no leaf {missing[0]!r}, which the symmetries name.")
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
-        expected = symmetries.shapes.get(path, np.shape(leaf))
-        if path in sites and np.shape(leaf) != expected:
-            raise ValueError(
-                f"Leaf {path!r} has shape {np.shape(leaf)} but the symmetries were found with "
-                f"{expected}. Stacked variables need a `jax.vmap` around `permute`."
-            )
-    permuted = [
-        _permute_leaf(path, leaf, sites[path]) if path in sites else leaf
-        for path, (_, leaf) in zip(paths, leaves, strict=True)
-    ]
-    return jax.tree_util.tree_unflatten(treedef, permuted)
-
-
 def path_name(path: tuple[Any, ...]) -> str:
     """A leaf's key path as ``"params/Dense_0/kernel"``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _permute_leaf(
-    path: str, leaf: Shaped[Array | np.ndarray, ...], sites: list[tuple[Array, Site]]
-) -> Array:
-    shape = np.shape(leaf)
-    for _, site in sites:
-        if len(shape) <= site.axis or shape[site.axis] < sum(site.segment):
-            raise ValueError(f"Leaf {path!r} has shape {shape}, too small for the group at {site}.")
-    indices: dict[int, Any] = {}
-    for permutation, site in sites:
-        along = [-1 if axis == site.axis else 1 for axis in range(len(shape))]
-        if site[3:] == ((1, shape[site.axis], 1), (), ()):  # a whole axis, the common case
-            indices[site.axis] = permutation.reshape(along)
-            continue
-        here = np.arange(shape[site.axis], dtype=np.int32).reshape(along)
-        shift = _displacement(permutation, site, shape)
-        indices[site.axis] = shift + indices.get(site.axis, here)
-    out = jnp.asarray(leaf)
-    varying = {axis: i for axis, i in indices.items() if i.size > out.shape[axis]}
-    for axis in indices.keys() - varying.keys():
-        out = jnp.take(out, indices[axis].ravel(), axis=axis, mode="clip")
-    if varying:
-        grid = np.ogrid[tuple(slice(size) for size in out.shape)]
-        out = out[tuple(varying.get(axis, grid[axis]) for axis in range(out.ndim))]
-    return out
-
-
-def _displacement(permutation: Array, site: Site, shape: tuple[int, ...]) -> Array:
-    """How far along the site's axis each element is fetched from; broadcasts against the leaf."""
-    columns = [place.coordinates(shape) for place in (*site.outer, site.place)]
-    limits = [place.coordinates(shape) for place in site.within]
-    inside = functools.reduce(np.logical_and, [column >= 0 for column in (*columns, *limits)])
-    shift = (permutation[tuple(columns)] - columns[-1]) * site.factor[2]
-    return jnp.where(inside, shift, 0).astype(jnp.int32)
-
-
-def compose(
-    first: Mapping[str, Any], then: Mapping[str, Any], symmetries: Symmetries | None = None
-) -> Permutations:
-    """The permutations that do `first`, and `then` after it: ``first[then]`` for each group.
-
-    Args:
-      first: group name → integer ``[*outer, size]``.
-      then: the same; a group that only one of the two has is taken from it.
-      symmetries: the groups; needed only where groups vary and both are plain dicts.
-
-    Returns:
-      Permutations with ``permute(s, compose(first, then), v) ==
-      permute(s, then, permute(s, first, v))``.
-
-    Raises:
-      ValueError: for a group that varies, nobody knows along what.
-    """
-    if symmetries is not None:
-        first, then = with_outer(symmetries, first), with_outer(symmetries, then)
-    outer = {**_outer(first), **_outer(then)}
-    composed = {}
-    for name in {**first, **then}:
-        if name not in first:
-            composed[name] = jnp.asarray(then[name], jnp.int32)
-            continue
-        rows = _in_new_frame(jnp.asarray(first[name], jnp.int32), name, outer, then)
-        composed[name] = rows
-        if name in then:
-            composed[name] = jnp.take_along_axis(rows, jnp.asarray(then[name]), axis=-1)
-    return Permutations(composed, outer)
-
-
-def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None) -> Permutations:
-    """The permutations that undo these.
-
-    Args:
-      permutations: group name → integer ``[*outer, size]``.
-      symmetries: the groups; needed only where groups vary and `permutations` is a plain dict.
-
-    Returns:
-      Permutations with ``permute(s, invert(p), permute(s, p, v)) == v``.
-
-    Raises:
-      ValueError: for a group that varies, nobody knows along what.
-    """
-    if symmetries is not None:
-        permutations = with_outer(symmetries, permutations)
-    outer = _outer(permutations)
-    inverse: dict[str, Array] = {}
-    for name in sorted(permutations, key=lambda name: len(outer.get(name, ()))):
-        rows = jnp.argsort(jnp.asarray(permutations[name]), axis=-1).astype(jnp.int32)
-        inverse[name] = _in_new_frame(rows, name, outer, inverse)
-    return Permutations({name: inverse[name] for name in permutations}, outer)
-
-
-def _in_new_frame(
-    rows: Array,
-    name: str,
-    outer: Mapping[str, tuple[str, ...]],
-    frame: Mapping[str, Any],
-) -> Array:
-    """A group's permutations ``[*outer, size]``, the outer axes reordered by the outer groups' own.
-
-    An outer group may itself vary along axes that are outer axes here as well.
-    """
-    names = outer.get(name, ())
-    if rows.ndim != len(names) + 1:
-        raise ValueError(
-            f"The permutation of group {name!r} has shape {rows.shape}, but along what it varies "
-            f"stands in no plain dict: pass `symmetries=` as well."
-        )
-    new = dict(zip(names, np.ogrid[tuple(slice(size) for size in rows.shape[:-1])], strict=True))
-    old = [
-        jnp.asarray(frame[o])[tuple(new[i] for i in (*outer.get(o, ()), o))]
-        if o in frame
-        else new[o]
-        for o in names
-    ]
-    return rows[tuple(old)] if old else rows

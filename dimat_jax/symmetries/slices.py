@@ -1,10 +1,28 @@
 """Slices with permutations of their own: the q, k and v of ``qkv[:, 0], qkv[:, 1], qkv[:, 2]``.
 
-Where a tensor is sliced along one axis, each slice may permute its *other* axes in its own way: the
-axis that is sliced consists of *cells*, and an atom beside it stands for one permutation a cell. So
-the walk gives every slice copies of the atoms on its other axes. Afterwards `settle` keeps the
-copies of an atom where each tensor that carries the atom tells its cell, and ties them to the atom
-where one does not. Ties only ever make the groups smaller, so they can come that late.
+Where a tensor is sliced along one axis, each slice may permute its *other* axes in its own way. The
+axis that is cut consists of *indices*: atoms, each of which tells the slice that lies there. An
+atom on another axis stands for one permutation per slice. So the walk gives every slice copies of
+the atoms on its other axes. Afterwards `settle` keeps the copies of an atom where each tensor that
+carries the atom tells which slice it is in, and unifies them with the atom where one does not.
+Unifying only ever makes the groups smaller, so it can come that late.
+
+An example: a fused kernel ``qkv`` of shape [6, 3, 4] (inputs, which of the three, units), with the
+axes d, i, u, and ``q, k, v = jnp.unstack(jnp.tensordot(x, qkv, 1), axis=1)``. The walk sees
+
+    the product          [5, 3, 4]    t, i0 | i1 | i2, u      i was cut into three indices
+    q                    [5, 4]       t, u0                   u0, u1, u2 are copies of u, and were
+    k                    [5, 4]       t, u1                   unified with whatever q, k and v met
+    v                    [5, 4]       t, u2
+
+and u0 and u1 are one atom in the end, for ``q @ k.T`` unifies them. Every tensor that carries u
+(``qkv`` and the product) carries i0 | i1 | i2 beside it: it tells which slice each element is in.
+So the copies stay: `settle` returns {u: {i0: u0, i1: u0, i2: u2}}, and `blocks` of ``qkv`` are
+
+    d, i0, u0 at 0:1 of axis 1,    d, i1, u0 at 1:2,    d, i2, u2 at 2:3.
+
+With a bias [4] added to all three at once, or a sum over axis 1, some tensor would carry u and no
+index: u0, u1 and u2 are unified with u, and the three are permuted alike.
 """
 
 from __future__ import annotations
@@ -21,14 +39,14 @@ from dimat_jax.symmetries.axes import (
     Segment,
     Sum,
     atoms,
-    join,
     resolve,
     segment_size,
-    tie,
+    unify,
+    unify_atoms,
 )
 
 
-class Slice(NamedTuple):
+class SlicedAxis(NamedTuple):
     """An axis of a sliced tensor, other than the one that is cut.
 
     Attributes:
@@ -44,14 +62,14 @@ class Slice(NamedTuple):
     after: Axis
 
 
-Cells = dict[Atom, dict[Atom, Atom]]
-"""Atom → cell → the atom that stands for its permutation in that cell."""
+PerSlice = dict[Atom, dict[Atom, Atom]]
+"""Atom → index → the atom that stands for its permutation in the slice there."""
 
-Cell = tuple[int, int, int]
+Extent = tuple[int, int, int]
 """A block of a tensor lies at ``start, length`` of this axis: ``(axis, start, length)``."""
 
 
-def copy_others(slices: list[Slice], whole: Axis, kept: Axis, others: Axes) -> Axes:
+def copy_others(slices: list[SlicedAxis], whole: Axis, kept: Axis, others: Axes) -> Axes:
     """The other axes of a slice, with atoms of their own until `settle` decides.
 
     Args:
@@ -60,10 +78,12 @@ def copy_others(slices: list[Slice], whole: Axis, kept: Axis, others: Axes) -> A
       kept: the part of it that the slice keeps.
       others: the other axes of the tensor.
     """
+    # [5, i0 | i1 | i2, u] cut to i1: t, u gets the copies t', u'. Frozen atoms, as t is if it is an
+    # input's, are not copied: they cannot be permuted in any way.
     copies = tuple(_copy(axis) for axis in others)
     for before, after in zip(others, copies, strict=True):
         if any(not atom.frozen for atom in atoms(before)):
-            slices.append(Slice(whole, kept, before, after))
+            slices.append(SlicedAxis(whole, kept, before, after))
     return copies
 
 
@@ -79,50 +99,58 @@ def _copy(axis: Axis) -> Axis:
     return tuple(tuple(copied(factor) for factor in segment) for segment in resolve(axis))
 
 
-def settle(slices: Iterable[Slice], carried: Sequence[Axes]) -> Cells:
-    """Ties the copies that slices made of atoms, except where each cell may have its own.
+def settle(slices: Iterable[SlicedAxis], carried: Sequence[Axes]) -> PerSlice:
+    """Unifies the copies that slices made of atoms, except where each slice may have its own.
+
+    Unifying two atoms may refine others and tell more slices apart or less: it is repeated until
+    nothing changes.
 
     Args:
       slices: the slices.
       carried: the axes of every tensor.
     """
     pending = list(slices)
+    # Every round unifies or refines atoms, or ends.
     while pending := _aligned(pending):
         found, same = _found(pending)
+        # First what the slices themselves say, then every tensor that carries such an atom.
         refused = {atom for atom, parts in found.items() if not _is_partition(atom, parts)}
-        cells: Cells = {
-            atom: {cell: copy for _, kept, copy in parts for cell in kept}
+        per_slice: PerSlice = {
+            atom: {index: copy for _, kept, copy in parts for index in kept}
             for atom, parts in found.items()
             if atom not in refused
         }
-        for axes in carried if cells else ():
-            refused |= _undetermined(axes, cells)
+        for axes in carried if per_slice else ():
+            refused |= _undetermined(axes, per_slice)
         if not refused and not same:
-            return cells
+            return per_slice
         for atom, copy in same:
-            tie(atom, copy)
+            unify_atoms(atom, copy)
         for atom in refused:
             for _, _, copy in found[atom]:
-                tie(atom, copy)
+                unify_atoms(atom, copy)
     return {}
 
 
-def _aligned(slices: list[Slice]) -> list[Slice]:
+def _aligned(slices: list[SlicedAxis]) -> list[SlicedAxis]:
     """Gives both axes of each slice the same structure; those with something left to decide.
 
-    Where structures cannot be made the same, because factors do not nest, the slice is tied.
+    Where structures cannot be made the same, because factors do not nest, they are unified.
     """
+    # If the copy of u was cut into u' | u" in some slice, then u is cut so, and in every slice. The
+    # structure goes from one side to the other and back, by way of an axis of new atoms, so that
+    # the two do not become one; refining one slice may refine another, until all stand still.
     shapes = None
     while shapes != (shapes := [(_structure(p.before), _structure(p.after)) for p in slices]):
         for part in slices:
-            join(_template(part.before), part.after)
-            join(_template(part.after), part.before)
+            unify(_template(part.before), part.after)
+            unify(_template(part.after), part.before)
     fitting = [part for part in slices if _structure(part.before) == _structure(part.after)]
     if len(fitting) == len(slices):
         return [part for part in slices if resolve(part.before) != resolve(part.after)]
     for part in slices:
         if part not in fitting:
-            join(part.before, part.after)
+            unify(part.before, part.after)
     return _aligned(fitting)
 
 
@@ -148,11 +176,11 @@ def _structure(axis: Axis) -> Any:
 
 
 Part = tuple[list[Atom], list[Atom], Atom]
-"""All cells, the cells of the slice, and the copy of the atom there."""
+"""All indices, the indices of the slice, and the copy of the atom there."""
 
 
-def _found(slices: Iterable[Slice]) -> tuple[dict[Atom, list[Part]], list[tuple[Atom, Atom]]]:
-    """The copies of each atom, and the copies that are the same: those of the same cells.
+def _found(slices: Iterable[SlicedAxis]) -> tuple[dict[Atom, list[Part]], list[tuple[Atom, Atom]]]:
+    """The copies of each atom, and the copies that are the same: those of the same slice.
 
     Single positions are no units that a slice could permute: they are the same everywhere.
     """
@@ -161,7 +189,8 @@ def _found(slices: Iterable[Slice]) -> tuple[dict[Atom, list[Part]], list[tuple[
     for part in slices:
         whole, kept = _single_atoms(part.whole), _single_atoms(part.kept)
         for atom, copy in zip(atoms(part.before), atoms(part.after), strict=False):
-            known = [other for _, cells, other in found.get(atom, ()) if cells == kept]
+            # Slicing twice at the same place gives the same slice.
+            known = [other for _, indices, other in found.get(atom, ()) if indices == kept]
             if atom is copy or copy in known:
                 continue
             if atom.size == 1 or known:
@@ -174,29 +203,38 @@ def _found(slices: Iterable[Slice]) -> tuple[dict[Atom, list[Part]], list[tuple[
 def _single_atoms(axis: Axis) -> list[Atom]:
     """The atoms of an axis whose segments are single atoms; else none."""
     axis = resolve(axis)
-    cells = [factor for segment in axis for factor in segment if isinstance(factor, Atom)]
-    return cells if all(len(segment) == 1 for segment in axis) and len(cells) == len(axis) else []
+    found = [factor for segment in axis for factor in segment if isinstance(factor, Atom)]
+    return found if all(len(segment) == 1 for segment in axis) and len(found) == len(axis) else []
 
 
 def _is_partition(atom: Atom, parts: list[Part]) -> bool:
-    """Whether the slices take the same axis apart, and are not all tied to each other anyway."""
+    """Whether the slices take one axis apart, and the copies are not all unified anyway."""
     whole = parts[0][0]
-    cells = [cell for _, kept, _ in parts for cell in kept]
+    # Slices 0:2 and 1:3 overlap: index 1 is in both, and the lengths differ. A slice that nobody
+    # takes leaves an index without a copy. A mixed index does not tell one slice from another.
+    indices = [index for _, kept, _ in parts for index in kept]
     return (
         not atom.frozen
         and all(other == whole for other, _, _ in parts)
-        and len(set(whole)) == len(whole) == len(cells)
-        and set(cells) == set(whole)
-        and not any(cell.mixed for cell in whole)
+        and len(set(whole)) == len(whole) == len(indices)
+        and set(indices) == set(whole)
+        and not any(index.mixed for index in whole)
         and len({copy for _, _, copy in parts}) > 1
     )
 
 
-def _undetermined(axes: Axes, cells: Cells) -> set[Atom]:
-    """The atoms on a tensor whose cell it does not tell."""
+def _undetermined(axes: Axes, per_slice: PerSlice) -> set[Atom]:
+    """The atoms on a tensor of which it does not tell the slice.
+
+    It tells where every element has exactly one index beside the atom, as [d, i0, u] has; or where
+    all indices stand beside it on one axis, as in [d, i0 | i1 | i2, u].
+    """
     everywhere = [list(atoms(axis)) for axis in axes]
-    if not any(atom in cells for found in everywhere for atom in found):
+    if not any(atom in per_slice for found in everywhere for atom in found):
         return set()
+    # One index beside an atom, on its own segment or where another axis is one segment: alone. All
+    # indices of a cut axis: a family. An atom in a Sum (nested) would also have all that stands
+    # beside the Sum, of which no account is kept here.
     refused = set()
     for i, axis in enumerate(axes):
         others = [atom for j, found in enumerate(everywhere) if j != i for atom in found]
@@ -204,28 +242,30 @@ def _undetermined(axes: Axes, cells: Cells) -> set[Atom]:
         for segment in resolve(axis):
             inside = [*others, *atoms((segment,))]
             for atom in atoms((segment,)):
-                hits = [other for other in inside if other in cells.get(atom, ())]
+                hits = [other for other in inside if other in per_slice.get(atom, ())]
                 alone = len(hits) == 1 and hits[0] in _beside(axes, i, segment)
                 family = bool(hits) and len(hits) == len(set(hits)) and set(hits) in families
                 nested = atom not in segment
-                if atom in cells and (nested or not (alone or family)):
+                if atom in per_slice and (nested or not (alone or family)):
                     refused.add(atom)
     return refused
 
 
 def _beside(axes: Sequence[Axis], i: int, segment: Segment) -> list[Atom]:
     """The atoms that every element of a segment of axis i has beside it."""
+    # Of an axis c | d, an element has either c or d beside it: neither for certain.
     segments = [resolve(axis) for j, axis in enumerate(axes) if j != i]
     certain = [axis[0] for axis in segments if len(axis) == 1]
     return [f for product in (*certain, segment) for f in product if isinstance(f, Atom)]
 
 
-def blocks(axes: Axes, cells: Cells) -> list[tuple[Axes, tuple[Cell, ...]]]:
+def blocks(axes: Axes, per_slice: PerSlice) -> list[tuple[Axes, tuple[Extent, ...]]]:
     """A tensor as blocks in which each atom stands for one permutation, with where they lie."""
-    if not cells:
+    if not per_slice:
         return [(axes, ())]
+    # Only axes with an index that matters here are taken apart; all others stay whole.
     on = {atom for axis in axes for atom in atoms(axis)}
-    wanted = _cells_of(on, cells)
+    wanted = _indices_of(on, per_slice)
     taken_apart = [
         [(i, start, segment) for start, segment in _starts(axis)]
         for i, axis in enumerate(axes)
@@ -236,19 +276,20 @@ def blocks(axes: Axes, cells: Cells) -> list[tuple[Axes, tuple[Cell, ...]]]:
         block = list(axes)
         for i, _, segment in choice:
             block[i] = (segment,)
-        replaced = tuple(_replace(block, i, cells) for i in range(len(block)))
+        replaced = tuple(_replace(block, i, per_slice) for i in range(len(block)))
         where = tuple((i, start, segment_size(segment)) for i, start, segment in choice)
         found.append((replaced, where))
     return found
 
 
-def _cells_of(on: set[Atom], cells: Cells) -> set[Atom]:
-    """The cells of these atoms, and of the atoms that stand for them in their cells."""
-    todo, seen = on & cells.keys(), set[Atom]()
+def _indices_of(on: set[Atom], per_slice: PerSlice) -> set[Atom]:
+    """The indices of these atoms, and of the atoms that stand for them in their slices."""
+    todo, seen = on & per_slice.keys(), set[Atom]()
     while todo:
         seen |= todo
-        todo = ({copy for atom in todo for copy in cells[atom].values()} & cells.keys()) - seen
-    return {cell for atom in seen for cell in cells[atom]}
+        copies = {copy for atom in todo for copy in per_slice[atom].values()}
+        todo = (copies & per_slice.keys()) - seen
+    return {index for atom in seen for index in per_slice[atom]}
 
 
 def _starts(axis: Axis) -> list[tuple[int, Segment]]:
@@ -257,12 +298,14 @@ def _starts(axis: Axis) -> list[tuple[int, Segment]]:
     return list(zip(starts, segments, strict=False))
 
 
-def _replace(axes: Sequence[Axis], i: int, cells: Cells) -> Axis:
-    """Axis i with the atoms of the cells that its elements lie in."""
+def _replace(axes: Sequence[Axis], i: int, per_slice: PerSlice) -> Axis:
+    """Axis i with the atoms of the slices that its elements lie in."""
 
     def replaced(factor: Factor, beside: list[Atom]) -> Factor:
-        while isinstance(factor, Atom) and factor in cells:
-            factor = next(cells[factor][cell] for cell in beside if cell in cells[factor])
+        # A slice of a slice: the copy may have copies of its own.
+        while isinstance(factor, Atom) and factor in per_slice:
+            copies = per_slice[factor]
+            factor = next(copies[index] for index in beside if index in copies)
         return factor
 
     return tuple(

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dimat_jax.symmetries.discovery import as_function
-from dimat_jax.symmetries.groups import Symmetries, permute, random_permutations
+from dimat_jax.symmetries.analysis import as_function
+from dimat_jax.symmetries.groups import Symmetries
+from dimat_jax.symmetries.permutations import permute, random_permutations
 from dimat_jax.types import Key, Model
 
 
@@ -51,6 +52,7 @@ def _relative_change(before: Array, after: Array) -> Array:
     if not before.size:
         return jnp.zeros(())
     change, size = jnp.abs(after - before), jnp.abs(before)
+    # An infinity that stays is no change, though its difference to itself is no number.
     change = jnp.where(before == after, 0, jnp.where(jnp.isfinite(change), change, jnp.inf))
     scale = jnp.where(jnp.isfinite(size), size, 0).max()
     return change.max() / jnp.where(scale > 0, scale, 1)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from dimat_jax.jaxprs import Path, branches_of, called, evaluate, scan_of, while_of
 from dimat_jax.symmetries.axes import (
     Atom,
     Axes,
@@ -18,23 +19,31 @@ from dimat_jax.symmetries.axes import (
     atoms,
     freeze,
     frozen_axis,
-    join,
     resolve,
+    unify,
     wild_axis,
 )
-from dimat_jax.symmetries.rules import RULES, Contraction, Equation, contractions, freeze_everything
-from dimat_jax.symmetries.slices import Slice
+from dimat_jax.symmetries.reasons import Cause, Reason
+from dimat_jax.symmetries.rules import (
+    RULES,
+    Contraction,
+    Equation,
+    Kind,
+    contractions,
+    freeze_everything,
+)
+from dimat_jax.symmetries.slices import SlicedAxis
 
 
-class Step(NamedTuple):
+class ScanStep(NamedTuple):
     """The position in a scan: an axis that values inside the scan have besides their own.
 
     Attributes:
-      scan: which scan, as indices of equations.
+      scan: which scan: the path of its equation.
       axis: its steps. Two nested scans may run over the same layers, not in step.
     """
 
-    scan: tuple[int, ...]
+    scan: Path
     axis: Axis
 
 
@@ -49,7 +58,7 @@ class Tensor:
     """
 
     axes: Axes
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScanStep, ...] = ()
     varies: bool = False
 
     def carries(self) -> Axes:
@@ -61,14 +70,14 @@ class Read(NamedTuple):
     """A tensor where positions of it are mixed.
 
     Attributes:
-      where: the equation, as indices into nested jaxprs.
+      path: of the equation.
       operand: which of its inputs.
       tensor: what is read.
       contraction: along which axes.
       scans: the axes of the scans that it stands in, the outermost first.
     """
 
-    where: tuple[int, ...]
+    path: Path
     operand: int
     tensor: Tensor
     contraction: Contraction
@@ -79,15 +88,15 @@ class Read(NamedTuple):
 class Record:
     """What the walk leaves behind, besides what it did to the atoms.
 
-    `read` are the atoms that reached an equation other than a call or a loop.
+    `read_atoms` are the atoms that reached an equation other than a call or a loop.
     """
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    slices: list[Slice] = field(default_factory=list)
+    slices: list[SlicedAxis] = field(default_factory=list)
     without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
-    read: set[Atom] = field(default_factory=set)
+    read_atoms: set[Atom] = field(default_factory=set)
 
     def mark(self) -> tuple[int, int, int]:
         """How much there is now, for `forget`."""
@@ -103,14 +112,14 @@ def var_shape(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
-def freeze_all(axes: Axes, why: str) -> None:
+def freeze_all(axes: Axes, why: Cause) -> None:
     """Freezes every axis of a tensor."""
     for axis in axes:
         freeze(axis, why)
 
 
 def walk(
-    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], where: tuple[int, ...]
+    record: Record, closed: ClosedJaxpr, inputs: Sequence[Tensor], path: Path = ()
 ) -> list[Tensor]:
     """Walks a jaxpr's equations in order and returns what is known of its outputs.
 
@@ -118,24 +127,16 @@ def walk(
       record: what the walk leaves behind.
       closed: the jaxpr.
       inputs: what is known of its inputs.
-      where: where this jaxpr stands inside others, as indices of equations.
+      path: of the equation that holds this jaxpr.
     """
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, map(_constant, closed.consts), strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
+    needed = _needed(closed.jaxpr)
 
-    def read(var: Any) -> Tensor:
-        return _constant(var.val) if isinstance(var, Literal) else env[var]
+    def equation(path: Path, eqn: JaxprEqn, operands: list[Tensor]) -> list[Tensor]:
+        if path[-1] in needed:
+            return _equation(record, eqn, operands, path)
+        return [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
 
-    needed = _needed(jaxpr)
-    for index, eqn in enumerate(jaxpr.eqns):
-        if index in needed:
-            operands = [read(var) for var in eqn.invars]
-            outputs = _equation(record, eqn, operands, (*where, index))
-        else:
-            outputs = [Tensor(tuple(map(wild_axis, var_shape(var)))) for var in eqn.outvars]
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(var) for var in jaxpr.outvars]
+    return evaluate(closed, inputs, equation, _constant, path)
 
 
 def _needed(jaxpr: Jaxpr) -> set[int]:
@@ -143,6 +144,9 @@ def _needed(jaxpr: Jaxpr) -> set[int]:
 
     Not those that only make arrays without elements, as `jnp.pad` does where it pads by nothing.
     """
+    # Dead code was removed before the walk, but not what a custom derivative holds, and not what
+    # only gives a shape: jnp.pad(x, 0, "mean") computes a mean, of which it takes no element. The
+    # rules would freeze and mix for nothing.
     live = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     needed: set[int] = set()
     for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
@@ -157,11 +161,12 @@ def _constant(value: Any) -> Tensor:
     shape = np.shape(value)
     if not shape:
         return Tensor(())
+    # Under an outer jit a captured array may be a tracer, and typed keys have no bytes to look at.
     concrete = not isinstance(value, jax.core.Tracer) and not jax.dtypes.issubdtype(
         value.dtype, jax.dtypes.extended
     )
     uniform = _uniform(np.asarray(value)) if concrete else (False,) * len(shape)
-    why = f"a captured constant {value.dtype}[{','.join(map(str, shape))}]"
+    why = Cause(Reason.CONSTANT, f"{value.dtype}[{','.join(map(str, shape))}]")
     return Tensor(
         tuple(
             wild_axis(size) if same else frozen_axis(size, why)
@@ -178,17 +183,16 @@ def _uniform(array: np.ndarray) -> tuple[bool, ...]:
     return tuple(bool((side == side[:1]).all()) for side in sides)
 
 
-def _equation(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     name = eqn.primitive.name
     if inner := called(eqn):
-        return walk(record, inner, inputs, where)
+        return walk(record, inner, inputs, path)
     if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](record, eqn, inputs, where)
+        return CONTROL_FLOW[name](record, eqn, inputs, path)
+    # A primitive on scalars alone has nothing to freeze: not worth a note.
     if name not in RULES and any(tensor.axes for tensor in inputs):
         record.without_rule.append(name)
-    record.read.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
+    record.read_atoms.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
     equation = Equation(
         name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
     )
@@ -201,98 +205,77 @@ def _equation(
     for contraction in contractions(equation):
         tensor = inputs[contraction.operand]
         _contract(record, tensor, contraction)
-        record.reads.append(Read(where, contraction.operand, tensor, contraction, record.scans))
+        record.reads.append(Read(path, contraction.operand, tensor, contraction, record.scans))
     return outputs
 
 
 def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
     """Records what is aligned with what where positions are mixed, as if it were a tensor."""
+    # x [t, h, u] of which u is summed over: what is left, t and h, stays aligned. In a product u
+    # stays aligned with the batch axes as well, since the other operand has both. Not in a sum: the
+    # mean over u is the same however u is permuted at each h, or for all h at once.
     axes, steps = tensor.axes, tensor.steps
     left = tuple(axis for dim, axis in enumerate(axes) if dim not in contraction.dims)
     record.carried.append(Tensor(left, steps).carries())
-    if contraction.kind == "product":
+    if contraction.kind is Kind.PRODUCT:
         mixed = tuple(axes[dim] for dim in (*contraction.dims, *contraction.batch))
         record.carried.append(Tensor(mixed, steps).carries())
-
-
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
-    if eqn.primitive.name not in CALLS:
-        return None
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
-    inner = next(eqn.params[name] for name in names if name in eqn.params)
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-
-
-CALLS = """
-jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call
-custom_vjp_call_jaxpr custom_vmap_call composite
-""".split()
 
 
 # Control flow -----------------------------------------------------------------------------------
 
 
-def _scan(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _scan(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     """Layers under one scan: the leading axis is no group, but groups may vary along it."""
-    params = eqn.params
-    body, first, last = (
-        params["jaxpr"],
-        params["num_consts"],
-        params["num_consts"] + params["num_carry"],
-    )
-    consts, init, stacked = inputs[:first], inputs[first:last], inputs[last:]
-    axis = frozen_axis(params["length"], "the steps of a scan")
-    step = Step(where, reduce(join, (tensor.axes[0] for tensor in stacked), axis))
+    scan = scan_of(eqn)
+    consts, init, stacked = scan.split(inputs)
+    # A stacked kernel [layers, d, u] is, in the body, [d, u] with the steps beside it: u may be
+    # another permutation in each layer, if everything that carries u differs from step to step.
+    axis = frozen_axis(scan.length, Cause(Reason.SCAN_STEPS))
+    step = ScanStep(path, reduce(unify, (tensor.axes[0] for tensor in stacked), axis))
     slices = [Tensor(t.axes[1:], (*t.steps, step), t.varies) for t in stacked]
     record.carried.extend(tensor.carries() for tensor in slices)
     record.scans += (step.axis,)
     carry, outputs = _fixpoint(
-        record, lambda carry: walk(record, body, [*consts, *carry, *slices], where), init
+        record, lambda carry: walk(record, scan.body, [*consts, *carry, *slices], path), init
     )
     record.scans = record.scans[:-1]
     return [*carry, *(_stack(tensor, step) for tensor in outputs[len(carry) :])]
 
 
-def _stack(tensor: Tensor, step: Step) -> Tensor:
+def _stack(tensor: Tensor, step: ScanStep) -> Tensor:
+    # The steps of this scan are an axis again; those of scans around it stay beside the value.
     steps = tuple(other for other in tensor.steps if other != step)
     return Tensor((step.axis, *tensor.axes), steps, tensor.varies)
 
 
-def _while(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
-    params = eqn.params
-    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    cond_consts, body_consts, init = inputs[:first], inputs[first:last], inputs[last:]
+def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
+    loop = while_of(eqn)
+    cond_consts, body_consts, init = loop.split(inputs)
+    # Activations in a loop that runs nobody knows how often cannot be returned: no read sites.
     reads = len(record.reads)
     carry, _ = _fixpoint(
-        record,
-        lambda carry: walk(record, params["body_jaxpr"], [*body_consts, *carry], where),
-        init,
+        record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
     )
-    for predicate in walk(record, params["cond_jaxpr"], [*cond_consts, *carry], where):
-        freeze_all(predicate.axes, "the condition of a loop")
+    for predicate in walk(record, loop.cond, [*cond_consts, *carry], path):
+        freeze_all(predicate.axes, Cause(Reason.LOOP_CONDITION))
     del record.reads[reads:]
     return carry
 
 
-def _cond(
-    record: Record, eqn: JaxprEqn, inputs: list[Tensor], where: tuple[int, ...]
-) -> list[Tensor]:
+def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     reads = len(record.reads)
-    branches = [walk(record, branch, inputs[1:], where) for branch in eqn.params["branches"]]
+    branches = [walk(record, branch, inputs[1:], path) for branch in branches_of(eqn)]
     del record.reads[reads:]
-    joined = [reduce(_join_tensors, outputs) for outputs in zip(*branches, strict=True)]
-    record.carried.extend(tensor.carries() for tensor in joined)
-    return joined
+    unified = [reduce(_unify_tensors, outputs) for outputs in zip(*branches, strict=True)]
+    record.carried.extend(tensor.carries() for tensor in unified)
+    return unified
 
 
-def _join_tensors(x: Tensor, y: Tensor) -> Tensor:
+def _unify_tensors(x: Tensor, y: Tensor) -> Tensor:
     """A value that is sometimes one, sometimes the other."""
-    axes = tuple(join(a, b) for a, b in zip(x.axes, y.axes, strict=True))
+    # It varies with a scan's steps only if it does so either way: else one value goes for all.
+    axes = tuple(unify(a, b) for a, b in zip(x.axes, y.axes, strict=True))
     return Tensor(axes, tuple(step for step in x.steps if step in y.steps), x.varies or y.varies)
 
 
@@ -302,17 +285,19 @@ def _fixpoint(
     """Walks a loop's body until what it carries out is what it carries in.
 
     A carry that starts as zeros is wild at first; what it becomes must hold from the first step on.
-    Each round makes wild positions concrete or ties atoms, so it ends.
+    Each round makes wild positions concrete or unifies atoms, so it ends.
     """
     while True:
+        # `h = zeros(5)` before a loop `h = tanh(x @ a + h @ w)`: the first round sees a wild carry,
+        # and w's rows free; the second one carries what `x @ a` has, and unifies w's rows with it.
         mark = record.mark()
         outputs = body(carry)
-        joined = [_join_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
-        if all(map(_same, carry, joined)):
-            record.carried.extend(tensor.carries() for tensor in joined)
-            return joined, outputs
+        unified = [_unify_tensors(x, y) for x, y in zip(carry, outputs, strict=False)]
+        if all(map(_same, carry, unified)):
+            record.carried.extend(tensor.carries() for tensor in unified)
+            return unified, outputs
         record.forget(mark)
-        carry = joined
+        carry = unified
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The Base-(k+1) graph: exact averaging of any number of agents in finitely many sparse rounds.
 
 Takezawa et al. 2023, "Beyond Exponential Graph" (arXiv 2305.11420). The functions return lists of
-symmetric, doubly stochastic mixing matrices, float64 ``[agents, agents]``, one a round.
+symmetric, doubly stochastic mixing matrices, float64 ``[agents, agents]``, one per round.
 """
 
 import math

@@ -55,6 +55,8 @@ def evaluate_update(model: Model, normalise: Prepare) -> Update:
         images, labels = resident
         y = labels[score.batch]
         logits, _ = model.apply(variables, normalise(images[score.batch]))
+        # Images that fill up the last batch have the label -1: no class is that, and none may be
+        # looked up.
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
         return Score(
             correct=score.correct + (logits.argmax(-1) == y).sum(dtype=jnp.int32),

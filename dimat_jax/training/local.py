@@ -45,6 +45,7 @@ def epoch_order(
     keys = jax.random.split(jax.random.fold_in(key, epoch), agents)
     rows = jnp.arange(examples, dtype=jnp.int32)
     order = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
+    # Agents 0 and 1 of 40 examples on one device: rows 0 to 39 and 40 to 79 of its images.
     lane = jnp.arange(all_lanes or agents, dtype=jnp.int32)
     order = order[jnp.minimum(lane, agents - 1), : steps * batch_size]
     order = order + examples * (lane % lanes)[:, None]
@@ -117,6 +118,7 @@ def batch_gradient(
       The gradient, the loss, and the variables with updated running statistics.
     """
     images, labels = resident
+    # `step` counts from the start of the run; each epoch has an order of its own.
     rows = order[step % order.shape[0]]
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
     x, y = prepare(augment_key, images[rows]), labels[rows]

@@ -137,14 +137,14 @@ def test_cross_gradients_that_agree_are_centralized_training_in_the_mean(x64):
     assert np.ptp(taken, axis=1).max() > 1e-4, "each agent has one step of its own ahead"
 
 
-@pytest.mark.parametrize("name", GOSSIP)
+@pytest.mark.parametrize("name", GOSSIPING)
 def test_at_learning_rate_0_agents_that_agree_stay(name, x64):
     run = run_of(GRAPHS["star"], np.zeros(len(RATES)), same_start=True)
     taken = models(GOSSIPING[name], run)
     np.testing.assert_allclose(taken, np.tile(run.start, (len(RATES), 1, 1)), atol=1e-12)
 
 
-WEIGHED = [name for name in GOSSIP if name not in ("centralized", "relay_sgd")]
+WEIGHED = [name for name in GOSSIPING if name not in ("centralized", "relay_sgd")]
 
 
 @pytest.mark.parametrize("name", WEIGHED)

@@ -1,3 +1,5 @@
+import collections
+import functools
 import pathlib
 import re
 import tomllib
@@ -220,6 +222,81 @@ def test_functions_that_are_called_are_gone_into():
     fast = with_kernels(lambda x, kernel: inner(x, 2 * kernel))
     assert "dimat" in primitives(fast, x, kernel)
     assert far(inner(x, 2 * kernel)["y"], fast(x, kernel)["y"]) < 1e-5
+
+
+def checkpointed(**options):
+    """The gradient of two convolutions under `jax.checkpoint`, and what it takes."""
+
+    def loss(kernels, x):
+        layers = jax.checkpoint(lambda k, x: convolve(jnp.tanh(convolve(x, k)), k), **options)
+        return jnp.square(layers(kernels, x)).sum()
+
+    return jax.grad(loss), normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["convnet", "resnet20"])
+def test_a_network_under_checkpoint_gets_as_many_kernels_as_without(name):
+    images = normal(0, 4, 32, 32, 3)
+    model = dj.models.make(name, num_classes=10, width=0.25)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def found(wrap):
+        apply = wrap(functools.partial(model.apply, train=True))
+
+        def loss(params, rest):
+            return apply({**rest, "params": params}, images)[0].sum()
+
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
+        text = primitives(with_kernels(jax.grad(loss)), variables["params"], rest)
+        assert "conv_general_dilated" not in text
+        return collections.Counter(re.findall("target_name=dimat_([a-z_]*)", text))
+
+    plain, again = found(lambda apply: apply), found(jax.checkpoint)
+    # Everything that the backward pass needs is computed once more, and nothing is left out.
+    assert again["kernel_gradient"] == plain["kernel_gradient"] > 0
+    assert again["convolution"] > plain["convolution"] > 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("prevent_cse", [True, False])
+def test_what_checkpoint_computes_once_more_stays_behind_its_barrier(prevent_cse):
+    """XLA gets what `jax.checkpoint` gives it, kernels in the place of convolutions."""
+    gradient, *args = checkpointed(prevent_cse=prevent_cse)
+    plain, fast = (jax.jit(f).lower(*args).as_text() for f in (gradient, with_kernels(gradient)))
+    assert plain.count("optimization_barrier") == prevent_cse
+    assert fast.count("optimization_barrier") == prevent_cse
+    # Two layers, the first of them once more; gradients of both kernels and of one's images.
+    assert plain.count("stablehlo.convolution") == 6
+    assert fast.count("@dimat_convolution") == 4 and fast.count("@dimat_kernel_gradient") == 2
+    assert far(gradient(*args), jax.jit(with_kernels(gradient))(*args)) < 1e-5
+
+
+@jax.custom_jvp
+def custom_jvp(x, kernel):
+    return convolve(x, kernel)
+
+
+@jax.custom_vjp
+def custom_vjp(x, kernel):
+    return convolve(x, kernel)
+
+
+custom_jvp.defjvps(None, None)
+custom_vjp.defvjp(lambda x, kernel: (convolve(x, kernel), None), lambda _, g: (g, None))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "call",
+    [jax.jit(convolve), jax.checkpoint(convolve), custom_jvp, custom_vjp]
+    + [jax.jit(jax.checkpoint(jax.jit(convolve))), jax.lax.composite(convolve, "my.convolution")],
+    ids="jit checkpoint custom_jvp custom_vjp nested composite".split(),
+)
+def test_every_call_is_entered(call):
+    x, kernel = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 4, 4)
+    assert calls(call, x, kernel) == ["convolution"]
+    assert far(convolve(x, kernel), with_kernels(call)(x, kernel)) < 1e-5
 
 
 @needs_kernels

@@ -1,10 +1,13 @@
 """What the tests of symmetries share: random variables, and a check of what was found."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dimat_jax.symmetries import Permutations, find_symmetries, permute
+from dimat_jax.symmetries.groups import shape_of
 
 MLP = {"a": (3, 7), "b": (7, 2)}
 """Kernels of a network with one hidden layer of 7 units; the function says what lies between."""

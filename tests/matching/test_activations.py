@@ -12,7 +12,7 @@ from helpers.symmetry_checks import drawn
 
 from dimat_jax.matching import combine_moments, cross_moments, match_activations, scores
 from dimat_jax.symmetries import Group, Symmetries, find_symmetries, invert, permute
-from dimat_jax.symmetries.groups import with_outer
+from dimat_jax.symmetries.permutations import with_outer
 
 KEY = ("a", "b")
 SYMMETRIES = Symmetries({"a": Group(2, ()), "b": Group(3, ())})

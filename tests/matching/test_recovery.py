@@ -19,7 +19,7 @@ from dimat_jax.symmetries import (
     read_activations,
     read_sites,
 )
-from dimat_jax.symmetries.groups import with_outer
+from dimat_jax.symmetries.permutations import with_outer
 
 SMALL, SQUARE = (24, 8, 8, 3), (24, 32, 32, 3)
 ZOO = {

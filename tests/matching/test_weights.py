@@ -13,7 +13,8 @@ from helpers.symmetry_checks import drawn
 from dimat_jax.matching import match_weights, matching_objective
 from dimat_jax.matching.blocks import layouts
 from dimat_jax.symmetries import find_symmetries, invert, permute
-from dimat_jax.symmetries.groups import path_name, with_outer
+from dimat_jax.symmetries.groups import path_name
+from dimat_jax.symmetries.permutations import with_outer
 
 
 def case(name, seed=1):

@@ -18,6 +18,19 @@ def test_elementwise_keeps_a_hidden_layer():
     assert sizes(hidden(lambda v, h: jnp.tanh(h) * 2 + jnp.where(h > 0, h, 0.1 * h))) == [7]
 
 
+@pytest.mark.parametrize("name", ["log2", "one_minus_square", "polynomial", "reciprocal"])
+def test_elementwise_functions_of_later_releases(name):
+    if not hasattr(lax, name):
+        pytest.skip(f"JAX {jax.__version__} has no lax.{name}.")
+    more = [[1.0, 2.0, 3.0]] if name == "polynomial" else []
+    assert sizes(hidden(lambda v, h: getattr(lax, name)(3 + jnp.tanh(h), *more))) == [7]
+
+
+def test_a_gradient_taken_in_the_forward_pass():
+    """That of tanh is a primitive of its own from JAX 0.11 on."""
+    assert sizes(hidden(lambda v, h: jax.grad(lambda h: jnp.tanh(h).sum())(h))) == [7]
+
+
 def test_size_one_axes_broadcast_without_ties():
     def function(v, x):
         return lax.mul(x[:, None, :] @ v["a"], jnp.ones((1, 1, 1))) @ v["b"]

@@ -92,4 +92,5 @@ def test_dynamic_slice_and_update():
 
     assert sizes(hidden(between)) == [7]
     assert sizes(hidden(lambda v, h: h.at[:, 2].set(0.0))) == []
-    assert sizes(hidden(lambda v, h: h.at[2].add(h[0]))) == [7]
+    for change in ("add", "subtract", "multiply", "min", "max"):
+        assert sizes(hidden(lambda v, h: getattr(h.at[2], change)(h[0]))) == [7]  # noqa: B023

@@ -34,6 +34,31 @@ def test_fused_projection_sliced_by_index(shape, take):
     assert sizes(assert_symmetric(function, v, X)) == [(2, 4), (2, 4), 2, 6]
 
 
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (lambda v, product: product, [4, 4]),
+        (lambda v, product: product + v["bias"], [4]),
+        (lambda v, product: product + product.sum(1, keepdims=True), [4]),
+    ],
+    ids=["example", "a bias for all three", "a sum over the three"],
+)
+def test_the_worked_example(before, expected):
+    """Of the module: query and key share their units, and values have their own."""
+
+    def function(v, x):
+        product = before(v, jnp.tensordot(x, v["qkv"], 1))
+        q, k, value = jnp.unstack(product, axis=1)
+        return jax.nn.softmax(q @ k.T) @ value @ v["out"]
+
+    v = normal(0, qkv=(6, 3, 4), bias=(4,), out=(4, 2))
+    found = assert_symmetric(function, v, normal(1, x=(5, 6))["x"])
+    assert sizes(found) == expected
+    qkv = [site for group in found.groups.values() for site in group.sites if site.path == "qkv"]
+    rows = [place.segment for site in qkv for place in site.within]
+    assert sorted(rows) == ([(0, 1), (1, 1), (2, 1)] if expected == [4, 4] else [])
+
+
 STACK = {"in": (3, 5), "a": (3, 5, 7), "b": (3, 7, 5), "out": (5, 2)}
 
 

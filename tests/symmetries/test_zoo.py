@@ -9,7 +9,7 @@ from helpers.symmetry_checks import drawn, random_network
 
 from dimat_jax import models
 from dimat_jax.symmetries import find_symmetries, invert, permute
-from dimat_jax.symmetries.groups import with_outer
+from dimat_jax.symmetries.permutations import with_outer
 
 SMALL, LEAST_VGG = (4, 8, 8, 3), (4, 32, 32, 3)
 ZOO = {

@@ -1,8 +1,8 @@
 """What each primitive does to the axes of what it reads: one short function a primitive.
 
-A rule takes the equation and the axes of its inputs, ties, refines or freezes them, and returns the
-axes of its outputs. It is sound if, whatever permutations of the remaining free atoms reorder the
-inputs, the primitive's outputs are reordered as their axes say.
+A rule takes the equation and the axes of its inputs, unifies, refines or freezes them, and returns
+the axes of its outputs. It is sound if, whatever permutations of the remaining free atoms reorder
+the inputs, the primitive's outputs are reordered as their axes say.
 
 To add a primitive, write one function and decorate it with ``@rule("its_name")``, in the file of
 its family. Primitives are matched by name, since they move between modules from one JAX release to
@@ -10,13 +10,14 @@ the next. Those that hold jaxprs (jit, scan, ...) are walked in `dimat_jax.symme
 """
 
 from dimat_jax.symmetries.rules import elementwise, indexing, reductions, segments, shapes
-from dimat_jax.symmetries.rules.contractions import Contraction, contractions
+from dimat_jax.symmetries.rules.contractions import Contraction, Kind, contractions
 from dimat_jax.symmetries.rules.table import RULES, Equation, freeze_everything
 
 __all__ = [
     "RULES",
     "Contraction",
     "Equation",
+    "Kind",
     "contractions",
     "elementwise",
     "freeze_everything",

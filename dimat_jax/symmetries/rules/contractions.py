@@ -1,5 +1,6 @@
 """Products that sum over axes, and where primitives mix the positions of an axis."""
 
+import enum
 from typing import NamedTuple
 
 from jax.lax import GatherDimensionNumbers
@@ -12,10 +13,19 @@ from dimat_jax.symmetries.axes import (
     axis_size,
     free_axis,
     freeze,
-    join,
     mixed_axis,
+    unify,
 )
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_everything, rule
+
+
+class Kind(enum.Enum):
+    """How positions are mixed."""
+
+    PRODUCT = "with those of another operand, and summed"
+    REDUCTION = "summed, or another reduction"
+    LOOKUP = "picked by index"
 
 
 class Contraction(NamedTuple):
@@ -25,13 +35,13 @@ class Contraction(NamedTuple):
       operand: which one.
       dims: the axes along which positions are mixed.
       batch: the axes along which the other operand keeps in step.
-      kind: ``"product"`` with another operand, ``"reduction"``, or ``"lookup"`` by index.
+      kind: how they are mixed.
     """
 
     operand: int
     dims: tuple[int, ...]
     batch: tuple[int, ...] = ()
-    kind: str = "product"
+    kind: Kind = Kind.PRODUCT
 
 
 def contractions(equation: Equation) -> list[Contraction]:
@@ -44,17 +54,25 @@ def contractions(equation: Equation) -> list[Contraction]:
             Contraction(1, tuple(right), tuple(right_batch)),
         ]
     if name == "conv_general_dilated":
+        # The windows' positions are summed over as well, so all but batch and outputs are mixed. A
+        # grouped kernel's outputs are in step with the groups of the images' channels.
         numbers = params["dimension_numbers"]
         groups = numbers.rhs_spec[:1] if params["feature_group_count"] > 1 else ()
         return [
             Contraction(0, tuple(numbers.lhs_spec[1:])),
             Contraction(1, tuple(numbers.rhs_spec[1:]), tuple(groups)),
         ]
-    if name.startswith("reduce_") and "axes" in params:
-        return [Contraction(0, tuple(params["axes"]), kind="reduction")]
+    if name in REDUCTIONS:
+        return [Contraction(0, tuple(params["axes"]), kind=Kind.REDUCTION)]
     if name == "gather":
-        return [Contraction(0, picked_dims(params["dimension_numbers"]), kind="lookup")]
+        return [Contraction(0, picked_dims(params["dimension_numbers"]), kind=Kind.LOOKUP)]
     return []
+
+
+WINDOW = Cause(Reason.CONVOLUTION_WINDOW)
+REDUCTIONS = """
+reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor
+""".split()
 
 
 def picked_dims(numbers: GatherDimensionNumbers) -> tuple[int, ...]:
@@ -66,8 +84,8 @@ def picked_dims(numbers: GatherDimensionNumbers) -> tuple[int, ...]:
 def _dot_general(equation: Equation, x: Axes, y: Axes) -> list[Axes]:
     (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
     for i, j in zip(left, right, strict=True):
-        join(x[i], y[j])
-    batch = [join(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+        unify(x[i], y[j])
+    batch = [unify(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     free_x = [axis for i, axis in enumerate(x) if i not in (*left, *left_batch)]
     free_y = [axis for j, axis in enumerate(y) if j not in (*right, *right_batch)]
     return [(*batch, *free_x, *free_y)]
@@ -77,26 +95,30 @@ def _dot_general(equation: Equation, x: Axes, y: Axes) -> list[Axes]:
 def _conv_general_dilated(equation: Equation, x: Axes, kernel: Axes) -> list[Axes]:
     params, (shape,) = equation.params, equation.shapes
     if params["batch_group_count"] > 1:
-        return freeze_everything(equation, x, kernel, why="a convolution in batch groups")
+        return freeze_everything(equation, x, kernel, why=Cause(Reason.BATCH_GROUPS))
     lhs, rhs, out = params["dimension_numbers"]
-    channels = _tie_channels(
+    channels = _unify_channels(
         x[lhs[1]], kernel[rhs[1]], kernel[rhs[0]], params["feature_group_count"]
     )
+    # A window of one pixel without padding or strides leaves an axis as it is, as in 1 × 1 kernels.
     axes = dict(zip(out, (x[lhs[0]], channels), strict=False))
     for i, (dim, window) in enumerate(zip(lhs[2:], rhs[2:], strict=True)):
         alone = axis_size(kernel[window]) == 1 and params["padding"][i] == (0, 0)
         if alone and params["window_strides"][i] == params["lhs_dilation"][i] == 1:
             axes[out[2 + i]] = x[dim]
             continue
-        freeze(x[dim], "the window of a convolution")
-        freeze(kernel[window], "the window of a convolution")
-        axes[out[2 + i]] = mixed_axis(shape[out[2 + i]], "the window of a convolution")
+        freeze(x[dim], WINDOW)
+        freeze(kernel[window], WINDOW)
+        axes[out[2 + i]] = mixed_axis(shape[out[2 + i]], WINDOW)
     return [tuple(axes[dim] for dim in range(len(shape)))]
 
 
-def _tie_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
+def _unify_channels(inputs: Axis, kernel_inputs: Axis, outputs: Axis, groups: int) -> Axis:
     """Groups are the outermost factor of both channel axes and share the kernel's inputs."""
+    # 32 input channels in 4 groups are g·c of 4·8, and the kernel's inputs are c; 64 outputs are g
+    # times 16 that each group has in its own way, and that nothing is known of: wild, so that the
+    # outputs' own atoms stand there. Depthwise: g is all of the channels, and c a single one.
     group = free_axis(groups)
-    join(inputs, ((Sum(group), Sum(kernel_inputs)),))
+    unify(inputs, ((Sum(group), Sum(kernel_inputs)),))
     per_group = axis_size(outputs) // groups
-    return join(outputs, ((Sum(group), Wild(per_group)),))
+    return unify(outputs, ((Sum(group), Wild(per_group)),))

@@ -2,13 +2,12 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, axis_size, freeze, join, mixed_axis
+from dimat_jax.symmetries.axes import Axes, axis_size, freeze, mixed_axis, unify
+from dimat_jax.symmetries.rules.contractions import REDUCTIONS
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
 
-@rule(
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"
-)
+@rule(*REDUCTIONS)
 def _reduce(equation: Equation, x: Axes) -> list[Axes]:
     """Symmetric in what it reduces: nothing freezes."""
     return [tuple(axis for dim, axis in enumerate(x) if dim not in equation.params["axes"])]
@@ -18,7 +17,7 @@ def _reduce(equation: Equation, x: Axes) -> list[Axes]:
 def _arg_reduce(equation: Equation, x: Axes) -> list[Axes]:
     dims = equation.params["axes"]
     for dim in dims:
-        freeze(x[dim], equation.name)
+        freeze(x[dim], equation.cause)
     return [tuple(axis for dim, axis in enumerate(x) if dim not in dims)]
 
 
@@ -27,6 +26,7 @@ def _reduce_window(equation: Equation, x: Axes) -> list[Axes]:
     """Axes with a window of their own freeze."""
     names = ("window_dimensions", "window_strides", "padding", "base_dilation")
     windows = zip(*(equation.params[name] for name in names), strict=True)
+    # A window of one without stride or padding leaves an axis alone: batch and channels in pooling.
     dims = [dim for dim, window in enumerate(windows) if window != (1, 1, (0, 0), 1)]
     return [freeze_dims(equation, x, dims)]
 
@@ -51,15 +51,18 @@ def _rev(equation: Equation, x: Axes) -> list[Axes]:
 @rule("sort")
 def _sort(equation: Equation, *inputs: Axes) -> list[Axes]:
     """sort(P x) = sort(x): one operand alone freezes its result only."""
+    # Several operands, as in argsort: the others are reordered as the first one asks, so that what
+    # they are in the end depends on which position goes with which.
     dim = equation.params["dimension"]
-    axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
+    axes = [reduce(unify, parts) for parts in zip(*inputs, strict=True)]
     if len(inputs) > 1:
-        freeze(axes[dim], "sort")
-    axes[dim] = mixed_axis(axis_size(axes[dim]), "sort")
+        freeze(axes[dim], equation.cause)
+    axes[dim] = mixed_axis(axis_size(axes[dim]), equation.cause)
     return [tuple(axes)] * len(inputs)
 
 
 @rule("top_k", "approx_top_k")
 def _top_k(equation: Equation, x: Axes) -> list[Axes]:
+    # The last axis, where no parameter names one; which one does depends on the primitive.
     dim = equation.params.get("axis", equation.params.get("reduction_dimension", len(x) - 1))
     return [freeze_dims(equation, x, [dim % len(x)])] * len(equation.shapes)

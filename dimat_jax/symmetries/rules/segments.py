@@ -2,7 +2,8 @@
 
 from functools import reduce
 
-from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, join, mixed_axis
+from dimat_jax.symmetries.axes import Axes, Axis, Wild, axis_size, cut, freeze, mixed_axis, unify
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 from dimat_jax.symmetries.slices import copy_others
 
@@ -12,7 +13,7 @@ def _concatenate(equation: Equation, *inputs: Axes) -> list[Axes]:
     along = equation.params["dimension"]
     return [
         tuple(
-            sum(parts, ()) if dim == along else reduce(join, parts)
+            sum(parts, ()) if dim == along else reduce(unify, parts)
             for dim, parts in enumerate(zip(*inputs, strict=True))
         )
     ]
@@ -20,8 +21,8 @@ def _concatenate(equation: Equation, *inputs: Axes) -> list[Axes]:
 
 @rule("stack")
 def _stack(equation: Equation, *inputs: Axes) -> list[Axes]:
-    axes = [reduce(join, parts) for parts in zip(*inputs, strict=True)]
-    axes.insert(equation.params["axis"], mixed_axis(len(inputs), "stack"))
+    axes = [reduce(unify, parts) for parts in zip(*inputs, strict=True)]
+    axes.insert(equation.params["axis"], mixed_axis(len(inputs), equation.cause))
     return [tuple(axes)]
 
 
@@ -42,7 +43,7 @@ def _unstack(equation: Equation, x: Axes) -> list[Axes]:
 
 @rule("slice")
 def _slice(equation: Equation, x: Axes) -> list[Axes]:
-    params, why = equation.params, "a slice with a stride"
+    params, why = equation.params, Cause(Reason.STRIDED_SLICE)
     strides = params["strides"] or (1,) * len(x)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     for dim, (start, stop, stride) in enumerate(bounds):
@@ -50,6 +51,7 @@ def _slice(equation: Equation, x: Axes) -> list[Axes]:
             freeze(x[dim], why)
             piece = mixed_axis(equation.shapes[0][dim], why)
             x = (*x[:dim], piece, *x[dim + 1 :])
+        # One dimension after the other: a slice along two is a slice of a slice.
         elif stop - start < axis_size(x[dim]):
             piece = cut(x[dim], (start, stop - start, axis_size(x[dim]) - stop))[1]
             x = _part(equation, x, dim, piece)
@@ -69,6 +71,7 @@ def _pad(equation: Equation, x: Axes, value: Axes) -> list[Axes]:
     axes: list[Axis] = []
     for dim, config in enumerate(equation.params["padding_config"]):
         low, high, interior = map(int, config)
+        # Cropping and padding in between are rare: the axis is frozen.
         if min(low, high) < 0 or interior:
             axes.append(freeze_dims(equation, x, [dim])[dim])
         else:

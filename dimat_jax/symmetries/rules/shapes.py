@@ -7,6 +7,7 @@ from dimat_jax.symmetries.rules.table import Equation, rule
 
 @rule("broadcast_in_dim")
 def _broadcast_in_dim(equation: Equation, x: Axes, *_: Axes) -> list[Axes]:
+    # A bias [10] broadcast to [4, 10] with dimensions (1,): the new axis 0 is wild.
     dims = equation.params["broadcast_dimensions"]
     axes = [wild_axis(size) for size in equation.shapes[0]]
     for dim, axis in zip(dims, x, strict=True):
@@ -16,6 +17,7 @@ def _broadcast_in_dim(equation: Equation, x: Axes, *_: Axes) -> list[Axes]:
 
 @rule("reshape")
 def _reshape(equation: Equation, x: Axes, *_: Axes) -> list[Axes]:
+    # The operator's own transposition, that `lax.reshape` may ask for, comes first.
     if equation.params.get("dimensions") is not None:
         x = tuple(x[dim] for dim in equation.params["dimensions"])
     return [reshape(x, equation.shapes[0])]
@@ -45,5 +47,5 @@ def _iota(equation: Equation, *_: Axes) -> list[Axes]:
     (shape,) = equation.shapes
     axes = [wild_axis(size) for size in shape]
     dim = equation.params["dimension"]
-    axes[dim] = frozen_axis(shape[dim], "iota")
+    axes[dim] = frozen_axis(shape[dim], equation.cause)
     return [tuple(axes)]

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dimat_jax.symmetries.axes import Axes, freeze, mixed_axis
-from dimat_jax.symmetries.slices import Slice
+from dimat_jax.symmetries.reasons import Cause, Reason
+from dimat_jax.symmetries.slices import SlicedAxis
 
 
 class Equation(NamedTuple):
@@ -20,7 +21,12 @@ class Equation(NamedTuple):
     name: str
     params: dict[str, Any]
     shapes: Sequence[tuple[int, ...]]
-    slices: list[Slice]
+    slices: list[SlicedAxis]
+
+    @property
+    def cause(self) -> Cause:
+        """Why positions whose order the primitive depends on are frozen."""
+        return Cause(Reason.PRIMITIVE, self.name)
 
 
 Rule = Callable[..., list[Axes]]
@@ -39,9 +45,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def freeze_everything(equation: Equation, *inputs: Axes, why: str | None = None) -> list[Axes]:
+def freeze_everything(equation: Equation, *inputs: Axes, why: Cause | None = None) -> list[Axes]:
     """The rule of primitives without one: sound for every function of the inputs."""
-    why = why or f"no rule for the primitive {equation.name!r}"
+    why = why or Cause(Reason.NO_RULE, equation.name)
     for axis in (axis for axes in inputs for axis in axes):
         freeze(axis, why)
     return [tuple(mixed_axis(size, why) for size in shape) for shape in equation.shapes]
@@ -50,8 +56,8 @@ def freeze_everything(equation: Equation, *inputs: Axes, why: str | None = None)
 def freeze_dims(equation: Equation, axes: Axes, dims: Sequence[int]) -> Axes:
     """Freezes some axes of an operand; the output has new, frozen ones in their places."""
     for dim in dims:
-        freeze(axes[dim], equation.name)
+        freeze(axes[dim], equation.cause)
     return tuple(
-        mixed_axis(size, equation.name) if dim in dims else axis
+        mixed_axis(size, equation.cause) if dim in dims else axis
         for dim, (axis, size) in enumerate(zip(axes, equation.shapes[0], strict=True))
     )
