@@ -227,7 +227,7 @@ class Session(NamedTuple):
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(part.message, graph, 0 if final else round - 1, 1, setup.abstract[0])
+            + sent(part.message, graph, round - 1, 1, setup.abstract[0])
             + sum(images_sent(batches, setup.config.agents) for batches in drawn),
         )
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from helpers.small_runs import noise
 
-from dimat_jax import topology
+from dimat_jax import runs, topology
 from dimat_jax.algorithms import METHODS
 from dimat_jax.config import Config
-from dimat_jax.execution import population
-from dimat_jax.simulation import runs, setup
+from dimat_jax.execution import devices
+from dimat_jax.simulation import checks, setup
 from experiments import grid, paper, paper_report, presets, tune
 from experiments.grid import Cell, Outcome, Setting
 
@@ -366,8 +366,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 def test_every_cell_of_one_process_finds_devices_for_all_cores(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(population, "prepare_devices", lambda *given: asked.append(given))
-    monkeypatch.setattr(population, "virtual_devices", {5: 5, 10: 2}.get)
+    monkeypatch.setattr(devices, "prepare_devices", lambda *given: asked.append(given))
+    monkeypatch.setattr(devices, "virtual_devices", {5: 5, 10: 2}.get)
     monkeypatch.setattr(paper_report, "write_report", lambda *_: None)
     made = [Cell(SETTING._replace(agents=n), 0, ("wa",)) for n in (5, 10)]
     todo = [(cell, BASE, outcome(0, {"wa": 0.5})) for cell in made]

@@ -157,6 +157,10 @@ def equations(jaxpr, inside=()):
             yield from equations(inner, (*inside, eqn.primitive.name))
 
 
+def is_key(x) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def assert_trees_equal(first, second):
     """Asserts that two pytrees hold the same bits; keys are compared by their data."""
     assert_trees_close(first, second, tolerance=0)
@@ -166,10 +170,7 @@ def assert_trees_close(first, second, tolerance=1e-6):
     """Asserts that two pytrees have one structure and leaves that differ by at most so much."""
 
     def compare(path, a, b):
-        a, b = (
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-            for x in (a, b)
-        )
+        a, b = (jax.random.key_data(x) if is_key(x) else x for x in (a, b))
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=name)
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from helpers.sessions import session_as
 from helpers.small_runs import linear_softmax, noise, small_config
 
 import dimat_jax as dj
@@ -16,8 +15,9 @@ from dimat_jax.simulation.images import (
     some_tests,
     split_evenly,
 )
-from dimat_jax.simulation.session import merge_round
+from dimat_jax.simulation.rounds import merge_round
 from dimat_jax.simulation.setup import prepare
+from dimat_jax.simulation.state import round_keys, seed_keys
 
 DATASET = noise(examples=320, tests=23, size=8)
 
@@ -81,10 +81,13 @@ NORMALIZED = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
 def rounds_of(**options):
     """A set-up; and ``(round) -> inputs, drawn`` of a merge round, on four devices."""
     config = small_config(methods=("wa",), devices=4, matching_images=24, **options)
-    session = session_as(config, NORMALIZED, DATASET)
-    state = session.begin(session.start(), "wa")
-    graph = session.setup.topology
-    return session.setup, lambda round: merge_round(session, state, graph, round)
+    plan = prepare(config, NORMALIZED, DATASET)
+    shards, keys = place_shards(plan, 0, 1), seed_keys(0)
+
+    def round_of(round):
+        return merge_round(plan, shards, round_keys(keys, round), plan.topology, round)
+
+    return plan, round_of
 
 
 def images_on_device(batches, agent, lanes):
