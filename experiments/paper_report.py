@@ -290,8 +290,8 @@ def write_report(
 COLUMNS = """\
 All methods of a table see the same data, initial weights and order of batches. Its columns:
 
-- **after merge 1**, **after round 1**: test accuracy in %, mean ± standard deviation over all agents
-  of all seeds, right after the first merge, and after the training that follows it.
+- **after merge 1**, **after round 1**: test accuracy in %, mean ± standard deviation over all
+  agents of all seeds, right after the first merge, and after the training that follows it.
 - **after the last merge**: methods that exchange something in every step stand at the same epoch, a
   round before the end; Final DIMAT and Final WA merge only at the end.
 - **at the end**: after {rounds} rounds of {epochs} epoch(s). From a common initialisation there are
