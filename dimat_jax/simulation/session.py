@@ -230,6 +230,12 @@ class Session(NamedTuple):
             + sent(part.message, graph, round - 1, 1, setup.abstract[0])
             + sum(images_sent(batches, setup.config.agents) for batches in drawn),
         )
+        remembered = state.method.final
+        if merged.moved and not final and jax.tree.leaves(remembered):
+            # The final merge may remember networks, too.
+            for permutations in merged.permutations:
+                remembered = self.parts.merger.permute_state(permutations, before, remembered)
+            state = state._replace(method=state.method._replace(final=remembered))
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
         exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
         return state_after(setup, self.parts, state, before, merged.moved, exchanged)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.algorithm_references import Step, mix_then_step
-from helpers.algorithm_table import GOSSIP, GOSSIPING, everyone
+from helpers.algorithm_table import GOSSIP, GOSSIPING, MERGES, everyone
 from helpers.sessions import Finished, copied, finish, session_as
 from helpers.small_runs import assert_trees_close, linear_softmax, noise, small_config
 
@@ -220,19 +220,18 @@ def test_sparse_gossip_and_an_aligned_merge_each_round(x64):
     assert after.bytes_sent == pytest.approx(afresh.bytes_sent + alone.bytes_sent)
 
 
-@pytest.mark.parametrize("frame", ["universe", "first"])
-def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(frame, x64):
-    """On a graph without edges such a merge is a relabelling, and changes nothing."""
-    agents = 4
-    gossip = gossip_with_momentum(MOMENTUM)
-    nobody = topology.disconnected(agents)
-    merge = METHODS["universe" if frame == "universe" else "final_dimat"].parts()
-    (merge,) = merge.values()
+NOBODY = topology.disconnected(4)
+
+
+def assert_a_relabelling(merge, gossip=None, final=None, choice="kept"):
+    """On a graph without edges a merge that moves units changes nothing but their order."""
     methods = {
-        "moving": Algorithm("m", gossip=gossip, merge=merge._replace(graph=lambda graph: nobody)),
-        "staying": Algorithm("s", gossip=gossip, merge=WA._replace(graph=lambda graph: nobody)),
+        name: Algorithm(
+            name, gossip=gossip, final=final, merge=part._replace(graph=lambda graph: NOBODY)
+        )
+        for name, part in {"moving": merge, "staying": WA}.items()
     }
-    config = config_of(agents=agents, topology="disconnected", optimizer_after_merge="kept")
+    config = config_of(agents=4, topology="disconnected", optimizer_after_merge=choice)
     session = session_as(config, MLP, DATASET, methods=methods)
     done = finish(session)
     moving, staying = ([row for row in done.rows if row["method"] == method] for method in methods)
@@ -242,3 +241,30 @@ def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(frame, x6
                 assert row[field] == pytest.approx(other[field], rel=1e-9), field
     with pytest.raises(AssertionError):
         assert_trees_close(*(done.variables[method, 0]["params"] for method in methods), 1e-3)
+
+
+@pytest.mark.parametrize("method", ["universe", "final_dimat"])
+def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(method, x64):
+    assert_a_relabelling(MERGES[method], gossip=gossip_with_momentum(MOMENTUM))
+
+
+@pytest.mark.parametrize("choice", ["fresh", "kept"])
+def test_what_the_final_merge_remembers_goes_with_the_units_too(choice, x64):
+    """Halfway to where they began: an outer optimizer remembers the networks of the beginning."""
+    alone = WA._replace(graph=lambda graph: NOBODY)
+    halfway = with_outer_optimizer(alone, optax.sgd(0.5))
+    assert_a_relabelling(MERGES["universe"], final=halfway, choice=choice)
+
+
+def test_a_final_merge_is_counted_on_the_graph_of_its_round(x64):
+    """On a graph that changes from round to round, as it is merged."""
+    graph = topology.from_matrix(
+        [np.eye(4), np.eye(4), np.full((4, 4), 1 / 4)], name="late"
+    )  # nobody hears from anybody but in the third round
+    mine = {"mine": Algorithm("mine", final=WA)}
+    config = config_of(agents=4, rounds=2)
+    session = session_as(config, linear_softmax(), DATASET, topology=graph, methods=mine)
+    done = finish(session)
+    weights = weights_of(done.variables["mine", 0])
+    np.testing.assert_allclose(weights, np.tile(weights[:1], (4, 1)), atol=1e-12)
+    assert done.rows[-1]["bytes_sent"] == 3 * variables_bytes(session.setup.abstract[0])
