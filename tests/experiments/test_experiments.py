@@ -22,7 +22,8 @@ from experiments.cifar import main
 
 TINY = "--dataset digits --model mlp --agents 4 --pretrain-epochs 1 --rounds 1".split()
 FIELDS = """method seed round epoch phase test_accuracy test_accuracy_std test_accuracy_agents
-test_loss train_loss consensus_distance bytes_sent images_per_second seconds""".split()
+test_loss train_loss consensus_distance consensus_distance_aligned bytes_sent images_per_second
+seconds""".split()
 CLOCK = {"images_per_second", "seconds"}
 
 
@@ -177,7 +178,7 @@ BAD = {
     "many agents": ("--agents 1500", "There are 1500 agents and 1437 examples"),
     "large batch": ("--batch-size 400", "batch_size is 400, but an agent has 359 examples"),
     "first frame": ("--merge-frame first", "fully connected graph, not 'ring'"),
-    "devices": ("--devices 3", "3 devices do not divide 4 agents"),
+    "devices": ("--devices 5", "devices must be 1 to 4 (8 there are, for 4 agents), not 5"),
     "no width": ("--width 0", "must be positive, not 0"),
     "a seed twice": ("--seeds 1 1", "each once, not (1, 1)"),
     "optimizer": ("--optimizer adm", "Unknown optimizer 'adm'. Did you mean 'adam'?"),
