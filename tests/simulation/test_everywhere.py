@@ -48,7 +48,6 @@ FORMS = {
     "mlp": [
         Form(1, False),
         Form(2, False),
-        Form(4, False),
         Form(8, False),
         Form(4, True),
         Form(2, False, at_once=1),
@@ -56,11 +55,9 @@ FORMS = {
     ],
     "convnet": [
         Form(1, True),
-        Form(2, True),
         Form(4, True),
         Form(8, True),
         Form(4, False),
-        Form(4, True, at_once=2),
         Form(2, True, at_once=2),
     ],
 }
@@ -126,12 +123,12 @@ def assert_the_same(found: Done, expected: Done, method: str, tolerance=1e-6) ->
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_agents))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_does_the_same_in_sequence_and_scanned_with_a_masked_lane(method):
+def test_every_method_does_the_same_in_sequence_and_scanned_with_a_masked_lane():
     """On one device, and five agents on four devices, of which they take three."""
     one, several = five_agents(Form(1, True)), five_agents(Form(4, False))
     assert (several.execution.mesh.size, several.execution.all_lanes) == (3, 6)
-    assert_the_same(several, one, method)
+    for method in METHODS:  # In one test: two runs of all methods are shared.
+        assert_the_same(several, one, method)
 
 
 MASKED = [
