@@ -126,7 +126,7 @@ def test_a_run_takes_what_was_added(copy):
 
 
 def test_the_tests_of_all_methods_test_what_was_added(copy):
-    said = run(copy, "pytest", "tests/algorithms/test_algorithms.py", "-k", "halfway", "-v")
+    said = run(copy, "pytest", "tests/algorithms/test_algorithms.py", "-k", "halfway", "-vv")
     for test in (
         "test_a_method_says_what_it_is",
         "test_at_learning_rate_0_agents_that_agree_stay",

@@ -1,4 +1,7 @@
-"""Aligning two networks: activation matching and weight matching over any model's groups."""
+"""Aligning two networks: activation matching and weight matching over any model's groups.
+
+May import `symmetries` and what is before it.
+"""
 
 from dimat_jax.matching.activations import (
     Moments,

@@ -1,4 +1,7 @@
-"""The permutation symmetries of any JAX model, found from its jaxpr."""
+"""The permutation symmetries of any JAX model, found from its jaxpr.
+
+May import `jaxprs` and `types`: it knows nothing of agents, graphs or training.
+"""
 
 from dimat_jax.symmetries.activations import read_activations, read_sites
 from dimat_jax.symmetries.discovery import find_symmetries

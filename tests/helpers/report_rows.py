@@ -19,6 +19,7 @@ def row(method, seed, round, epoch, phase, agents, bytes_sent=0.0, **fields) -> 
         "test_loss": 1.0,
         "train_loss": None,
         "consensus_distance": 0.5,
+        "consensus_distance_aligned": None,
         "bytes_sent": bytes_sent,
         "images_per_second": None,
         "seconds": {},
