@@ -47,18 +47,15 @@ class Form(NamedTuple):
 FORMS = {
     "mlp": [
         Form(1, False),
-        Form(2, False),
         Form(8, False),
         Form(4, True),
-        Form(2, False, at_once=1),
         Form(2, False, at_once=2),
     ],
     "convnet": [
         Form(1, True),
-        Form(4, True),
         Form(8, True),
         Form(4, False),
-        Form(2, True, at_once=2),
+        Form(4, True, at_once=2),
     ],
 }
 
