@@ -55,7 +55,7 @@ FORMS = {
         Form(1, True),
         Form(8, True),
         Form(4, False),
-        Form(4, True, at_once=2),
+        Form(2, True, at_once=2),
     ],
 }
 
