@@ -64,6 +64,7 @@ def test_a_run_goes_step_by_step_as_the_page_says():
     names = {}
     exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), names)
     assert names["after"]["bytes_sent"] > names["before"]["bytes_sent"] == 0
+    assert names["before"]["epoch"] == names["after"]["epoch"] == 3
     assert names["row"]["method"] == "dimat" and names["row"]["phase"] == "train"
     rooms = {path.name.removesuffix(".py") for path in pathlib.Path(dj.__file__).parent.iterdir()}
     assert all(

@@ -6,7 +6,7 @@ from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.execution.placement import to_host
-from dimat_jax.metrics import Row
+from dimat_jax.metrics import PRETRAINING, Row
 from dimat_jax.simulation.measure import Diverged
 from dimat_jax.simulation.plan import Action, Event, share_done
 from dimat_jax.simulation.result import Final, Observer, Result
@@ -44,6 +44,8 @@ def run(
         try:
             state, row = session.advance(state)
         except Diverged as error:
+            if event.method == PRETRAINING:
+                raise  # There is nobody from whom a method could begin.
             # The agents' memory is spent; the pretrained ones, from whom the next begins, are not.
             observer.on_diverged(event.method, error)
             state = session.skip_method(state)

@@ -151,9 +151,11 @@ class Session(NamedTuple):
             parts = self.parts.gossip(algorithm.gossip)
             agents, gossip = parts.start(agents, self.graphs(method))
             remembered = remembered._replace(gossip=gossip)
-        epochs = setup.config.pretrain_epochs
-        position = state.position._replace(
-            method=list(setup.methods).index(method), round=0, epoch=epochs, first_epoch=epochs
+        # Every method starts at the epoch at which pretraining ended, by hand or by the plan.
+        position = state.position
+        epoch = position.epoch if position.method < 0 else position.first_epoch
+        position = position._replace(
+            method=list(setup.methods).index(method), round=0, epoch=epoch, first_epoch=epoch
         )
         return RunState(position, state.keys, agents, remembered, pretrained)
 

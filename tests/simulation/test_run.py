@@ -359,6 +359,13 @@ def test_networks_too_far_gone_to_be_compared_have_diverged():
         dj.simulate(config, model=model, dataset=DATASET)
 
 
+def test_a_run_whose_pretraining_diverged_ends_whatever_the_observer_says():
+    observer = dj.Observer(on_diverged=lambda method, error: None)
+    config = small_config(methods=("wa",), devices=2, learning_rate=1e38)
+    with pytest.raises(Diverged, match="loss of agent"):
+        dj.simulate(config, model=linear_softmax(), dataset=DATASET, observer=observer)
+
+
 def test_a_run_may_go_on_without_a_method_that_diverged():
     gone = []
     config = small_config(
