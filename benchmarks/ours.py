@@ -126,8 +126,10 @@ def rounds(
     Returns:
       A function that returns the seconds by part of one whole round.
     """
-    frame = "first" if topology == "fully_connected" else "own"
-    options: dict[str, Any] = dict(topology=topology, merge_frame=frame, test_examples=None)
+    frame = "reference" if topology == "fully_connected" else "own"
+    options: dict[str, Any] = dict(
+        topology=topology, merge_frame=frame, align_every=1, test_examples=None
+    )
     session, state = make_population(work, tests=measured_tests, **options)
     shards = session.shards_of(state)
     steps = max(1, round(share * shards.steps))

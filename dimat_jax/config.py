@@ -13,11 +13,12 @@ class Config:
     # `dimat_jax.registry` has.
 
     preset: str = "quick"
-    """Where the defaults come from: quick, for two CPU cores, or paper, the published network,
-    data, number of agents and epochs. In Python, start from PRESETS[name]."""
+    """Where the defaults come from: quick, for two CPU cores; early, where merging does not pay
+    yet; or paper, the published network, data, number of agents and epochs. In Python, start from
+    PRESETS[name]."""
     agents: int = 16
     """Number of agents, each with its own network and its own data."""
-    topology: str = "ring"
+    topology: str = "exponential"
     """The graph: who merges with whom. Of the methods only sgp takes digraph."""
     dataset: str = "auto"
     """The images; auto is CIFAR-10 if it can be had, else shapes."""
@@ -39,12 +40,16 @@ class Config:
     """The model's normalisation; None: its own default."""
     init: Literal["different", "same"] = "different"
     """Whether agents start from different initial weights or from the same ones."""
-    pretrain_epochs: int = 8
+    pretrain_epochs: int = 40
     """Epochs that every agent trains alone before the first merge, once for all methods."""
-    rounds: int = 3
+    rounds: int = 12
     """Number of rounds, each a merge and then local training."""
     epochs_per_round: int = 1
     """Epochs of local training after each merge."""
+    merge_at_end: bool = True
+    """Whether methods that merge do so once more after the last training."""
+    gossip_every: int = 1
+    """Steps between two exchanges of methods that exchange something while they train."""
     optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
     """The local optimizer; momentum is 0.9."""
     learning_rate: float | None = None
@@ -53,14 +58,23 @@ class Config:
     method_learning_rate: tuple[tuple[str, float], ...] = ()
     """Learning rates of methods in the rounds, by name, in place of the run's: cdsgd 0.1 sgp
     0.05."""
+    round_rate: float = 0.2
+    """Multiplies the learning rate in the rounds, of all methods without one of their own."""
+    round_schedule: Literal["constant", "cosine", "cosine_each", "warmup_each"] = "constant"
+    """What multiplies it: a cosine's fall over all rounds, or in each round; a linear rise over the
+    first fifth of each."""
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     """The learning rate over the whole run, pretraining included; exponential: that of methods that
     exchange something in every step, times 0.981 an epoch of the rounds."""
-    optimizer_after_merge: Literal["fresh", "kept"] = "fresh"
-    """Whether the optimizer's state is made again after a merge, or goes on."""
+    optimizer_after_merge: Literal["fresh", "kept", "averaged"] = "fresh"
+    """Whether the optimizer's state is made again after a merge, goes on, or is averaged as the
+    networks are (and sent with them)."""
+    proximal: float = 0.0
+    """Strength μ of a pull back to the merged network in local training: μ (x - merged) is added to
+    the gradient."""
     batch_size: int | None = None
     """Images in an agent's batch; None: 50, or less where an epoch would have under ten steps."""
-    methods: tuple[str, ...] = ("dimat", "wa")
+    methods: tuple[str, ...] = ("dimat", "wa", "local_only")
     """The methods to compare, all from the same pretrained agents."""
     matching_data: Literal["own", "shared"] = "own"
     """On what neighbours' units are compared: each agent's own images, or images of all agents, the
@@ -72,13 +86,20 @@ class Config:
     something in every step after each round of training. Else a merge averages them."""
     statistics_data: Literal["own", "shared"] = "own"
     """From what BatchNorm statistics are recomputed: as in matching_data."""
-    statistics_images: int = 1024
+    statistics_images: int = 512
     """Number of images for recomputing BatchNorm statistics."""
-    merge_frame: Literal["own", "first"] = "own"
-    """Whether each agent merges in its own frame, or all in agent 0's (fully connected only)."""
-    test_examples: int | None = 2000
+    merge_frame: Literal["own", "reference", "tree"] = "reference"
+    """Whether each agent aligns its neighbours to itself in its own frame, or all align themselves
+    to agent 0's network: that network is handed on to everyone, or pairs of neighbours are compared
+    along a spanning tree."""
+    align_every: int | Literal["once"] = "once"
+    """Rounds between two alignments to a common frame; in between agents average in the frame they
+    share."""
+    test_examples: int | None = 1000
     """Test images of the evaluations along the way, always the same; the last is on all of them.
     None: all of them throughout."""
+    evaluate_every: int = 2
+    """Rounds between two evaluations; the first and the last round are always measured."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each is a run of its own."""
     devices: int | None = None
@@ -95,6 +116,17 @@ class Config:
 
 PRESETS = {
     "quick": Config(),
+    "early": Config(
+        preset="early",
+        topology="ring",
+        pretrain_epochs=8,
+        rounds=3,
+        round_rate=1.0,
+        merge_at_end=False,
+        merge_frame="own",
+        align_every=1,
+        evaluate_every=1,
+    ),
     "paper": Config(
         preset="paper",
         agents=5,
@@ -108,11 +140,18 @@ PRESETS = {
         epochs_per_round=2,
         optimizer="adam",
         learning_rate=1e-3,
+        round_rate=1.0,
+        merge_at_end=False,
+        align_every=1,
+        statistics_images=1024,
         batch_size=100,
         test_examples=None,
+        evaluate_every=1,
     ),
 }
-"""Named configurations. ``quick`` is sized for two CPU cores; ``paper`` has the network, data,
+"""Named configurations. ``quick`` is sized for two CPU cores; ``early`` too: agents merge before
+they have learned what their own data can teach them, and train on at the same rate, so that those
+who stay alone end ahead; ``paper`` has the network, data,
 number of agents and epochs of the published headline result (arXiv 2404.08079, table 2: ResNet-20
 of width 8 on CIFAR-100). It matches as ``quick`` does; the published code on the images of all
 agents: ``matching_data="shared", statistics_data="shared"``."""

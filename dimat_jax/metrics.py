@@ -35,8 +35,13 @@ class Row(TypedDict):
     test_accuracy: float
     """Mean over agents, 0 to 1."""
     test_accuracy_std: float
-    """Standard deviation over agents (of the population: divided by their number)."""
+    """Sample standard deviation over agents; 0 of a single one."""
     test_accuracy_agents: list[float]
+    test_accuracy_classes: list[list[float]]
+    """Of each agent on each class, rounded to four digits: ``[agents][classes]``."""
+    merged_accuracy: float | None
+    """Of the mean of all agents' networks, in one frame where merges have found one, with
+    statistics of everyone's images: as if they were all merged now."""
     test_loss: float | None
     train_loss: float | None
     consensus_distance: float | None
@@ -44,6 +49,9 @@ class Row(TypedDict):
     consensus_distance_aligned: float | None
     """The same modulo permutation: with each agent's units brought into agent 0's frame by the
     permutations of the merges so far; None where nothing has aligned them."""
+    units_moved: float | None
+    """The share of hidden units that a merge's permutations moved; None where nothing was
+    aligned."""
     bytes_sent: float
     """By an agent, since the start."""
     images_per_second: float | None

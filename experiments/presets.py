@@ -9,22 +9,24 @@ from dimat_jax.config import PRESETS, Config
 from dimat_jax.registry import METHODS
 from experiments.grid import Cell, Rates, Setting
 
-PAPER = ("dimat", "wm", "wa", "wa_published", "final_dimat", "final_wa")
+PAPER = ("local_only", "dimat", "dimat_once", "wm", "wa", "wa_published", "final_dimat", "final_wa")
 PAPER += ("cdsgd", "cdmsgd", "sgp", "cga")
-MODERN = ("dsgd_nesterov", "d2", "gradient_tracking", "qg_dsgdm_n", "relay_sgd")
-REFERENCES = ("fedavg", "centralized")
+PAPER += ("sparse_final_wa", "sparse_final_dimat")
+MODERN = ("sgp_nesterov", "dsgd_nesterov", "d2", "gradient_tracking", "qg_dsgdm_n", "relay_sgd")
+REFERENCES = ("fedavg", "centralized", "centralized_nesterov")
 """Reference points, which do not depend on the graph."""
-FROM_COMMON = ("dimat", "wa", "cdsgd", "sgp", "dsgd_nesterov", "gradient_tracking", "qg_dsgdm_n")
+FROM_COMMON = ("local_only", "dimat", "wa", "cdsgd", "sgp", "dsgd_nesterov", "gradient_tracking")
+FROM_COMMON += ("qg_dsgdm_n", *REFERENCES)
 """The methods of the regime ``common`` on two CPU cores."""
 
 
-APART = ("dimat", "wa", "cdsgd", "cga")
+APART = ("local_only", "dimat", "wa", "cdsgd", "cga")
 """Methods of the paper that a graph without edges leaves as they are; others refuse it."""
 
 
 PUBLISHED_RATES = {
     partition: dict.fromkeys(
-        ("cdsgd", "cdmsgd", "sgp", "cga", *MODERN, "dsgd", "centralized"), 0.01
+        ("cdsgd", "cdmsgd", "sgp", "cga", *MODERN, "dsgd", *REFERENCES[1:]), 0.01
     )
     for partition in ("iid", "by_class", "pretrain_iid_finetune_by_class")
 }
@@ -107,6 +109,11 @@ def smoke_cells() -> Iterable[Cell]:
 
 CPU = Config(
     preset="cpu",
+    round_rate=1.0,
+    merge_at_end=False,
+    merge_frame="reference",
+    align_every=1,
+    evaluate_every=2,
     examples_per_agent=800,
     batch_size=50,
     pretrain_epochs=8,
@@ -133,7 +140,7 @@ STUDIES = {
             PRESETS["paper"],
             preset="full",
             schedule="exponential",
-            merge_frame="first",
+            merge_frame="reference",
             matching_data="shared",
             statistics_data="shared",
             matching_images=100_000,

@@ -248,7 +248,7 @@ def measure_network(
                 (number + epoch / epochs) / len(setup.config.seeds),
             )
         shards, keys = session.shards_of(state), round_keys(state.keys, 1)
-        round, _ = merge_round(setup, shards, keys, setup.topology, 1)
+        round, _ = merge_round(setup, state.position, shards, keys, "final", setup.topology)
         trained_by = f"{epochs} epochs of {shards.examples:,} images, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
         named = {"network": network.label, "training": trained_by, "seed": seed}
@@ -262,14 +262,14 @@ def frames() -> "dict[str, Frame | None]":
     from dimat_jax.algorithms.merging import (
         by_activations,
         by_weights,
-        first_frame,
+        reference_frame,
         universe_frame,
     )
 
     return {
         "averaging": None,
-        "activation matching": first_frame(by_activations),
-        "weight matching": first_frame(by_weights),
+        "activation matching": reference_frame(by_activations),
+        "weight matching": reference_frame(by_weights),
         "cycle-consistent": universe_frame,
     }
 
@@ -360,7 +360,7 @@ def scores(session: "Session", variables: "Variables") -> tuple["np.ndarray", "n
     tests = session.parts.tests
     number = int((tests[1] >= 0).sum())
     score = session.parts.evaluate(variables, tests)
-    return np.asarray(score.correct) / number, np.asarray(score.loss) / number
+    return np.asarray(score.correct).sum(-1) / number, np.asarray(score.loss) / number
 
 
 if __name__ == "__main__":

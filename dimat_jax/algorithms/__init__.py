@@ -16,7 +16,10 @@ from dimat_jax.algorithms.base import Merged as Merged
 from dimat_jax.algorithms.base import MergeRound as MergeRound
 from dimat_jax.algorithms.base import Message as Message
 from dimat_jax.algorithms.base import exchanges as exchanges
+from dimat_jax.algorithms.drift import with_drift_correction as with_drift_correction
+from dimat_jax.algorithms.merging import common_frame as common_frame
 from dimat_jax.algorithms.merging import neighbor_average as neighbor_average
+from dimat_jax.algorithms.momentum import with_momentum as with_momentum
 from dimat_jax.algorithms.outer import with_outer_optimizer as with_outer_optimizer
 
 METHODS: Mapping[str, Algorithm] = registry.METHODS

@@ -1,9 +1,9 @@
 """What a method is: one record of pure functions, that all see the same data and weights.
 
 A method acts within every training step (`Gossip`), between two stretches of local training
-(`Merge`), once when training has ended (a `Merge`, too), or in several of these ways. Each part has
-a graph, a message and a state of its own. What a method does not name it leaves to the agents, who
-train alone by the run's optimizer.
+(`Merge`), once before the first round or when training has ended (each a `Merge`, too), or in
+several of these ways. Each part has a graph, a message and a state of its own. What a method does
+not name it leaves to the agents, who train alone by the run's optimizer.
 
 Everything here is about all agents at once: pytrees whose leaves have a leading ``agents`` axis.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from dimat_jax.execution.placement import Execution, pad
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger
-from dimat_jax.topology import Topology, check_doubly_stochastic, neighbor_slots
+from dimat_jax.topology import Topology, Tree, check_doubly_stochastic, neighbor_slots
 from dimat_jax.types import Key, Permutations, Variables
 
 Params = Any
@@ -111,19 +111,27 @@ class MergeRound(NamedTuple):
       sources: int32 ``[agents, slots]``: slot 0 is the agent itself, the others its neighbours;
         agents with fewer neighbours are filled up with themselves at weight 0.
       weights: ``[agents, slots]``, π_ij of those neighbours.
+      examples: ``[agents]``, how many training examples each agent has.
       matching: gives the images on which units are compared. Images that others hold are counted
         as sent when they are asked for.
       statistics: likewise of those from which normalisation statistics are recomputed; None where
         they are averaged with the rest.
-      first_frame: whether all merge in agent 0's frame, rather than each in its own.
+      tree: the way of a network to everyone, `dimat_jax.topology.flood` on this merge's graph.
+        The networks that go along it are counted as sent when it is asked for.
+      frame: in which the run's agents are merged: each in its ``own``, or all in that of a
+        ``reference`` network, with which each is compared, or by composition along the ``tree``.
+      aligns: whether units are compared in this round; else all are in the frame of the last one.
       key: drives all that is random in the merge.
     """
 
     sources: Int[np.ndarray, "agents slots"]
     weights: Float[np.ndarray, "agents slots"]
+    examples: Int[np.ndarray, "agents"]
     matching: Callable[[], Batches]
     statistics: Callable[[], Batches] | None
-    first_frame: bool
+    tree: Callable[[], Tree]
+    frame: str
+    aligns: bool
     key: Key
 
 
@@ -134,8 +142,8 @@ class Merged(NamedTuple):
       variables: stacked ``[agents, ...]``.
       state: the merge's own, for the next round.
       permutations: those that were used, one dict per slot, each array ``[agents, units]``; in one
-        frame for all (agent 0's, or a universe) one dict, that of every agent into it. Empty where
-        nothing was aligned.
+        frame for all (a reference network's, or a universe) one dict, that of every agent into it.
+        Empty where nothing was aligned.
       moved: whether they brought the agents' own units into another frame, and with them all that
         belongs to those units: optimizer state, and the state of the method's other parts.
     """
@@ -147,7 +155,7 @@ class Merged(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """What a method does between two stretches of training, or once when training has ended.
+    """What a method does between two stretches of training, or once before or after all of it.
 
     Attributes:
       apply: ``(merger, variables, state, round) -> merged``.
@@ -174,6 +182,7 @@ class Algorithm(NamedTuple):
       update: its formula, in a line.
       source: paper and equation.
       gossip: what happens within a training step; None: each agent takes its optimizer's step.
+      initial: what happens once before the first round; None: nothing.
       merge: what happens between two stretches of training; None: nothing.
       final: what happens once when all training has ended; None: nothing.
       pooled: whether all data are in one place, and each agent trains on a random part of them.
@@ -185,6 +194,7 @@ class Algorithm(NamedTuple):
     update: str = ""
     source: str = ""
     gossip: Gossip | None = None
+    initial: Merge | None = None
     merge: Merge | None = None
     final: Merge | None = None
     pooled: bool = False
@@ -192,7 +202,8 @@ class Algorithm(NamedTuple):
 
     def parts(self) -> "dict[str, Gossip | Merge]":
         """The parts that it has, by name."""
-        named = {"gossip": self.gossip, "merge": self.merge, "final": self.final}
+        names = ("gossip", "initial", "merge", "final")
+        named = {name: getattr(self, name) for name in names}
         return {name: part for name, part in named.items() if part is not None}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from dimat_jax.algorithms.base import Algorithm, Gossip, Merge, Message
 from dimat_jax.merging.batches import Batches
-from dimat_jax.topology import Topology
+from dimat_jax.topology import Topology, Tree
 from dimat_jax.types import Variables
 
 SCALAR_BYTES = 4
@@ -107,19 +107,22 @@ def sent(
     return float(traffic(message, topology, first, number, variables).bytes.mean())
 
 
-def images_sent(batches: Batches, agents: int) -> float:
-    """Bytes of images that an agent sends, in the mean over agents, for others to run networks on.
+def sent_on_demand(found: Batches | Tree, agents: int, variables: Variables) -> float:
+    """Bytes that an agent sends, in the mean over agents, of what a merge asked for.
 
     Images that all agents have in common go from the agent that holds one to all others; images of
-    each agent's own stay where they are.
+    each agent's own stay where they are. Along a tree one network goes over each edge, with its
+    statistics.
 
     Args:
-      batches: the images.
+      found: the images, or the tree.
       agents: how many there are.
+      variables: one agent's.
     """
-    if not batches.shared:
-        return 0.0
-    return batches.images.nbytes * (agents - 1) / agents
+    if isinstance(found, Tree):
+        edges = int((found.parents != np.arange(agents)).sum())
+        return edges / agents * variables_bytes(variables)
+    return found.images.nbytes * (agents - 1) / agents if found.shared else 0.0
 
 
 def rounds_per_epoch(

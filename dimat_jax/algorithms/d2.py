@@ -12,6 +12,7 @@ from dimat_jax.algorithms.base import (
     descend,
     doubly_stochastic,
 )
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology
 
@@ -90,4 +91,10 @@ d2 = Algorithm(
     update="x_i ← Σ_j π_ij (2 x_j − x_j' − α g_j + α' g_j'); at first Σ_j π_ij (x_j − α g_j)",
     source="arXiv 1803.07068, algorithm 1",
     gossip=exact_diffusion(),
+)
+d2_nesterov = d2._replace(
+    label="D²-N",
+    update="m_i ← β m_i + g_i; then as `d2` with g_i + β m_i in the place of g_i",
+    source="arXiv 1803.07068, with momentum as in arXiv 2110.04175",
+    gossip=with_momentum(exact_diffusion()),
 )

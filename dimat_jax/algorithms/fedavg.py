@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dimat_jax.algorithms.base import Algorithm, Gossip, Merge, Message
-from dimat_jax.algorithms.gossip import at_rest, step_then_mix
+from dimat_jax.algorithms.gossip import step_then_mix
 from dimat_jax.algorithms.merging import everyone, neighbor_average
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.topology import Topology
 
 DRAWS = 20
@@ -35,7 +36,7 @@ def server(topology: Topology, fraction: float = 1.0) -> Topology:
 
 
 def federated_averaging(fraction: float = 1.0) -> Merge:
-    """x_i ← the mean of x_j over the clients j of the round, before each round.
+    """x_i ← Σ_j n_j x_j / Σ_j n_j over the clients j of the round, n_j: the examples of agent j.
 
     FedAvg (McMahan et al. 2017, arXiv 1602.05629, algorithm 1): all start a round from the server's
     model. What those train who are not clients of the round is lost.
@@ -44,26 +45,23 @@ def federated_averaging(fraction: float = 1.0) -> Merge:
       fraction: share of the agents that are clients in a round (C there).
     """
     return neighbor_average(
+        by_examples=True,
         graph=lambda topology: server(topology, fraction),
         message=Message(parameters=1, statistics=1, to_server=True),
     )
 
 
-def centralized_sgd(momentum: float = 0.0, nesterov: bool = False) -> Gossip:
+def centralized_sgd() -> Gossip:
     """SGD with all data in one place: x ← x − α (1/n) Σ_i g_i(x), from agent 0's parameters.
 
-    In each step its batch is everyone's batches together, drawn from all agents' data.
-
-    Args:
-      momentum: β, as in `step_then_mix`, which this is on the server's graph from equal starts.
-      nesterov: whether Nesterov's.
+    In each step its batch is everyone's batches together, drawn from all agents' data. It is
+    `step_then_mix` on the server's graph from equal starts.
     """
 
     def init(params, exchange):
-        first = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)
-        return at_rest(first, exchange)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params), ()
 
-    return step_then_mix(momentum, nesterov, server, Message(to_server=True), init)
+    return step_then_mix(server, Message(to_server=True), init)
 
 
 local_sgd = Algorithm(
@@ -75,9 +73,11 @@ local_sgd = Algorithm(
 )
 fedavg = Algorithm(
     label="FedAvg",
-    update="x_i ← the mean over the round's clients",
+    update="x_i ← Σ_j n_j x_j / Σ_j n_j over the round's clients; at the end once more: the "
+    "server's model",
     source="arXiv 1602.05629, algorithm 1",
     merge=federated_averaging(),
+    final=federated_averaging(),
     rate_of="wa",
 )
 centralized = Algorithm(
@@ -87,4 +87,10 @@ centralized = Algorithm(
     source="all data in one place",
     gossip=centralized_sgd(),
     pooled=True,
+)
+centralized_nesterov = centralized._replace(
+    label="Centralized-N",
+    update="m ← β m + (1/n) Σ_i g_i(x); x ← x − α ((1/n) Σ_i g_i(x) + β m)",
+    source="all data in one place, with Nesterov's momentum",
+    gossip=with_momentum(centralized_sgd()),
 )

@@ -5,7 +5,6 @@ SGD on everyone's data, one that mixes and then steps is not.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +16,14 @@ from dimat_jax.algorithms.base import (
     Graph,
     Message,
     Params,
+    State,
     descend,
     doubly_stochastic,
 )
+from dimat_jax.algorithms.momentum import MomentumState, with_momentum
 from dimat_jax.execution.exchange import mix
 
-
-class MomentumState(NamedTuple):
-    """Velocities, stacked ``[agents, ...]``."""
-
-    velocity: Params
-
-
-Init = Callable[[Params, Exchange], tuple[Params, MomentumState]]
+Init = Callable[[Params, Exchange], tuple[Params, State]]
 
 
 def at_rest(params: Params, exchange: Exchange) -> tuple[Params, MomentumState]:
@@ -58,20 +52,13 @@ def mix_then_step(momentum: float = 0.0) -> Gossip:
 
 
 def step_then_mix(
-    momentum: float = 0.0,
-    nesterov: bool = False,
     graph: Graph = doubly_stochastic,
     message: Message = Message(),
-    init: Init = at_rest,
+    init: Init = lambda params, exchange: (params, ()),
 ) -> Gossip:
-    """m_i ← β m_i + g_i(x_i); x_i ← Σ_j π_ij (x_j − α d_j), with d_i = m_i.
-
-    DSGD where β is 0, else DSGDm, or DSGDm-N by Nesterov's d_i = g_i + β m_i (Lin et al. 2021,
-    arXiv 2102.04761, algorithm 1 without its quasi-global buffer). Momenta are not exchanged.
+    """x_i ← Σ_j π_ij (x_j − α g_j(x_j)): DSGD (Lin et al. 2021, arXiv 2102.04761).
 
     Args:
-      momentum: β.
-      nesterov: whether Nesterov's.
       graph: on which agents mix.
       message: what they send.
       init: where they start.
@@ -79,14 +66,9 @@ def step_then_mix(
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        velocity = jax.tree.map(lambda m, g: momentum * m + g, state.velocity, g)
-        direction = velocity
-        if nesterov:
-            direction = jax.tree.map(lambda m, g: g + momentum * m, velocity, g)
-        params = mix(exchange.matrix, descend(params, rate, direction))
-        return params, MomentumState(velocity)
+        return mix(exchange.matrix, descend(params, rate, g)), state
 
-    return Gossip(update, graph, message, init, momentum=momentum)
+    return Gossip(update, graph, message, init)
 
 
 cdsgd = Algorithm(
@@ -108,9 +90,16 @@ dsgd = Algorithm(
     gossip=step_then_mix(),
     rate_of="sgp",
 )
+dsgd_momentum = Algorithm(
+    label="DSGD-M",
+    update="m_i ← β m_i + g_i; x_i ← Σ_j π_ij (x_j − α m_j)",
+    source="arXiv 2102.04761 (DSGDm)",
+    gossip=with_momentum(step_then_mix(), nesterov=False),
+    rate_of="dsgd_nesterov",
+)
 dsgd_nesterov = Algorithm(
     label="DSGD-N",
     update="m_i ← β m_i + g_i; x_i ← Σ_j π_ij (x_j − α (g_j + β m_j))",
     source="arXiv 2102.04761 (DSGDm-N)",
-    gossip=step_then_mix(momentum=0.9, nesterov=True),
+    gossip=with_momentum(step_then_mix()),
 )

@@ -13,6 +13,7 @@ from dimat_jax.algorithms.base import (
     descend,
     doubly_stochastic,
 )
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.execution.exchange import mix
 
 
@@ -50,4 +51,10 @@ gradient_tracking = Algorithm(
     update="y_i ← Σ_j π_ij y_j + g_i − g_i'; x_i ← Σ_j π_ij x_j − α y_i",
     source="arXiv 1607.03218, algorithm 1",
     gossip=tracking(),
+)
+gradient_tracking_nesterov = gradient_tracking._replace(
+    label="GT-N",
+    update="m_i ← β m_i + g_i; then as `gradient_tracking` with g_i + β m_i in the place of g_i",
+    source="arXiv 1607.03218, with momentum of each agent's own",
+    gossip=with_momentum(tracking()),
 )

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from dimat_jax.algorithms.base import (
     Algorithm,
@@ -23,7 +24,7 @@ from dimat_jax.algorithms.base import (
 )
 from dimat_jax.merging.merger import Merger
 from dimat_jax.merging.repair import Goal
-from dimat_jax.topology import Topology, fully_connected
+from dimat_jax.topology import Topology, Tree, fully_connected, random_peers
 from dimat_jax.types import Permutations, Variables
 
 SLOTS_AT_ONCE = 4
@@ -33,6 +34,8 @@ agent's own network, and take more memory."""
 Align = Callable[[Merger, Variables, Sequence[Variables], MergeRound], list[Permutations]]
 """``(merger, target, sources, round) -> permutations`` that bring each source into the frame of
 ``target``, for every agent at once; an empty list leaves them as they are."""
+
+Agents = Int[np.ndarray, " agents"]
 
 Frame = Callable[[Merger, Variables, MergeRound], list[Permutations]]
 """``(merger, variables, round) -> permutations``: one dict that brings all agents into one frame,
@@ -63,14 +66,42 @@ def unaligned(
     return []
 
 
-def first_frame(align: Align) -> Frame:
-    """Brings all into the frame of agent 0."""
+def reference_frame(align: Align) -> Frame:
+    """Brings all into the frame of one network, agent 0's, which is flooded to everyone.
 
-    def into_first(merger: Merger, variables: Variables, round: MergeRound) -> list[Permutations]:
-        first = merger.gather(variables, np.zeros(len(round.sources), np.int32))
-        return align(merger, first, [variables], round)
+    Each agent compares its own network with it, on its own images.
+    """
+    return into_frame(align, lambda tree: tree.roots)
 
-    return into_first
+
+def tree_frame(align: Align) -> Frame:
+    """The same frame, by composing along the tree: no network goes further than one edge.
+
+    Each agent compares its own network with that of its parent in the tree, and puts what the
+    parent found before it. Errors add up on the way.
+    """
+    return into_frame(align, lambda tree: tree.parents)
+
+
+def into_frame(align: Align, ancestors_of: Callable[[Tree], Agents]) -> Frame:
+    """Brings all into the frame of the root of their tree.
+
+    Args:
+      align: how an agent's units are brought into the order of an ancestor's.
+      ancestors_of: tree → an ancestor of each agent, nearer to the root; of a root itself.
+    """
+
+    def frame(merger: Merger, variables: Variables, round: MergeRound) -> list[Permutations]:
+        ancestors = ancestors_of(round.tree())
+        targets = merger.gather(variables, ancestors)
+        found = align(merger, targets, [variables], round)
+        return [merger.compose(permutations, ancestors) for permutations in found]
+
+    return frame
+
+
+FRAMES: dict[str, Callable[[Align], Frame]] = {"reference": reference_frame, "tree": tree_frame}
+"""The common frames that a run can name."""
 
 
 def universe_frame(merger: Merger, variables: Variables, round: MergeRound) -> list[Permutations]:
@@ -87,11 +118,38 @@ def everyone(topology: Topology) -> Topology:
     return fully_connected(topology.agents)
 
 
+def sparse(topology: Topology) -> Topology:
+    """Each agent meets one random peer with probability 0.2 in a round."""
+    return random_peers(topology.agents, p=0.2)
+
+
+def common_frame(align: Align, graph: Graph = doubly_stochastic) -> Merge:
+    """Brings all agents into the frame of one network, and averages nothing.
+
+    With it once before the first round (`Algorithm.initial`), methods that do not align work on
+    networks that are aligned.
+
+    Args:
+      align: how units are compared.
+      graph: on which the network is handed on.
+    """
+    frame = reference_frame(align)
+
+    def apply(merger: Merger, variables: Variables, state: State, round: MergeRound) -> Merged:
+        used = frame(merger, variables, round)
+        for permutations in used:
+            variables = merger.permute(permutations, variables)
+        return Merged(variables, state, used, moved=bool(used))
+
+    return Merge(apply, graph, Message(parameters=0, statistics=0))
+
+
 def neighbor_average(
     align: Align = unaligned,
     frame: Frame | None = None,
     recompute: bool = True,
     repair: bool = False,
+    by_examples: bool = False,
     graph: Graph = doubly_stochastic,
     message: Message = Message(parameters=1, statistics=1),
 ) -> Merge:
@@ -102,10 +160,13 @@ def neighbor_average(
       frame: brings all agents into one frame first; the average then needs no alignment.
       recompute: whether normalisation statistics are recomputed (where the run does so at all).
       repair: whether units get the mean and deviation of their parents' (REPAIR).
+      by_examples: whether weights are in proportion to the number of each agent's examples.
       graph: on which agents merge.
       message: what an agent sends to each that hears from it.
     """
-    return Merge(functools.partial(average, align, frame, recompute, repair), graph, message)
+    return Merge(
+        functools.partial(average, align, frame, recompute, repair, by_examples), graph, message
+    )
 
 
 def average(
@@ -113,6 +174,7 @@ def average(
     frame: Frame | None,
     recompute: bool,
     repair: bool,
+    by_examples: bool,
     merger: Merger,
     variables: Variables,
     state: State,
@@ -120,12 +182,16 @@ def average(
 ) -> Merged:
     """One round of `neighbor_average`, a few neighbours at a time."""
     used: list[Permutations] = []
-    if round.first_frame and frame is None:
-        frame = first_frame(align)
+    if frame is None and align is not unaligned and round.frame != "own":
+        frame = FRAMES[round.frame](align)
     if frame is not None:
-        used, align = frame(merger, variables, round), unaligned
+        used, align = frame(merger, variables, round) if round.aligns else [], unaligned
         for permutations in used:
             variables = merger.permute(permutations, variables)
+    weights = round.weights
+    if by_examples:
+        weights = weights * round.examples[round.sources]
+        weights = weights / weights.sum(1, keepdims=True)
 
     # x_i ← Σ_s weights[i, s] P x[sources[i, s]], s = 0 the agent itself: a sum over slots, each of
     # which is one neighbour of every agent, [lanes, ...]. On a ring two slots hold everything.
@@ -136,19 +202,19 @@ def average(
         pairs = zip(permutations, sources, strict=True)
         return [merger.permute(p, s) for p, s in pairs] if permutations else sources
 
-    total = merger.add(None, round.weights[:, 0], variables)
+    total = merger.add(None, weights[:, 0], variables)
     goal: Goal = {}
     if repair:
         own = merger.repair.read(variables, round.matching())
-        goal = merger.add(None, round.weights[:, 0], own)
+        goal = merger.add(None, weights[:, 0], own)
     slots = range(1, round.sources.shape[1])
     for start in range(0, len(slots), SLOTS_AT_ONCE):
         chunk = slots[start : start + SLOTS_AT_ONCE]
         for slot, parent in zip(chunk, parents(chunk), strict=True):
-            total = merger.add(total, round.weights[:, slot], parent)
+            total = merger.add(total, weights[:, slot], parent)
             if repair:
                 of_parent = merger.repair.read(parent, round.matching())
-                goal = merger.add(goal, round.weights[:, slot], of_parent)
+                goal = merger.add(goal, weights[:, slot], of_parent)
     # REPAIR comes last: it corrects what recomputed statistics leave.
     if recompute and round.statistics is not None:
         total = merger.recompute(total, round.statistics())
@@ -207,13 +273,38 @@ final_dimat = local_only._replace(
     label="Final DIMAT",
     update="each trains alone; at the end one average of all, aligned in agent 0's frame",
     source="arXiv 2507.06542, aligned",
-    final=neighbor_average(frame=first_frame(by_activations), graph=everyone),
+    final=neighbor_average(frame=reference_frame(by_activations), graph=everyone),
 )
 final_wa = local_only._replace(
     label="Final WA",
     update="each trains alone; at the end one average of all",
     source="arXiv 2507.06542",
     final=neighbor_average(graph=everyone),
+)
+dimat_once = Algorithm(
+    label="DIMAT, aligned once",
+    update="all align themselves once to agent 0's network, before the first round; from then on "
+    "x_i ← Σ_j π_ij x_j",
+    source="as `dimat`, in one frame as the published code has it on fully connected graphs",
+    initial=common_frame(by_activations),
+    merge=neighbor_average(),
+    rate_of="dimat",
+)
+sparse_final_wa = Algorithm(
+    label="Sparse, final WA",
+    update="x_i ← (x_i + x_j) / 2 with one random peer, with probability 0.2 a round; at the end "
+    "one average of all",
+    source="arXiv 2507.06542",
+    merge=neighbor_average(graph=sparse),
+    final=neighbor_average(graph=everyone),
+    rate_of="wa",
+)
+sparse_final_dimat = sparse_final_wa._replace(
+    label="Sparse, final DIMAT",
+    update="the same, all in the frame of agent 0's network from the beginning",
+    source="arXiv 2507.06542, aligned",
+    initial=common_frame(by_activations, graph=everyone),
+    rate_of="dimat",
 )
 dimat_repair = Algorithm(
     label="DIMAT + REPAIR",

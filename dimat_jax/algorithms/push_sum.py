@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dimat_jax.algorithms.base import Algorithm, Gossip, Message, Params, descend
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology, check_connected
 
@@ -76,4 +77,10 @@ sgp = Algorithm(
     update="x_i ← Σ_j p_ij (x_j − α g_j(z_j)); w_i ← Σ_j p_ij w_j; z_i = x_i / w_i",
     source="arXiv 1811.10792, algorithm 1",
     gossip=stochastic_gradient_push(),
+)
+sgp_nesterov = sgp._replace(
+    label="SGP-N",
+    update="m_i ← β m_i + g_i; then as `sgp` with g_i + β m_i in the place of g_i",
+    source="arXiv 1811.10792, algorithm 3",
+    gossip=with_momentum(stochastic_gradient_push()),
 )

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from dimat_jax.algorithms.base import Algorithm, Gossip, descend, doubly_stochastic
-from dimat_jax.algorithms.gossip import MomentumState, at_rest
+from dimat_jax.algorithms.gossip import at_rest
+from dimat_jax.algorithms.momentum import MomentumState
 from dimat_jax.execution.exchange import mix
 
 

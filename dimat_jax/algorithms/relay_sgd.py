@@ -18,6 +18,7 @@ from dimat_jax.algorithms.base import (
     Params,
     descend,
 )
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.topology import Topology, from_graph
 
 
@@ -127,4 +128,10 @@ relay_sgd = Algorithm(
     "x_i ← (x_i½ + Σ_j m_ji) / (1 + Σ_j c_ji)",
     source="arXiv 2110.04175, algorithm 1",
     gossip=relay(),
+)
+relay_sgd_nesterov = relay_sgd._replace(
+    label="RelaySGD-N",
+    update="m_i ← β m_i + g_i; then as `relay_sgd` with g_i + β m_i in the place of g_i",
+    source="arXiv 2110.04175, appendix",
+    gossip=with_momentum(relay()),
 )

@@ -1,13 +1,53 @@
-"""One frame for all agents, out of the permutations that a merge found for pairs of neighbours."""
+"""One frame for all agents, out of the permutations that a merge found for pairs of them."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from dimat_jax.symmetries import Symmetries, compose
+
+
+def compose_along(
+    symmetries: Symmetries,
+    ancestors: Int[np.ndarray, " agents"],
+    permutations: Mapping[str, Any],
+) -> Any:
+    """Brings every agent into the frame of its root, by way of its ancestors.
+
+    With P_j bringing agent j into the frame of its ancestor i, and Q_i agent i into that of the
+    root, Q_j is P_j and then Q_i.
+
+    Args:
+      symmetries: the model's permutation groups.
+      ancestors: of each agent; of a root itself.
+      permutations: group name → ``[agents, *outer, units]``, each P.
+
+    Returns:
+      The same kind of pytree, each Q; the identity for a root.
+    """
+    agents = np.arange(len(ancestors))
+    own = [{name: np.asarray(p[agent]) for name, p in permutations.items()} for agent in agents]
+    frames: dict[int, Mapping[str, Any]] = {}
+    order = agents[ancestors == agents].tolist()
+    for agent in order:  # which grows on the way
+        ancestor = int(ancestors[agent])
+        if ancestor == agent:
+            frames[agent] = {
+                name: np.broadcast_to(np.arange(p.shape[-1]), p.shape)
+                for name, p in own[agent].items()
+            }
+        else:
+            frames[agent] = compose(own[agent], frames[ancestor], symmetries)
+        order += agents[(ancestors == agent) & (agents != agent)].tolist()
+    leaves = [
+        np.stack([np.asarray(frames[agent][name], np.int32) for agent in range(len(agents))])
+        for name in sorted(permutations)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(permutations), leaves)
 
 
 def common_frame(

@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding
 
 from dimat_jax.execution.exchange import take
 from dimat_jax.execution.forms import map_agents
-from dimat_jax.execution.placement import AGENTS, Execution, pad, place
+from dimat_jax.execution.placement import AGENTS, Execution, pad, place, to_host
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.alignment import activation_matcher, universe_matcher, weight_matcher
 from dimat_jax.merging.average import add_weighted, permute_state
 from dimat_jax.merging.batches import Batches
+from dimat_jax.merging.frames import compose_along
 from dimat_jax.merging.repair import Goal, make_repair
 from dimat_jax.merging.statistics import make_recompute
 from dimat_jax.symmetries import Symmetries, permute
@@ -34,6 +35,8 @@ class Merger(NamedTuple):
         `dimat_jax.merging.alignment`.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
       permute: ``(permutations, variables) -> variables``.
+      compose: ``(permutations, ancestors [agents]) -> permutations``, see
+        `dimat_jax.merging.frames.compose_along`.
       permute_state: ``(permutations, variables, state) -> state``, see
         `dimat_jax.merging.average.permute_state`.
       add: ``(total, weights [agents], variables) -> total + weights * variables``; the total's
@@ -46,6 +49,7 @@ class Merger(NamedTuple):
     match: Mapping[str, Callable[..., list[Permutations]]]
     gather: Callable[[Variables, Any], Variables]
     permute: Callable[[Permutations, Variables], Variables]
+    compose: Callable[[Permutations, Any], Permutations]
     permute_state: Callable[[Permutations, Variables, Any], Any]
     add: Callable[[Any, Any, Any], Any]
     recompute: Callable[[Variables, Batches], Variables]
@@ -91,6 +95,10 @@ def make_merger(
     recompute = make_recompute(execution, model, normalise, abstract[0], stopwatch)
     read, correct = make_repair(execution, model, symmetries, normalise, abstract, stopwatch)
 
+    def composing(permutations: Permutations, ancestors: Any) -> Permutations:
+        found = to_host(execution, permutations)
+        return place(execution, compose_along(symmetries, ancestors, found))
+
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args):
             with stopwatch.measure(part):
@@ -109,6 +117,7 @@ def make_merger(
         },
         gather=timed("mix", lambda v, sources: gathering(v, pad(execution, sources))),
         permute=timed("mix", permuting),
+        compose=timed("assign", composing),
         permute_state=timed("mix", permuting_state),
         add=timed("mix", lambda total, w, v: adding(total, place(execution, w), v)),
         recompute=timed("statistics", recompute),

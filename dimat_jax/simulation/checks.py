@@ -36,6 +36,9 @@ MIN_VALUES = dict(
     batch_size=1,
     test_examples=1,
     agents_at_once=1,
+    gossip_every=1,
+    evaluate_every=1,
+    align_every=1,
 )
 """Option → its smallest value."""
 
@@ -54,7 +57,9 @@ def check_types(config: Config) -> None:
             continue
         values = value if get_origin(hint) is tuple else (value,)
         for kind, (form, taken) in TAKEN.items():
-            wrong = [v for v in values if kind in kinds and not isinstance(v, taken)]
+            worded = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]
+            fits = [v for v in values if v not in worded]
+            wrong = [v for v in fits if kind in kinds and not isinstance(v, taken)]
             if wrong:
                 raise ValueError(f"{name} must be {form}, not {wrong[0]!r}.")
 
@@ -99,7 +104,7 @@ def check_method(name: Any, algorithm: Any) -> None:
             f"methods must be of name to dj.algorithms.Algorithm; {name!r} is a "
             f"{type(algorithm).__name__}."
         )
-    kinds = {"gossip": Gossip, "merge": Merge, "final": Merge}
+    kinds = {"gossip": Gossip, "initial": Merge, "merge": Merge, "final": Merge}
     for part, found in algorithm.parts().items():
         if not isinstance(found, kinds[part]):
             raise ValueError(
@@ -128,17 +133,26 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
             raise ValueError(f"{name} must be at least one, each once, not {values}.")
     for name, hint in get_type_hints(Config).items():
         choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
-        if choices and getattr(config, name) is not None:
-            choose(name, getattr(config, name), get_args(choices[0]))
+        value, number = getattr(config, name), int in get_args(hint)
+        if choices and value is not None and not (number and isinstance(value, numbers.Integral)):
+            choose(name, value, get_args(choices[0]))
     for name, smallest in MIN_VALUES.items():
         value = getattr(config, name)
-        if value is not None and value < smallest:
+        if value is not None and value != "once" and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, not {value}.")
     for method, _ in config.method_learning_rate:
         choose("method of method_learning_rate", method, methods)
-    rates = {"learning_rate": config.learning_rate} | {
-        f"learning_rate of {method}": rate for method, rate in config.method_learning_rate
-    }
+    if config.merge_frame == "own" and config.align_every != 1:
+        raise ValueError(
+            "In frames of their own agents align in every round: align_every must be 1, not "
+            f"{config.align_every!r}, or merge_frame reference or tree."
+        )
+    if not 0 <= config.proximal < float("inf"):
+        raise ValueError(f"proximal must be at least 0, not {config.proximal}.")
+    rates = {
+        "learning_rate": config.learning_rate,
+        "round_rate": config.round_rate,
+    } | {f"learning_rate of {method}": rate for method, rate in config.method_learning_rate}
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"{name} must be positive, not {rate}.")

@@ -14,6 +14,8 @@ from dimat_jax.training.evaluation import test_batches
 from dimat_jax.training.local import epoch_order
 from dimat_jax.types import Key
 
+POOLED_IMAGES = 1024
+
 
 class Shards(NamedTuple):
     """The agents' training examples, where they lie on the devices.
@@ -77,6 +79,18 @@ def common_batches(setup: Setup, shards: Shards, key: Key, number: int, agents: 
     rows = np.arange(batches * size, dtype=np.int32).reshape(1, batches, size)
     rows = place(setup.execution, np.tile(rows, (setup.execution.agents, 1, 1)))
     return Batches(rows, replicate(setup.execution, images), shared=True)
+
+
+def pooled_batches(setup: Setup, shards: Shards, key: Key) -> Batches:
+    """A batch for each agent of images of all of them, `POOLED_IMAGES` or more in all.
+
+    Nothing is counted as sent for it: it is there for what a run measures of one network.
+    """
+    agents, pool = setup.execution.agents, shards.examples * setup.execution.agents
+    size = min(shards.examples, max(FORWARD_BATCH, POOLED_IMAGES // agents))
+    images = shards.images[jax.random.permutation(key, pool)[: agents * size]]
+    rows = np.arange(agents * size, dtype=np.int32).reshape(agents, 1, size)
+    return Batches(place(setup.execution, rows), replicate(setup.execution, images), shared=True)
 
 
 def split_evenly(number: int) -> tuple[int, int]:

@@ -1,5 +1,8 @@
 """What is measured of all agents: distance from consensus, divergence."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,20 @@ def consensus_distance(variables: Variables, agents: int | None = None) -> Float
 def is_finite(variables: Variables) -> Bool[Array, ""]:
     """Whether one agent's parameters, and the sum of their squares, are finite numbers."""
     return jnp.isfinite(sum(jnp.sum(x**2) for x in jax.tree.leaves(variables["params"])))
+
+
+def units_moved(permutations: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of hidden units that permutations move from their place; None if there are none.
+
+    Args:
+      permutations: of several slots, on the host, ``[agents, *outer, units]`` each. Slots that are
+        filled up with the agent itself count as not moved.
+    """
+    arrays = [np.asarray(p) for of_slot in permutations for p in of_slot.values()]
+    if not arrays:
+        return None
+    moved = sum(int((p != np.arange(p.shape[-1])).sum()) for p in arrays)
+    return moved / sum(p.size for p in arrays)
 
 
 def check_finite(diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "agents"]) -> None:

@@ -23,14 +23,16 @@ from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.execution.forms import lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch, compiled
+from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, make_merger
 from dimat_jax.simulation.images import Shards, some_tests
+from dimat_jax.simulation.mean_network import mean_evaluation
 from dimat_jax.simulation.measure import consensus_distance, is_finite
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
-from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule
+from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule, round_factor
 from dimat_jax.training.state import AgentState, init_population
 from dimat_jax.types import Key, Permutations, Variables
 
@@ -65,6 +67,8 @@ class Parts(NamedTuple):
       aligned_distance: ``(permutations, variables) -> []``, the same after these permutations.
       finite: ``(variables) -> [lanes]``, likewise.
       merger: the parts of a merge round.
+      mean_correct: ``(frame, variables, pool) -> [classes]``, see
+        `dimat_jax.simulation.mean_network`.
       tests: the test images of the evaluations along the way, in batches.
       all_tests: all test images.
       stopwatch: where the time goes.
@@ -79,6 +83,7 @@ class Parts(NamedTuple):
     aligned_distance: Callable[[Permutations, Variables], Float[Array, ""]]
     finite: Callable[[Variables], Bool[Array, "lanes"]]
     merger: Merger
+    mean_correct: Callable[[Permutations, Variables, Batches], Int[np.ndarray, "classes"]]
     tests: tuple[np.ndarray, np.ndarray]
     all_tests: tuple[np.ndarray, np.ndarray]
     stopwatch: Stopwatch
@@ -102,7 +107,7 @@ def make_parts(setup: Setup) -> Parts:
         return prepare_test(augment(key, images))
 
     order = make_order(setup, stopwatch)
-    update = train_update(model, optimizer, schedule_of(setup), prepare)
+    update = train_update(model, optimizer, schedule_of(setup), prepare, config.proximal)
     training = repeat(execution, update, stopwatch, AGENTS)
     gradient_step = lift(execution, gradient_update(model, prepare), stopwatch, AGENTS)
 
@@ -121,7 +126,7 @@ def make_parts(setup: Setup) -> Parts:
 
     def evaluate(variables: Variables, tests: tuple[np.ndarray, np.ndarray]) -> Score:
         resident = replicate(execution, tests)
-        score = shard(execution, zero_score(execution.all_lanes))
+        score = shard(execution, zero_score(execution.all_lanes, setup.dataset.num_classes))
         return evaluating(score, variables, resident, len(tests[0]))
 
     distance = functools.partial(consensus_distance, agents=execution.agents)
@@ -131,6 +136,10 @@ def make_parts(setup: Setup) -> Parts:
             jax.vmap(functools.partial(permute, setup.symmetries))(permutations, variables)
         )
 
+    merger = make_merger(
+        execution, model, setup.symmetries, prepare_test, setup.abstract, stopwatch
+    )
+    tests = some_tests(setup.dataset, config.test_examples)
     return Parts(
         init=make_init(setup, optimizer, stopwatch),
         train=train,
@@ -140,10 +149,9 @@ def make_parts(setup: Setup) -> Parts:
         consensus_distance=compiled(jax.jit(distance), stopwatch),
         aligned_distance=compiled(jax.jit(aligned_distance), stopwatch),
         finite=map_agents(execution, is_finite, stopwatch),
-        merger=make_merger(
-            execution, model, setup.symmetries, prepare_test, setup.abstract, stopwatch
-        ),
-        tests=some_tests(setup.dataset, config.test_examples),
+        merger=merger,
+        mean_correct=mean_evaluation(setup, merger.recompute, evaluating, tests, stopwatch),
+        tests=tests,
         all_tests=some_tests(setup.dataset, None),
         stopwatch=stopwatch,
     )
@@ -216,11 +224,11 @@ def schedule_of(setup: Setup, gossip: bool = False) -> optax.Schedule:
     """Step → learning rate of a run, see `make_schedule`."""
     config = setup.config
     before, after = (examples // setup.batch_size for examples in setup.epoch_examples)
-    return make_schedule(
-        config.schedule,
-        setup.learning_rate,
-        config.pretrain_epochs * before,
-        after,
-        config.rounds * config.epochs_per_round,
-        gossip,
+    first, epochs = config.pretrain_epochs * before, config.epochs_per_round
+    schedule = make_schedule(
+        config.schedule, setup.learning_rate, first, after, config.rounds * epochs, gossip
     )
+    if config.round_schedule == "constant":
+        return schedule
+    factor = round_factor(config.round_schedule, first, epochs * after, config.rounds)
+    return lambda step: factor(step) * schedule(step)

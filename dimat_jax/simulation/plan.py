@@ -14,6 +14,7 @@ class Action(enum.Enum):
 
     START = "a seed starts: every agent's initial state"
     BEGIN = "a method begins, from the pretrained agents"
+    INITIAL = "what the method does before the first round"
     TRAIN = "an epoch of every agent"
     MERGE = "what the method does between two stretches of training"
     FINAL = "what the method does when all training has ended"
@@ -58,6 +59,8 @@ def seed_events(config: Config, methods: Mapping[str, Algorithm], seed: int) -> 
     yield Event(Action.START, seed)
     for epoch in range(1, config.pretrain_epochs + 1):
         yield Event(Action.TRAIN, seed, epoch=epoch)
+    if config.pretrain_epochs and config.recompute_statistics:
+        yield Event(Action.RECOMPUTE, seed)
     yield Event(Action.MEASURE, seed, phase="pretrain")
     for method, algorithm in methods.items():
         yield Event(Action.BEGIN, seed, method)
@@ -66,19 +69,26 @@ def seed_events(config: Config, methods: Mapping[str, Algorithm], seed: int) -> 
 
 def method_events(config: Config, algorithm: Algorithm, event: Event) -> Iterator[Event]:
     """The events of one method, once it has begun; ``event`` names it."""
+    merges_last = Action.MERGE if config.merge_at_end and algorithm.merge else None
+    last = Action.FINAL if algorithm.final else merges_last
+    if algorithm.initial:
+        yield event._replace(action=Action.INITIAL)
     for round in range(1, config.rounds + 1):
         now = event._replace(round=round)
+        measured = round in (1, config.rounds) or round % config.evaluate_every == 0
         if algorithm.merge:
             yield now._replace(action=Action.MERGE)
-            yield now._replace(phase="merge")
+            if measured:
+                yield now._replace(phase="merge")
         for epoch in range(1, config.epochs_per_round + 1):
             yield now._replace(action=Action.TRAIN, epoch=epoch)
-        if algorithm.gossip and config.recompute_statistics:
-            yield now._replace(action=Action.RECOMPUTE)
-        yield now._replace(phase="train", ends=round == config.rounds and not algorithm.final)
-    if algorithm.final:
+        if measured:
+            if config.recompute_statistics:
+                yield now._replace(action=Action.RECOMPUTE)
+            yield now._replace(phase="train", ends=round == config.rounds and not last)
+    if last:
         now = event._replace(round=config.rounds + 1)
-        yield now._replace(action=Action.FINAL)
+        yield now._replace(action=last)
         yield now._replace(phase="merge", ends=True)
     elif config.rounds == 0:
         yield event._replace(ends=True)

@@ -1,59 +1,79 @@
 """A merge round of a run: what goes into it, and what it leaves behind besides variables."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from dimat_jax.algorithms import Exchange, MergeRound
 from dimat_jax.execution.placement import place, to_host
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import common_frame
+from dimat_jax.merging.merger import Merger
 from dimat_jax.simulation.images import Shards, common_batches, own_batches
 from dimat_jax.simulation.parts import Parts
 from dimat_jax.simulation.setup import Setup
-from dimat_jax.simulation.state import RoundKeys, RunState
-from dimat_jax.topology import Topology, neighbor_slots
+from dimat_jax.simulation.state import Position, RoundKeys, RunState
+from dimat_jax.topology import Topology, Tree, flood, neighbor_slots
 from dimat_jax.types import Key, Permutations, Variables
 
 
 def merge_round(
-    setup: Setup, shards: Shards, keys: RoundKeys, graph: Topology, round: int
-) -> tuple[MergeRound, list[Batches]]:
-    """Chooses the neighbours and the images of a merge round, counted from 1.
+    setup: Setup, position: Position, shards: Shards, keys: RoundKeys, part: str, graph: Topology
+) -> tuple[MergeRound, list[Batches | Tree]]:
+    """Chooses the neighbours and the images of a merge round.
+
+    Args:
+      setup: what the run works with.
+      position: where the run stands, in the round of this merge.
+      shards: the agents' examples.
+      keys: of this round.
+      part: of the method, ``initial``, ``merge`` or ``final``.
+      graph: on which it merges.
 
     Returns:
-      What the merge works with; and a list to which images are added when the merge asks for them.
+      What the merge works with; and a list to which what it asks for is added, to be counted as
+      sent.
     """
-    config = setup.config
-    sources, weights = neighbor_slots(graph, round - 1)
-    drawn: list[Batches] = []
+    config, exchange = setup.config, max(0, position.round - 1)
+    sources, weights = neighbor_slots(graph, exchange)
+    asked_for: list[Batches | Tree] = []
 
-    def when_asked(draw: Callable[[Setup, Shards, Key], Batches], key: Key) -> Callable:
+    def when_asked(make: Callable[[], Any]) -> Callable[[], Any]:
         @functools.cache
-        def once() -> Batches:
-            drawn.append(draw(setup, shards, key))
-            return drawn[-1]
+        def once() -> Any:
+            asked_for.append(make())
+            return asked_for[-1]
 
         return once
 
+    def statistics() -> Batches:
+        return statistics_batches(setup, shards, keys.statistics)
+
+    every = config.align_every
+    due = exchange == 0 if every == "once" else exchange % every == 0
     recomputed = config.recompute_statistics and "batch_stats" in setup.abstract[0]
     inputs = MergeRound(
         sources=sources,
         weights=weights,
-        matching=when_asked(matching_batches, keys.matching),
-        statistics=when_asked(statistics_batches, keys.statistics) if recomputed else None,
-        first_frame=config.merge_frame == "first",
+        examples=setup.examples[position.seed],
+        matching=when_asked(lambda: matching_batches(setup, shards, keys.matching)),
+        statistics=when_asked(statistics) if recomputed else None,
+        tree=when_asked(lambda: flood(graph)),
+        frame=config.merge_frame,
+        aligns=due or part != "merge",
         key=keys.alignment,
     )
-    return inputs, drawn
+    return inputs, asked_for
 
 
 def matching_batches(setup: Setup, shards: Shards, key: Key) -> Batches:
-    """The images on which units are compared: own ones, agent 0's, or of all agents."""
+    """The images on which units are compared: own ones, or of all agents."""
     config = setup.config
     if config.matching_data == "shared":
         return common_batches(setup, shards, key, config.matching_images, config.agents)
-    if config.merge_frame == "first":
-        return common_batches(setup, shards, key, config.matching_images, 1)
     return own_batches(setup, shards, key, config.matching_images)
 
 
@@ -91,6 +111,7 @@ def state_after(
     parts: Parts,
     state: RunState,
     before: Variables,
+    inputs: MergeRound,
     moved: bool,
     graph: Exchange | None,
 ) -> RunState:
@@ -101,12 +122,14 @@ def state_after(
       parts: its compiled parts.
       state: after the merge.
       before: the agents' variables before it.
+      inputs: what the merge worked with.
       moved: whether the agents' own units are in another order now.
       graph: on which the method exchanges something in every step, if it does.
     """
     gossip = list(setup.methods.values())[state.position.method].gossip
     agents, remembered = state.agents, state.method.gossip
-    if setup.config.optimizer_after_merge == "fresh":
+    choice = setup.config.optimizer_after_merge
+    if choice == "fresh":
         agents = parts.fresh(agents)
         if gossip and graph and remembered:
             agents, new = parts.gossip(gossip).start(agents, graph)
@@ -117,6 +140,40 @@ def state_after(
             of_units = parts.merger.permute_state(permutations, before, of_units)
         agents = agents._replace(optimizer=of_units[0])
         remembered = remembered and remembered._replace(method=of_units[1])
+    if choice == "averaged":
+        slots = () if moved else state.permutations
+        averaged = average_state(parts.merger, inputs, before, agents.optimizer, slots)
+        agents = agents._replace(optimizer=averaged)
+    if setup.config.proximal:
+        # A copy, for the agents' own will be donated.
+        agents = agents._replace(anchor=jax.tree.map(jnp.copy, agents.variables["params"]))
     if gossip and graph and remembered:
         remembered = parts.gossip(gossip).resume(agents, remembered, graph)
     return state._replace(agents=agents, method=state.method._replace(gossip=remembered))
+
+
+def average_state(
+    merger: Merger,
+    inputs: MergeRound,
+    variables: Variables,
+    state: Any,
+    permutations: Sequence[Permutations],
+) -> Any:
+    """Σ_s w_s P_s of what belongs to the agents' units, as the networks themselves are averaged.
+
+    Args:
+      merger: the parts of a merge.
+      inputs: neighbours and weights.
+      variables: of all agents, before the merge.
+      state: like parameters; what is not of floats stays the agent's own.
+      permutations: of each slot but the first; empty where nothing is to be aligned.
+    """
+    total = merger.add(None, inputs.weights[:, 0], state)
+    for slot in range(1, inputs.sources.shape[1]):
+        sources = inputs.sources[:, slot]
+        of_slot = merger.gather(state, sources)
+        if permutations:
+            networks = merger.gather(variables, sources)
+            of_slot = merger.permute_state(permutations[slot - 1], networks, of_slot)
+        total = merger.add(total, inputs.weights[:, slot], of_slot)
+    return total

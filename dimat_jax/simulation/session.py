@@ -10,19 +10,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dimat_jax.algorithms import Exchange, Merge, exchanges
-from dimat_jax.algorithms.communication import images_sent, sent
+from dimat_jax.algorithms.communication import sent, sent_on_demand
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
 from dimat_jax.execution.placement import replicate, to_host
 from dimat_jax.matching.assignment import NotFinite
+from dimat_jax.merging.batches import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.simulation.checks import all_methods, check_options
-from dimat_jax.simulation.images import Shards, place_shards
-from dimat_jax.simulation.measure import Diverged, check_finite
+from dimat_jax.simulation.images import Shards, place_shards, pooled_batches
+from dimat_jax.simulation.measure import Diverged, check_finite, units_moved
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
 from dimat_jax.simulation.rounds import (
@@ -48,6 +50,7 @@ class Session(NamedTuple):
       plan: what `advance` goes through.
       shards: ``(seed, part, pooled) -> shards``, see `place_shards`.
       graphs: ``(method) -> exchanges`` of its gossip, on every device.
+      pools: ``(seed, part) -> batches`` of everyone's images, see `pooled_batches`.
     """
 
     setup: Setup
@@ -55,6 +58,7 @@ class Session(NamedTuple):
     plan: tuple[Event, ...]
     shards: Callable[[int, int, bool], Shards]
     graphs: Callable[[str], Exchange]
+    pools: Callable[[int, int], Batches]
 
     def start(self, seed: int | None = None) -> RunState:
         """The agents of a seed, by default the first, with their initial weights."""
@@ -93,12 +97,14 @@ class Session(NamedTuple):
         match event.action:
             case Action.BEGIN:
                 state = self.begin(state, event.method)
+            case Action.INITIAL:
+                state = self.merge(state, "initial")
             case Action.TRAIN:
                 state = self.train(state)
             case Action.MERGE:
                 state = self.merge(state)
             case Action.FINAL:
-                state = self.merge(state, final=True)
+                state = self.merge(state, "final")
             case Action.RECOMPUTE:
                 state = self.recompute(state)
             case Action.MEASURE:
@@ -139,11 +145,13 @@ class Session(NamedTuple):
         """
         setup, algorithm = self.setup, self.setup.methods[method]
         pretrained = state.agents if state.pretrained is None else state.pretrained
-        own = dict(setup.config.method_learning_rate).get(method, setup.learning_rate)
+        in_rounds = setup.config.round_rate * setup.learning_rate
+        own = dict(setup.config.method_learning_rate).get(method, in_rounds)
         agents = jax.tree.map(jnp.copy, pretrained)
         # The schedule is the run's; a rate of the method's own is a factor on it.
         agents = agents._replace(rate_scale=agents.rate_scale * (own / setup.learning_rate))
         remembered = MethodState(
+            initial=algorithm.initial and algorithm.initial.init(agents.variables),
             merge=algorithm.merge and algorithm.merge.init(agents.variables),
             final=algorithm.final and algorithm.final.init(agents.variables),
         )
@@ -158,6 +166,26 @@ class Session(NamedTuple):
             method=list(setup.methods).index(method), round=0, epoch=epoch, first_epoch=epoch
         )
         return RunState(position, state.keys, agents, remembered, pretrained)
+
+    def take_over(self, state: RunState) -> RunState:
+        """Goes on from agents that another session has pretrained, of the same model and seed.
+
+        Args:
+          state: after their pretraining; it stays as it is.
+
+        Returns:
+          A state before this run's first method.
+
+        Raises:
+          ValueError: if this run has not the seed, or no method.
+        """
+        seed = state.position.seed
+        begins = [i for i, e in enumerate(self.plan) if (e.action, e.seed) == (Action.BEGIN, seed)]
+        if not begins:
+            raise ValueError(f"seed must be one of {self.setup.config.seeds}, not {seed}.")
+        agents = jax.tree.map(jnp.copy, state.agents)
+        position = Position(begins[0], seed, epoch=state.position.epoch)
+        return RunState(position, state.keys, agents, pretrained=agents)
 
     def train(self, state: RunState) -> RunState:
         """Trains every agent for an epoch, by itself or as the method has it.
@@ -193,54 +221,57 @@ class Session(NamedTuple):
             agents=agents,
             method=remembered,
             bytes_sent=bytes_sent,
+            units_moved=None,
             train_loss=float(losses.mean()) / max(1, shards.steps),
             images_per_second=images / timer.seconds,
         )
 
-    def merge(self, state: RunState, final: bool = False) -> RunState:
+    def merge(self, state: RunState, name: str = "merge") -> RunState:
         """Does what the method does between two stretches of training.
 
         Args:
           state: of a method that does something there.
-          final: whether it is what the method does when training has ended.
+          name: which of its parts: ``initial``, ``merge`` or ``final``.
 
         Raises:
           Diverged: if networks have diverged so far that their units cannot be compared.
           ValueError: if the method does nothing there.
         """
         setup, method = self.setup, self.method_of(state)
-        name = "final" if final else "merge"
         part = None if method == PRETRAINING else setup.methods[method].parts().get(name)
         if not isinstance(part, Merge):
             raise ValueError(f"The method {method!r} has no {name}.")
-        graph, round = setup.graphs[method][name], state.position.round + 1
+        graph, abstract = setup.graphs[method][name], setup.abstract[0]
+        round = state.position.round + (name != "initial")
+        position = state.position._replace(round=round)
         shards, keys = self.shards_of(state), round_keys(state.keys, round)
-        inputs, drawn = merge_round(setup, shards, keys, graph, round)
+        inputs, asked_for = merge_round(setup, position, shards, keys, name, graph)
         before = state.agents.variables
         try:
             merged = part.apply(self.parts.merger, before, getattr(state.method, name), inputs)
         except NotFinite as error:
             raise Diverged(str(error)) from error
         state = state._replace(
-            position=state.position._replace(round=round),
+            position=position,
             agents=state.agents._replace(variables=merged.variables),
             method=state.method._replace(**{name: merged.state}),
             permutations=tuple(merged.permutations),
+            units_moved=units_moved(to_host(setup.execution, merged.permutations)),
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(part.message, graph, round - 1, 1, setup.abstract[0])
-            + sum(images_sent(batches, setup.config.agents) for batches in drawn),
+            + sent(part.message, graph, max(0, round - 1), 1, abstract)
+            + sum(sent_on_demand(found, setup.config.agents, abstract) for found in asked_for),
         )
-        remembered = state.method.final
-        if merged.moved and not final and jax.tree.leaves(remembered):
-            # The final merge may remember networks, too.
+        # The other merges may remember networks, too.
+        others = {n: getattr(state.method, n) for n in ("initial", "merge", "final") if n != name}
+        if merged.moved and jax.tree.leaves(others):
             for permutations in merged.permutations:
-                remembered = self.parts.merger.permute_state(permutations, before, remembered)
-            state = state._replace(method=state.method._replace(final=remembered))
+                others = self.parts.merger.permute_state(permutations, before, others)
+            state = state._replace(method=state.method._replace(**others))
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
         exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
-        return state_after(setup, self.parts, state, before, merged.moved, exchanged)
+        return state_after(setup, self.parts, state, before, inputs, merged.moved, exchanged)
 
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round."""
@@ -259,12 +290,16 @@ class Session(NamedTuple):
         parts, position, variables = self.parts, state.position, state.agents.variables
         with parts.stopwatch.measure("evaluate"):
             score = to_host(self.setup.execution, parts.evaluate(variables, parts.tests))
+            pool = self.pools(position.seed, position.method >= 0)
+            merged = parts.mean_correct(state.frame or {}, variables, pool)
             distance = float(parts.consensus_distance(variables))
             aligned = distance if state.frame == {} else None
             if state.frame:
                 aligned = float(parts.aligned_distance(state.frame, variables))
-        tests = int((parts.tests[1] >= 0).sum())
-        accuracy = score.correct / tests
+        of_class = np.bincount(parts.tests[1][parts.tests[1] >= 0], minlength=len(merged))
+        tests = of_class.sum()
+        accuracy = score.correct.sum(-1) / tests
+        classes = np.round(score.correct / np.maximum(of_class, 1), 4)
         return Row(
             method=self.method_of(state),
             seed=position.seed,
@@ -272,12 +307,15 @@ class Session(NamedTuple):
             epoch=position.epoch,
             phase=phase,
             test_accuracy=float(accuracy.mean()),
-            test_accuracy_std=float(accuracy.std()),
+            test_accuracy_std=float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0,
             test_accuracy_agents=accuracy.tolist(),
+            test_accuracy_classes=classes.tolist(),
+            merged_accuracy=float(merged.sum() / tests),
             test_loss=float(score.loss.mean()) / tests,
             train_loss=state.train_loss,
             consensus_distance=distance,
             consensus_distance_aligned=aligned,
+            units_moved=state.units_moved,
             bytes_sent=state.bytes_sent,
             images_per_second=state.images_per_second,
             seconds=parts.stopwatch.take(),
@@ -291,7 +329,7 @@ class Session(NamedTuple):
             with parts.stopwatch.measure("evaluate"):
                 score = parts.evaluate(state.agents.variables, parts.all_tests)
                 correct = to_host(self.setup.execution, score.correct)
-            state = state._replace(final_accuracy=correct / tests)
+            state = state._replace(final_accuracy=correct.sum(-1) / tests)
         if event.phase == "pretrain":
             state = state._replace(pretrained=state.agents)
         if event.phase is None:
@@ -345,10 +383,14 @@ def session_of(setup: Setup) -> Session:
     def shards(seed: int, part: int, pooled: bool) -> Shards:
         return place_shards(setup, seed, part, pooled)
 
+    @functools.lru_cache(maxsize=2)
+    def pools(seed: int, part: int) -> Batches:
+        return pooled_batches(setup, shards(seed, part, False), seed_keys(seed).merge)
+
     @functools.cache
     def graphs(method: str) -> Exchange:
         rounds = exchanges(setup.graphs[method]["gossip"], setup.execution)
         return replicate(setup.execution, rounds)
 
     events = plan(setup.config, setup.methods)
-    return Session(setup, make_parts(setup), events, shards, graphs)
+    return Session(setup, make_parts(setup), events, shards, graphs, pools)

@@ -20,7 +20,7 @@ from dimat_jax.registry import choose
 from dimat_jax.simulation.checks import all_methods, check_options, check_own
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
-from dimat_jax.topology import Topology
+from dimat_jax.topology import Topology, stretched
 from dimat_jax.types import Key, Model, Variables
 
 BATCH_SIZE = 50
@@ -50,6 +50,7 @@ class Setup(NamedTuple):
       execution: where and in which form the agents run.
       shards: for each seed, the agents' training examples ``[agents, examples]`` in pretraining
         and in the rounds; an agent with fewer than another has some of them more than once.
+      examples: for each seed, how many examples each agent has in the rounds, int ``[agents]``.
       epoch_examples: examples that each agent goes through in an epoch of either.
     """
 
@@ -66,6 +67,7 @@ class Setup(NamedTuple):
     symmetries: Symmetries
     execution: Execution
     shards: dict[int, tuple[Int[np.ndarray, "agents examples"], Int[np.ndarray, "agents examples"]]]
+    examples: dict[int, Int[np.ndarray, "agents"]]
     epoch_examples: tuple[int, int]
 
 
@@ -138,6 +140,7 @@ def prepare(
             seed: (partition.stack(before), partition.stack(after))
             for seed, (before, after) in divided.items()
         },
+        examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
 
@@ -152,20 +155,14 @@ def choose_graphs(
     """
     if graph.agents != config.agents:
         raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
-    graphs = {
-        name: {part: found.graph(graph) for part, found in algorithm.parts().items()}
+    every = config.gossip_every
+    return {
+        name: {
+            part: found.graph(stretched(graph, every) if part == "gossip" else graph)
+            for part, found in algorithm.parts().items()
+        }
         for name, algorithm in methods.items()
     }
-    for used in graphs.values():
-        for part, of_part in used.items():
-            if part == "gossip" or config.merge_frame == "own":
-                continue
-            if not (of_part.mixing_matrices > 0).all():
-                raise ValueError(
-                    "merge_frame 'first' has every agent's network aligned with agent 0's, which "
-                    f"takes a fully connected graph, not {of_part.name!r}."
-                )
-    return graphs
 
 
 def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:

@@ -63,6 +63,7 @@ class MethodState(NamedTuple):
     """What the parts of a method remember; stacked ``[lanes, ...]``, None for parts it has not."""
 
     gossip: GossipState | None = None
+    initial: Any = None
     merge: Any = None
     final: Any = None
 
@@ -82,6 +83,8 @@ class RunState(NamedTuple):
       frame: those that bring every agent into agent 0's frame, as merges have found them so far,
         group name → ``[lanes, *outer, units]``; empty where all are in one frame, None where no
         merge has aligned them.
+      units_moved: the share of hidden units that the last merge's permutations move; None where
+        nothing was aligned.
       train_loss: mean over agents and steps of the last epoch; None if a merge came after it.
       images_per_second: of the last epoch, all agents together; likewise.
       final_accuracy: of each agent on all test images, once the method has ended.
@@ -95,6 +98,7 @@ class RunState(NamedTuple):
     bytes_sent: float = 0.0
     permutations: tuple[Permutations, ...] = ()
     frame: Permutations | None = None
+    units_moved: float | None = None
     train_loss: float | None = None
     images_per_second: float | None = None
     final_accuracy: Float[np.ndarray, "agents"] | None = None

@@ -1,4 +1,4 @@
-"""Time-varying graphs: a schedule of sparse rounds which together average exactly."""
+"""Time-varying graphs: schedules of sparse rounds, most of which together average exactly."""
 
 import numpy as np
 
@@ -33,3 +33,41 @@ def base_k(n: int, k: int = 1) -> Topology:
     if k < 1:
         raise ValueError(f"k is a number of neighbours, at least 1, not {k}.")
     return Topology("base_k", np.stack(base_graph(n, k)))
+
+
+def random_peers(n: int, p: float = 0.2, seed: int = 0, period: int = 100) -> Topology:
+    """In each round some agents meet one random peer each, and the others nobody.
+
+    Sparse gossip as in arXiv 2507.06542: each agent takes part with probability ``p``; those who do
+    are paired at random, at weights 1/2, and an odd one is left out.
+
+    Args:
+      n: number of agents.
+      p: above 0, at most 1.
+      seed: of who meets whom.
+      period: rounds after which the meetings repeat.
+
+    Raises:
+      ValueError: for an option outside its range.
+    """
+    check_agents("random_peers", n, 2)
+    if not 0 < p <= 1:
+        raise ValueError(f"p is a probability above 0 and at most 1, not {p}.")
+    if period < 1:
+        raise ValueError(f"period must be at least 1, not {period}.")
+    rng = np.random.default_rng(seed)
+    matrices = np.tile(np.eye(n), (period, 1, 1))
+    for matrix in matrices:
+        active = rng.permutation(np.flatnonzero(rng.random(n) < p))
+        for i, j in zip(active[0::2], active[1::2], strict=False):
+            matrix[[i, i, j, j], [i, j, i, j]] = 1 / 2
+    return Topology("random_peers", matrices)
+
+
+def stretched(topology: Topology, every: int) -> Topology:
+    """The same rounds, each after ``every - 1`` in which nobody exchanges anything."""
+    if every == 1:
+        return topology
+    nothing = np.tile(np.eye(topology.agents), (every - 1, 1, 1))
+    rounds = [np.concatenate([nothing, matrix[None]]) for matrix in topology.mixing_matrices]
+    return Topology(f"{topology.name} every {every} steps", np.concatenate(rounds))

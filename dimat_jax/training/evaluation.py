@@ -15,20 +15,23 @@ class Score(NamedTuple):
     """What evaluation adds up; stacked with a leading ``agents`` axis.
 
     Attributes:
-      correct: number of test images classified correctly, int32. shape=()
+      correct: number of test images of each class classified correctly, int32. shape=(classes,)
       loss: sum of their losses. shape=()
       batch: the next batch, int32. shape=()
     """
 
-    correct: Int[Array, "*agents"]
+    correct: Int[Array, "*agents classes"]
     loss: Float[Array, "*agents"]
     batch: Int[Array, "*agents"]
 
 
-def zero_score(agents: int) -> Score:
+def zero_score(agents: int, classes: int) -> Score:
     """The score of every agent before any image, in buffers of its own: it will be donated."""
-    dtypes = jnp.int32, jnp.result_type(float), jnp.int32
-    return Score(*(jnp.zeros(agents, dtype) for dtype in dtypes))
+    return Score(
+        correct=jnp.zeros((agents, classes), jnp.int32),
+        loss=jnp.zeros(agents, jnp.result_type(float)),
+        batch=jnp.zeros(agents, jnp.int32),
+    )
 
 
 def test_batches(
@@ -57,9 +60,10 @@ def evaluate_update(model: Model, normalise: Prepare) -> Update:
         logits, _ = model.apply(variables, normalise(images[score.batch]))
         # Images that fill up the last batch have the label -1: no class is that, and none may be
         # looked up.
+        hits = (logits.argmax(-1) == y)[:, None] & (y[:, None] == jnp.arange(logits.shape[-1]))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
         return Score(
-            correct=score.correct + (logits.argmax(-1) == y).sum(dtype=jnp.int32),
+            correct=score.correct + hits.sum(0, dtype=jnp.int32),
             loss=score.loss + jnp.where(y >= 0, losses, 0).sum().astype(score.loss.dtype),
             batch=score.batch + 1,
         )

@@ -57,6 +57,7 @@ def train_update(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     prepare: Prepare,
+    proximal: float = 0.0,
 ) -> Update:
     """One agent's training step.
 
@@ -65,6 +66,8 @@ def train_update(
       optimizer: gives the direction (`dimat_jax.training.optimizers.OPTIMIZERS`).
       schedule: step → learning rate.
       prepare: ``(key, images uint8) -> x``: augments and normalises.
+      proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ (x − anchor) is added to the
+        gradient of an agent that has an anchor.
 
     Returns:
       An update whose carry is an `AgentState`, whose operand is the agent's `epoch_order`, and
@@ -77,6 +80,10 @@ def train_update(
         gradients, loss, variables = batch_gradient(
             model, prepare, state.variables, state.key, state.step, order, resident
         )
+        if state.anchor is not None:
+            gradients = jax.tree.map(
+                lambda g, x, a: g + proximal * (x - a), gradients, params, state.anchor
+            )
         direction, opt_state = optimizer.update(gradients, state.optimizer, params)
         rate = state.rate_scale * schedule(state.step)
         params = jax.tree.map(lambda p, d: p - jnp.asarray(rate, p.dtype) * d, params, direction)

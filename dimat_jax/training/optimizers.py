@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 DECAY_PER_EPOCH = 0.981
@@ -42,3 +43,33 @@ def make_schedule(
     if name == "cosine":
         return optax.cosine_decay_schedule(rate, max(1, pretrain_steps + epochs * epoch_steps))
     return optax.constant_schedule(rate)
+
+
+WARMUP = 0.2
+"""The share of a round in which ``warmup_each`` raises the rate."""
+
+
+def round_factor(name: str, first: int, round_steps: int, rounds: int) -> optax.Schedule:
+    """Step → what the learning rate is multiplied by in the rounds; 1 before them.
+
+    Args:
+      name: ``constant``; ``cosine``: falls to 0 over all rounds; ``cosine_each``: in each round;
+        ``warmup_each``: rises from 0 over the first `WARMUP` of each round.
+      first: the step at which the rounds begin.
+      round_steps: of a round.
+      rounds: how many.
+    """
+
+    def factor(step):
+        done = jnp.maximum(step - first, 0)
+        of_round = (done % max(1, round_steps)) / max(1, round_steps)
+        share = {
+            "constant": 0.0,
+            "cosine": jnp.minimum(done / max(1, round_steps * rounds), 1.0),
+            "cosine_each": of_round,
+            "warmup_each": jnp.maximum(1 - (of_round + 1 / max(1, round_steps)) / WARMUP, 0.0),
+        }[name]
+        shape = 1 - share if name == "warmup_each" else (1 + jnp.cos(jnp.pi * share)) / 2
+        return jnp.where(step < first, 1.0, shape)
+
+    return factor

@@ -21,6 +21,7 @@ class AgentState(NamedTuple):
       rate_scale: multiplies the learning rate. shape=()
       loss: sum of the training losses since it was last reset. shape=()
       diverged: the first step whose loss was not finite, or -1; int32. shape=()
+      anchor: parameters to which training is pulled back; None: to none.
     """
 
     variables: Variables
@@ -30,6 +31,7 @@ class AgentState(NamedTuple):
     rate_scale: Float[Array, "*agents"]
     loss: Float[Array, "*agents"]
     diverged: Int[Array, "*agents"]
+    anchor: Any = None
 
 
 def init_population(

@@ -11,13 +11,15 @@ from dimat_jax import topology
 from dimat_jax.algorithms import METHODS
 from dimat_jax.algorithms.cross_gradient import cross_gradient_aggregation
 from dimat_jax.algorithms.gossip import mix_then_step, step_then_mix
+from dimat_jax.algorithms.momentum import with_momentum
 from dimat_jax.algorithms.quasi_global import quasi_global_momentum
 
 
 def test_every_method_has_a_row_for_what_it_does():
     assert set(GOSSIP) == set(GOSSIPING) and set(MERGING) == set(MERGES)
     alone = [name for name, method in METHODS.items() if not method.parts()]
-    assert {*GOSSIP, *MERGING, *alone} == set(METHODS) and alone == ["local_only"]
+    several = ["sparse_final_wa", "sparse_final_dimat"]
+    assert {*GOSSIP, *MERGING, *alone, *several} == set(METHODS) and alone == ["local_only"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -25,7 +27,6 @@ def test_a_method_says_what_it_is(name):
     method = METHODS[name]
     assert method.label and method.update and method.source
     assert method.rate_of is None or METHODS[method.rate_of].rate_of is None
-    assert len(method.parts()) <= 1  # Those of the registry; `test_combinations` has more.
     assert [other.label for other in METHODS.values()].count(method.label) == 1
 
 
@@ -47,7 +48,11 @@ def test_the_first_steps_are_the_papers(name, graph, x64):
 
 
 VARIANTS = {
-    "DSGDm": (step_then_mix(0.8), references.momentum_then_mix, dict(momentum=0.8, nesterov=False)),
+    "DSGDm": (
+        with_momentum(step_then_mix(), 0.8, nesterov=False),
+        references.momentum_then_mix,
+        dict(momentum=0.8, nesterov=False),
+    ),
     "CDMSGD": (mix_then_step(0.5), references.mix_then_step, dict(momentum=0.5)),
     "QG-DSGDm": (
         quasi_global_momentum(0.8, nesterov=False, decay=0.6),
@@ -144,7 +149,8 @@ def test_at_learning_rate_0_agents_that_agree_stay(name, x64):
     np.testing.assert_allclose(taken, np.tile(run.start, (len(RATES), 1, 1)), atol=1e-12)
 
 
-WEIGHED = [name for name in GOSSIPING if name not in ("centralized", "relay_sgd")]
+ON_OTHERS = ("centralized", "relay_sgd")
+WEIGHED = [name for name in GOSSIPING if name.removesuffix("_nesterov") not in ON_OTHERS]
 
 
 @pytest.mark.parametrize("name", WEIGHED)

@@ -32,7 +32,8 @@ PART = GOSSIPING | MERGES
 MESSAGE = {
     name: size_of(row)
     for name, row in (GOSSIP | MERGING).items()
-    if name not in ("local_sgd", "final_wa", "final_dimat", "relay_sgd")
+    if name not in ("local_sgd", "final_wa", "final_dimat")
+    and not name.startswith("relay_sgd")
     and not (row.message.to_everyone or row.message.to_server)
 }
 """Bytes of a message of the methods that work on the given graph."""

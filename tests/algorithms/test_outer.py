@@ -6,16 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.numpy_merger import KEY, ROUND, STATISTICS, UNITS, Aligner, numpy_merger, order_of
+from helpers.numpy_merger import STATISTICS, UNITS, Aligner, numpy_merger, order_of, round_of
 
 from dimat_jax import topology
-from dimat_jax.algorithms import METHODS, MergeRound, with_outer_optimizer
+from dimat_jax.algorithms import METHODS, with_outer_optimizer
 
 AGENTS, ROUNDS = 4, 3
 WA, UNIVERSE = METHODS["wa"].merge, METHODS["universe"].merge
 MATRIX = topology.ring(AGENTS).mixing_matrix()
-SLOTS = topology.neighbor_slots(topology.ring(AGENTS))
-RING = MergeRound(*SLOTS, first_frame=False, key=KEY, **ROUND)
+RING = round_of(topology.ring(AGENTS))
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 

@@ -180,7 +180,7 @@ def updates_of(model, dataset):
     )
     train = train_update(model, optimizer, lambda step: 0.1, lambda key, images: normalise(images))
     evaluate = evaluate_update(model, normalise)
-    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT))
+    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, 4))
     tests = images[None], labels[None]
     total = statistics.StatisticsSum(state.variables["batch_stats"], score.batch)
     summing = statistics.statistics_update(model, normalise)

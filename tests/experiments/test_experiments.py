@@ -186,7 +186,7 @@ BAD = {
     "init": ("--init diferent", "Unknown init 'diferent'. Did you mean 'different'?"),
     "schedule": ("--schedule cosin", "Unknown schedule 'cosin'. Did you mean 'cosine'?"),
     "matching": ("--matching_data shard", "Unknown matching_data 'shard'. Did you mean 'shared'?"),
-    "frame": ("--merge-frame frist", "Unknown merge_frame 'frist'. Did you mean 'first'?"),
+    "frame": ("--merge-frame tre", "Unknown merge_frame 'tre'. Did you mean 'tree'?"),
     "no number": ("--agents four", "agents must be a whole number, not 'four'."),
     "half a number": ("--rounds 1.5", "rounds must be a whole number, not '1.5'."),
     "no seed's number": ("--seeds 0 one", "seeds must be a whole number, not 'one'."),

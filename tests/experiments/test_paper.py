@@ -168,7 +168,7 @@ def test_the_presets_are_what_they_say():
         c.topology: c.merge_frame
         for c in (grid.config_of(presets.STUDIES["full"].base, cell, {}) for cell in full)
     }
-    assert frames.pop("fully_connected") == "first" and set(frames.values()) == {"own"}
+    assert frames.pop("fully_connected") == "reference" and set(frames.values()) == {"own"}
 
 
 def test_the_cpu_presets_fit_into_their_time():

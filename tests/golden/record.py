@@ -17,7 +17,16 @@ FOLDER = pathlib.Path(__file__).parent
 CLOCK = ("seconds", "images_per_second")
 """What differs from run to run."""
 
+PLAIN = dict(
+    topology="ring",
+    round_rate=1.0,
+    merge_at_end=False,
+    merge_frame="own",
+    align_every=1,
+    evaluate_every=1,
+)
 MLP = dj.Config(
+    **PLAIN,
     agents=4,
     dataset="digits",
     model="mlp",
@@ -33,6 +42,7 @@ MLP = dj.Config(
     methods=("dimat",),
 )
 CONVNET = dj.Config(
+    **PLAIN,
     agents=4,
     dataset="shapes",
     width=0.25,
@@ -52,15 +62,17 @@ def replace(config: dj.Config, **options) -> dj.Config:
     return dj.Config(**{**vars(config), **options})
 
 
-METHODS = """dimat wa wa_published wm universe final_wa final_dimat dimat_repair wa_repair local_sgd
-fedavg centralized cdsgd cdmsgd dsgd dsgd_nesterov sgp cga d2 gradient_tracking qg_dsgdm_n
-relay_sgd""".split()
+METHODS = """local_only dimat wa wm universe dimat_repair fedavg sparse_final_dimat centralized
+cdsgd dsgd_nesterov sgp cga d2 gradient_tracking qg_dsgdm_n relay_sgd""".split()
 
 CASES = {
     "mlp": replace(MLP, methods=tuple(METHODS)),
     "convnet": replace(CONVNET, methods=("dimat", "wa", "wm", "dsgd_nesterov")),
     "mlp_optimizer_kept": replace(MLP, optimizer_after_merge="kept", optimizer="adam"),
-    "mlp_first_frame": replace(MLP, topology="fully_connected", merge_frame="first"),
+    "mlp_reference": replace(MLP, merge_frame="reference", merge_at_end=True),
+    "mlp_tree": replace(
+        MLP, merge_frame="tree", align_every="once", optimizer_after_merge="averaged", proximal=0.1
+    ),
     "mlp_digraph": replace(MLP, topology="digraph", methods=("sgp",)),
     "mlp_decay": replace(MLP, methods=("cga", "dimat"), schedule="exponential"),
     "mlp_one_peer": replace(MLP, topology="one_peer_exponential", partition="dirichlet"),

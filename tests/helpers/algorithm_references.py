@@ -62,6 +62,27 @@ def momentum_then_mix(
         yield x
 
 
+def with_momentum(
+    reference: Callable[..., Models],
+    x: np.ndarray,
+    steps: Steps,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+) -> Models:
+    """A method of one gradient a step, with the momentum of each agent's own in its place."""
+    m = np.zeros_like(x)
+
+    def of(step: Step) -> Step:
+        def direction(i: int, point: np.ndarray) -> np.ndarray:
+            g = step.gradient(i, point)
+            m[i] = momentum * m[i] + g
+            return g + momentum * m[i] if nesterov else m[i].copy()
+
+        return step._replace(gradient=direction)
+
+    return reference(x, map(of, steps))
+
+
 def quasi_global(
     x: np.ndarray, steps: Steps, momentum: float = 0.9, decay: float = 0.9, nesterov: bool = True
 ) -> Models:

@@ -21,10 +21,11 @@ GOSSIPING = {name: method.gossip for name, method in METHODS.items() if method.g
 MERGES: dict[str, Merge] = {
     name: part
     for name, method in METHODS.items()
-    for part in method.parts().values()
-    if isinstance(part, Merge)
+    for part in [method.merge or method.final]
+    if part and not name.startswith("sparse_")
 }
-"""What methods do between two stretches of training, or after the last: no method does both."""
+"""What methods do between two stretches of training, or after the last; but for those of several
+merges that differ, which `test_combinations` has."""
 
 
 def out_degrees(edges: nx.DiGraph) -> np.ndarray:
@@ -148,6 +149,17 @@ GOSSIP = {
         references.centralized, exact=True, message=Message(parameters=1, to_server=True)
     ),
 }
+GOSSIP["dsgd_momentum"] = GOSSIP["dsgd_nesterov"]._replace(
+    reference=functools.partial(references.momentum_then_mix, nesterov=False),
+    centralized=functools.partial(references.momentum_then_mix, nesterov=False),
+)
+for _name in ("sgp", "d2", "gradient_tracking", "relay_sgd", "centralized"):
+    _row = GOSSIP[_name]
+    GOSSIP[f"{_name}_nesterov"] = _row._replace(
+        reference=functools.partial(references.with_momentum, _row.reference),
+        rate_factor=_row.rate_factor and 1 / (1 - MOMENTUM),
+        centralized=_row.centralized and references.momentum_then_mix,
+    )
 
 
 class MergeRow(NamedTuple):
@@ -155,8 +167,8 @@ class MergeRow(NamedTuple):
 
     Attributes:
       align: by what networks are aligned; None: they are averaged as they are.
-      frame: in whose order an agent's neighbours are merged: its "own", the "first" agent's or a
-        "universe" of all.
+      frame: in whose order an agent's neighbours are merged: its "own", that of a "reference"
+        network or a "universe" of all.
       matrix: what becomes of the mixing matrix.
       recomputes: whether it recomputes normalisation statistics.
       repairs: whether it sets units' moments to the average of their parents'.
@@ -178,7 +190,7 @@ def everyone(matrix: np.ndarray) -> np.ndarray:
 MERGING = {
     "dimat": MergeRow("activations"),
     "dimat_repair": MergeRow("activations", repairs=True),
-    "final_dimat": MergeRow("activations", frame="first", matrix=everyone),
+    "final_dimat": MergeRow("activations", frame="reference", matrix=everyone),
     "wm": MergeRow("weights"),
     "universe": MergeRow(
         "universe", frame="universe", message=Message(parameters=1, statistics=1, to_everyone=True)
@@ -192,3 +204,9 @@ MERGING = {
         matrix=everyone, message=Message(parameters=1, statistics=1, to_server=True)
     ),
 }
+
+
+KINDS = """local_only dimat wm universe dimat_repair fedavg sparse_final_dimat dsgd_nesterov sgp
+cga d2 gradient_tracking qg_dsgdm_n relay_sgd centralized""".split()
+"""Methods of which no two are one code with other arguments: what is checked of whole runs, which
+compile every method anew, is checked of these."""

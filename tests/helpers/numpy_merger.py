@@ -4,13 +4,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dimat_jax import topology
+from dimat_jax.algorithms import MergeRound
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, Repair
 
 UNITS = 5
 MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
-ROUND = {"matching": lambda: MATCHING, "statistics": lambda: STATISTICS}
-"""Images are drawn when a merge asks for them."""
+
+
+def round_of(graph, round=0, frame="own", aligns=True, examples=None):
+    """A merge round on these agents; images are drawn when a merge asks for them."""
+    sources, weights = topology.neighbor_slots(graph, round)
+    return MergeRound(
+        sources,
+        weights,
+        examples=np.ones(graph.agents, int) if examples is None else np.asarray(examples),
+        matching=lambda: MATCHING,
+        statistics=lambda: STATISTICS,
+        tree=lambda: topology.flood(graph),
+        frame=frame,
+        aligns=aligns,
+        key=KEY,
+    )
+
+
 KEY = jax.random.key(0)
 
 
@@ -60,11 +78,25 @@ def numpy_merger(aligner: Aligner) -> Merger:
         },
         gather=lambda v, sources: {"params": v["params"][sources]},
         permute=lambda p, v: {**v, "params": reordered(p, v["params"])},
+        compose=composed,
         permute_state=lambda p, v, state: jax.tree.map(lambda x: reordered(p, x), state),
         add=add,
         recompute=lambda v, batches: {**v, "recomputed": batches},
         repair=Repair(read, correct),
     )
+
+
+def composed(permutations, ancestors):
+    """Of each agent into the frame of its root, one ancestor after the other."""
+    arrays = np.asarray(permutations["units"])
+    found = np.tile(np.arange(UNITS), (len(arrays), 1))
+    for agent in range(len(arrays)):
+        way = [agent]
+        while ancestors[way[-1]] != way[-1]:
+            way.append(int(ancestors[way[-1]]))
+        for step in way[:-1]:
+            found[agent] = found[agent][arrays[step]]
+    return {"units": jnp.asarray(found)}
 
 
 def reordered(permutations, array):

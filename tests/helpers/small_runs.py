@@ -25,6 +25,18 @@ def noise(examples=320, tests=50, size=16, channels=3, classes=4, seed=0) -> dj.
     return dj.Dataset(images[train], labels[train], images[test], labels[test], classes, "noise")
 
 
+PLAIN = dict(
+    topology="ring",
+    round_rate=1.0,
+    merge_at_end=False,
+    merge_frame="own",
+    align_every=1,
+    evaluate_every=1,
+    methods=("dimat", "wa"),
+)
+"""Options whose defaults are those of the main job."""
+
+
 def small_config(**options) -> dj.Config:
     """Eight agents of 40 examples; a pretraining and two rounds of five steps each."""
     defaults = dict(
@@ -38,6 +50,7 @@ def small_config(**options) -> dj.Config:
         matching_images=32,
         statistics_images=32,
     )
+    defaults |= PLAIN
     return dj.Config(**defaults | options)
 
 

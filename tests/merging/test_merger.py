@@ -35,11 +35,19 @@ from dimat_jax.merging.batches import Batches
 from dimat_jax.simulation.measure import consensus_distance
 
 
-def merge(method, case, variables, graph, batches, round=0, first_frame=False) -> Merged:
+def merge(method, case, variables, graph, batches, round=0, frame="own") -> Merged:
     sources, weights = topology.neighbor_slots(graph, round)
-    matching = shared_batches(case.execution) if first_frame else batches
-    images = lambda: matching, lambda: batches
-    inputs = MergeRound(sources, weights, *images, first_frame, jax.random.key(7))
+    inputs = MergeRound(
+        sources,
+        weights,
+        examples=np.ones(graph.agents, int),
+        matching=lambda: batches,
+        statistics=lambda: batches,
+        tree=lambda: topology.flood(graph),
+        frame=frame,
+        aligns=True,
+        key=jax.random.key(7),
+    )
     return METHODS[method].merge.apply(case.merger, variables, (), inputs)
 
 
@@ -133,7 +141,7 @@ def test_permuted_copies_agree_in_the_first_agents_frame():
     assert consensus_distance(copies) > 1
     graph = topology.fully_connected(AGENTS)
     merged, _, (permutations,), moved = merge(
-        "dimat", mlp, copies, graph, batches, first_frame=True
+        "dimat", mlp, copies, graph, batches, frame="reference"
     )
     assert moved
     assert consensus_distance(merged) < 1e-5

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from helpers.algorithm_table import KINDS
 from helpers.sessions import assert_rows_close, copied, finish, session_as
 from helpers.small_runs import (
     assert_trees_close,
@@ -16,7 +17,6 @@ from helpers.small_runs import (
 )
 
 import dimat_jax as dj
-from dimat_jax.algorithms import METHODS
 from dimat_jax.execution.placement import Execution, to_host
 from dimat_jax.metrics import Row
 from dimat_jax.models.convnet import ConvNet
@@ -93,12 +93,12 @@ def run_as(name, form: Form, agents=8, methods=("dimat",)) -> Done:
 
 @functools.cache
 def five_agents(form: Form) -> Done:
-    """Two rounds of every method, in float64."""
+    """Two rounds of every kind of method, in float64."""
     with jax.enable_x64(True):
         config = small_config(
             agents=5,
             devices=form.devices,
-            methods=tuple(METHODS),
+            methods=tuple(KINDS),
             topology="fully_connected",
             batch_size=20,
         )
@@ -120,11 +120,11 @@ def assert_the_same(found: Done, expected: Done, method: str, tolerance=1e-6) ->
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_agents))
 
 
-def test_every_method_does_the_same_in_sequence_and_scanned_with_a_masked_lane():
+def test_every_kind_of_method_does_the_same_in_sequence_and_scanned_with_a_masked_lane():
     """On one device, and five agents on four devices, of which they take three."""
     one, several = five_agents(Form(1, True)), five_agents(Form(4, False))
     assert (several.execution.mesh.size, several.execution.all_lanes) == (3, 6)
-    for method in METHODS:  # In one test: two runs of all methods are shared.
+    for method in KINDS:  # In one test: two runs of all methods are shared.
         assert_the_same(several, one, method)
 
 

@@ -12,12 +12,13 @@ from dimat_jax.simulation.images import (
     common_batches,
     own_batches,
     place_shards,
+    pooled_batches,
     some_tests,
     split_evenly,
 )
 from dimat_jax.simulation.rounds import merge_round
 from dimat_jax.simulation.setup import prepare
-from dimat_jax.simulation.state import round_keys, seed_keys
+from dimat_jax.simulation.state import Position, round_keys, seed_keys
 
 DATASET = noise(examples=320, tests=23, size=8)
 
@@ -85,7 +86,8 @@ def rounds_of(**options):
     shards, keys = place_shards(plan, 0, 1), seed_keys(0)
 
     def round_of(round):
-        return merge_round(plan, shards, round_keys(keys, round), plan.topology, round)
+        position = Position(0, 0, round=round)
+        return merge_round(plan, position, shards, round_keys(keys, round), "merge", plan.topology)
 
     return plan, round_of
 
@@ -117,7 +119,7 @@ def test_agents_match_and_count_on_images_of_their_own():
         sources, weights = topology.neighbor_slots(plan.topology, round)
         np.testing.assert_array_equal(found.sources, sources)
         np.testing.assert_array_equal(found.weights, weights)
-        assert not found.first_frame
+        assert found.frame == "own" and found.aligns
 
 
 @pytest.mark.parametrize(
@@ -125,11 +127,7 @@ def test_agents_match_and_count_on_images_of_their_own():
     [
         ({"matching_data": "shared"}, range(8)),
         ({"matching_data": "shared", "statistics_data": "shared"}, range(8)),
-        ({"merge_frame": "first", "topology": "fully_connected"}, range(1)),
-        (
-            {"merge_frame": "first", "topology": "fully_connected", "matching_data": "shared"},
-            range(8),
-        ),
+        ({"merge_frame": "reference", "matching_data": "shared"}, range(8)),
     ],
 )
 def test_common_images_are_the_same_for_all(options, pool):
@@ -140,12 +138,32 @@ def test_common_images_are_the_same_for_all(options, pool):
     seen = [images_on_device(round.matching(), agent, 2) for agent in range(8)]
     assert all(images == seen[0] for images in seen)
     assert len(set(seen[0])) == 24 and set(seen[0]) <= allowed
-    assert round.first_frame == ("merge_frame" in options)
+    assert round.frame == options.get("merge_frame", "own")
     # Statistics come from each agent's own images, but where they are shared.
     shared = "statistics_data" in options
     found = set(images_on_device(round.statistics(), 3, 2))
     assert found <= {x.tobytes() for agent in (range(8) if shared else [3]) for x in own[agent]}
     assert (found <= {x.tobytes() for x in own[3]}) == (not shared)
+
+
+@pytest.mark.parametrize(
+    ("every", "aligning"), [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), ("once", [1])]
+)
+def test_units_are_aligned_in_the_rounds_asked_for(every, aligning):
+    _, round_of = rounds_of(merge_frame="reference", align_every=every)
+    assert [round for round in range(1, 6) if round_of(round)[0].aligns] == aligning
+
+
+def test_a_pool_has_a_batch_of_everyones_images_for_each_agent():
+    plan = prepared(partition="by_class", examples_per_agent=40)
+    pool = pooled_batches(plan, place_shards(plan, 0, 1), jax.random.key(0))
+    rows = np.asarray(pool.rows)
+    assert pool.shared and rows.shape == (8, 1, 40)  # all images that there are
+    assert len(np.unique(rows)) == 320
+    labels = {x.tobytes(): y for x, y in zip(*DATASET[:2], strict=True)}
+    images = np.asarray(pool.images.addressable_shards[0].data)
+    for batch in rows[:, 0]:
+        assert len({labels[images[row].tobytes()] for row in batch}) == 4
 
 
 def test_the_same_images_drawn_as_own_and_as_common_ones_say_where_they_lie():

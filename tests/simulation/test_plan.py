@@ -13,7 +13,7 @@ METHOD = {
     "merging": Algorithm("merging", merge=MERGE),
     "gossip": Algorithm("gossip", gossip=GOSSIP),
     "final": Algorithm("final", final=MERGE),
-    "all": Algorithm("all", gossip=GOSSIP, merge=MERGE, final=MERGE),
+    "all": Algorithm("all", gossip=GOSSIP, initial=MERGE, merge=MERGE, final=MERGE),
 }
 
 
@@ -27,18 +27,19 @@ def word(event: Event) -> str:
     return said + " ends" * event.ends
 
 
+TRAINING = {
+    round: [f"{what} {round}" for what in ("train", "recompute", "measure")] for round in (1, 2)
+}
 ROUNDS = {
-    "alone": ["train 1", "measure 1", "train 2", "measure 2 ends"],
+    "alone": [*TRAINING[1], *TRAINING[2][:-1], "measure 2 ends"],
     "merging": [
-        *["merge 1", "measure 1", "train 1", "measure 1"],
-        *["merge 2", "measure 2", "train 2", "measure 2 ends"],
+        *["merge 1", "measure 1", *TRAINING[1]],
+        *["merge 2", "measure 2", *TRAINING[2][:-1], "measure 2 ends"],
     ],
-    "gossip": [
-        *["train 1", "recompute 1", "measure 1"],
-        *["train 2", "recompute 2", "measure 2 ends"],
-    ],
-    "final": ["train 1", "measure 1", "train 2", "measure 2", "final 3", "measure 3 ends"],
+    "gossip": [*TRAINING[1], *TRAINING[2][:-1], "measure 2 ends"],
+    "final": [*TRAINING[1], *TRAINING[2], "final 3", "measure 3 ends"],
     "all": [
+        "initial 0",
         *["merge 1", "measure 1", "train 1", "recompute 1", "measure 1"],
         *["merge 2", "measure 2", "train 2", "recompute 2", "measure 2"],
         *["final 3", "measure 3 ends"],
@@ -49,17 +50,34 @@ ROUNDS = {
 @pytest.mark.parametrize("method", METHOD)
 def test_a_method_does_what_its_parts_say_and_ends_once(method):
     events = events_of(method)
-    before = ["start 0", "train 0", "measure 0", "begin 0"]
+    before = ["start 0", "train 0", "recompute 0", "measure 0", "begin 0"]
     assert [word(event) for event in events] == before + ROUNDS[method]
     assert sum(event.ends for event in events) == 1
 
 
 @pytest.mark.parametrize("method", METHOD)
 def test_a_method_ends_without_rounds_too(method):
-    events = events_of(method, rounds=0)[4:]
+    events = events_of(method, rounds=0)[5:]
     assert [event.ends for event in events][-1:] == [True] and sum(e.ends for e in events) == 1
     rows = [event.phase for event in events if event.phase]
     assert rows == ["merge"] * (METHOD[method].final is not None)
+
+
+@pytest.mark.parametrize("method", METHOD)
+def test_who_merges_does_so_at_the_end_if_asked(method):
+    *_, last, measured = map(word, events_of(method, merge_at_end=True))
+    assert measured.endswith("ends")
+    if method == "merging":
+        assert (last, measured) == ("merge 3", "measure 3 ends")
+    else:
+        assert (last, measured) == tuple(ROUNDS[method][-2:])
+
+
+def test_some_rounds_are_measured_only_if_asked():
+    events = events_of("merging", rounds=7, evaluate_every=3)
+    for phase in ("merge", "train"):
+        assert [e.round for e in events if e.phase == phase] == [1, 3, 6, 7]
+    assert sum(event.ends for event in events) == 1
 
 
 def test_every_seed_is_pretrained_once_and_every_method_begins_after():

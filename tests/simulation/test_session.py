@@ -49,7 +49,7 @@ def rows(session):
 
 def by_hand(session: dj.Session) -> list:
     """The whole run by the session's own functions, without its plan."""
-    rows, state = [], session.train(session.start())
+    rows, state = [], session.recompute(session.train(session.start()))
     rows.append(session.measure(state, "pretrain"))
     for name, method in session.setup.methods.items():
         state = session.begin(state, name)
@@ -59,11 +59,10 @@ def by_hand(session: dj.Session) -> list:
                 rows.append(session.measure(state, "merge"))
             state = state._replace(position=state.position._replace(round=round))
             state = session.train(state)
-            if method.gossip:
-                state = session.recompute(state)
+            state = session.recompute(state)
             rows.append(session.measure(state, "train"))
         if method.final:
-            state = session.merge(state, final=True)
+            state = session.merge(state, "final")
             rows.append(session.measure(state, "merge"))
     return rows
 

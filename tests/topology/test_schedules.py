@@ -2,6 +2,8 @@
 
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -40,3 +42,37 @@ def test_base_k_averages_exactly_in_a_period(n):
 def test_bad_input(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@hypothesis.given(st.integers(2, 20), st.floats(0.05, 1), st.integers(0, 2**32 - 1))
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_random_peers_meet_in_pairs(n, p, seed):
+    graph = T.random_peers(n, p, seed, period=7)
+    assert graph.period == 7
+    for matrix in graph.mixing_matrices:
+        np.testing.assert_array_equal(matrix, matrix.T)
+        met = (matrix != 0).sum(1)
+        assert set(met) <= {1, 2} and (matrix[met == 2].max(1) == 0.5).all()
+    T.check_doubly_stochastic(graph)
+
+
+def test_agents_meet_a_random_peer_as_often_as_asked():
+    meetings = [len(T.random_peers(16, 0.2, period=2000).neighbors(3, t)) for t in range(2000)]
+    assert 0.15 < np.mean(meetings) < 0.2  # now and then one is left over
+    assert [len(T.random_peers(16, 1.0).neighbors(i)) for i in range(16)] == [1] * 16
+
+
+@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.5}, {"period": 0}, {"n": 1}])
+def test_random_peers_name_what_they_cannot_have(options):
+    with pytest.raises(ValueError, match=r"0|1\.5|1"):
+        T.random_peers(**{"n": 4} | options)
+
+
+def test_a_stretched_graph_has_its_rounds_at_the_end_of_pauses():
+    graph = T.one_peer_exponential(4)
+    slow = T.stretched(graph, 3)
+    assert slow.period == 6 and T.stretched(graph, 1) is graph
+    for round in range(12):
+        pause = (round + 1) % 3
+        expected = np.eye(4) if pause else graph.mixing_matrix(round // 3)
+        np.testing.assert_array_equal(slow.mixing_matrix(round), expected)

@@ -1,0 +1,89 @@
+"""The mean of all agents' networks, as if they were merged into one: how good would it be?
+
+A counterfactual (arXiv 2507.06542): it changes nothing in the run, and nothing is sent for it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Int
+
+from dimat_jax.execution.placement import AGENTS, replicate, shard, to_host
+from dimat_jax.execution.timing import Stopwatch, compiled
+from dimat_jax.merging.batches import Batches
+from dimat_jax.simulation.setup import Setup
+from dimat_jax.symmetries import Symmetries, permute
+from dimat_jax.training.evaluation import zero_score
+from dimat_jax.types import Permutations, Variables
+
+
+def mean_network(
+    agents: int, symmetries: Symmetries, frame: Permutations, variables: Variables
+) -> Variables:
+    """The mean of all agents' networks, in every lane.
+
+    Args:
+      agents: how many lanes hold one of their own.
+      symmetries: the model's permutation groups.
+      frame: those that bring each agent into one frame first, ``[lanes, *outer, units]``; may be
+        empty.
+      variables: stacked ``[lanes, ...]``; leaves that are not floats stay as they are.
+    """
+    aligned = jax.vmap(functools.partial(permute, symmetries))(frame, variables)
+
+    def mean(x: Any) -> Any:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.broadcast_to(x[:agents].mean(0), x.shape) if floating else x
+
+    return jax.tree.map(mean, aligned)
+
+
+def mean_evaluation(
+    setup: Setup,
+    recompute: Callable[[Variables, Batches], Variables],
+    evaluating: Callable[..., Any],
+    tests: tuple[np.ndarray, np.ndarray],
+    stopwatch: Stopwatch,
+) -> Callable[[Permutations, Variables, Batches], Int[np.ndarray, "classes"]]:
+    """Builds ``(frame, variables, pool) -> correct``: test images that the mean network gets right.
+
+    All lanes hold the same network, and each works on a part of the images.
+
+    Args:
+      setup: what the run works with.
+      recompute: see `dimat_jax.merging.merger.Merger`.
+      evaluating: the lifted `dimat_jax.training.evaluation.evaluate_update`, repeated.
+      tests: batches of test images.
+      stopwatch: gets the compile time.
+    """
+    execution, config = setup.execution, setup.config
+    averaging = jax.jit(
+        functools.partial(mean_network, execution.agents, setup.symmetries),
+        out_shardings=NamedSharding(execution.mesh, AGENTS),
+    )
+    averaging = compiled(averaging, stopwatch)
+    # As many batches for each agent; the last may be empty, of the label "none".
+    each = -(-len(tests[0]) // execution.agents)
+    missing = each * execution.agents - len(tests[0])
+    images, labels = (
+        np.concatenate([x, np.full((missing, *x.shape[1:]), fill, x.dtype)])
+        for x, fill in zip(tests, (0, -1), strict=True)
+    )
+    first = np.asarray(each * execution.agent_of_lane, np.int32)
+
+    def correct(frame: Permutations, variables: Variables, pool: Batches) -> Any:
+        mean = averaging(frame, variables)
+        if config.recompute_statistics and "batch_stats" in mean:
+            # Each lane has the statistics of its own part of the pool: their mean is everyone's.
+            mean = averaging({}, recompute(mean, pool))
+        score = zero_score(execution.all_lanes, setup.dataset.num_classes)
+        score = shard(execution, score._replace(batch=jnp.asarray(first)))
+        score = evaluating(score, mean, replicate(execution, (images, labels)), each)
+        return to_host(execution, score.correct).sum(0)
+
+    return correct
