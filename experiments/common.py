@@ -221,14 +221,13 @@ def images_for_merging(setup: "Setup") -> str:
 
 def show_report(console: "Console", result: "Result") -> None:
     """Shows what `dimat_jax.report.folder` has written: the tables, and who leads by how much."""
-    from dimat_jax.report.folder import SUMMARY_FILE, labels_of, out_of
+    from dimat_jax.report.folder import SUMMARY_FILE, out_of, tables_of
     from dimat_jax.report.summary import final_line, headline
-    from dimat_jax.report.tables import accuracy_table, cost_table, show
+    from dimat_jax.report.tables import show
 
     folder = out_of(result.setup)
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    rows, labels = result.history, labels_of(result)
-    for table in (accuracy_table(rows, labels=labels), cost_table(rows, labels)):
+    for table in tables_of(result) if result.history else []:
         show(table, console)
         console.print()
     for line in filter(None, (headline(summary), final_line(summary))):
