@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dimat_jax.simulation.setup import Setup
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of the signal."""
 NUMBERS = {int: "a whole number", float: "a number"}
 NAMED: dict[str, Iterable[str]] = {
     "topology": registry.TOPOLOGIES,
@@ -60,12 +62,19 @@ def run(name: str, description: str, arguments: Sequence[str]) -> int:
 
 
 def exit_code(action: Callable[[], object]) -> int:
-    """Does what a command does; 2, after one sentence, for bad input, else 0."""
+    """Does what a command does.
+
+    Returns:
+      0; 2, after one sentence, for bad input; 130, after one as well, where it was interrupted.
+    """
     try:
         action()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -146,18 +155,36 @@ def run_and_report(config: Config) -> "Result":
     """Runs a configuration, showing progress and in the end its tables.
 
     Raises:
-      ValueError: for bad input, with nothing lost or overwritten.
+      ValueError: for bad input, with nothing lost or overwritten; if a method diverges.
+      KeyboardInterrupt: if it is interrupted; says where. Of a run that has begun the tables of
+        what there is are shown before it or a divergence is raised.
     """
     from rich.console import Console
 
     from dimat_jax.report.progress import show_progress
-    from dimat_jax.runs import simulate
 
-    console = Console()
+    console, stopped = Console(), []
     config = dataclasses.replace(config, out=config.out or default_folder(config))
-    with show_progress(console) as shown:
-        on_start = functools.partial(print_banner, console)
-        result = simulate(config, observer=shown._replace(on_start=on_start))
+    try:
+        with show_progress(console) as shown:
+            shown.on_phase("importing JAX", 0.0)
+            from dimat_jax.runs import simulate
+
+            def on_start(setup: "Setup") -> None:
+                shown.on_start(setup)
+                print_banner(console, setup)
+
+            def on_stop(result: "Result", reason: str) -> None:
+                stopped.append((result, reason))
+
+            observer = shown._replace(on_start=on_start, on_stop=on_stop)
+            result = simulate(config, observer=observer)
+    except (KeyboardInterrupt, ValueError) as error:
+        for result, reason in stopped:
+            show_report(console, result)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(reason) from error
+        raise
     show_report(console, result)
     return result
 

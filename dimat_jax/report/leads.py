@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit
 
 from dimat_jax.metrics import PRETRAINING, Row, Stage, last_rows, methods_of, spread
 
@@ -119,6 +118,9 @@ def lead(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Lead | None:
     mean, std, number = float(differences.mean()), spread(differences), len(seeds)
     if std is None:
         return Lead(mean, None, number)
-    # `scipy.stats.t` is this function, and takes a second to import.
+    # The quantile of Student's t: `scipy.stats.t` has it, too, and takes a second to import. Here,
+    # so that progress, which needs no intervals, is shown at once.
+    from scipy.special import stdtrit
+
     half = float(stdtrit(number - 1, (1 + CONFIDENCE) / 2)) * std / number**0.5
     return Lead(mean, (mean - half, mean + half), number)
