@@ -219,10 +219,31 @@ def print_banner(console: "Console", setup: "Setup") -> None:
         f"{config.learning_rate:g}, batch {config.batch_size}",
         "merging": images_for_merging(setup),
         "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
+        "kernels": about_kernels(setup),
         "results": str(config.out),
     }
     for name, text in lines.items():
-        console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
+        if text is not None:
+            console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
+
+
+def about_kernels(setup: "Setup") -> str | None:
+    """Whether compiled kernels are used on the CPU, or how they can be; None on another device."""
+    from dimat_jax.execution import kernels
+
+    if setup.execution.mesh.devices.flat[0].platform != "cpu":
+        return None
+    version = kernels.installed_version()
+    if version is None:
+        return "none: pip install ./cpu_kernels has convolutions train 2 to 3 times as fast"
+    if not kernels.switched_on():
+        return f"none: dimat_jax_cpu {version} is switched off by {kernels.SWITCH}=0"
+    if version != kernels.VERSION:
+        return (
+            f"none: dimat_jax_cpu {version} is not the {kernels.VERSION} that this needs, "
+            "pip install ./cpu_kernels"
+        )
+    return f"dimat_jax_cpu {version}"
 
 
 def images_for_merging(setup: "Setup") -> str:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from rich.console import Console
 
 import dimat_jax as dj
 from dimat_jax.config import PRESETS, Config
+from dimat_jax.execution import kernels
 from dimat_jax.simulation import setup
 from experiments import common
 from experiments.cifar import main
@@ -160,6 +162,27 @@ def test_the_banner_is_true_of_few_images_and_of_what_was_handed_over(banner):
     shared = dict(matching_images=130, matching_data="shared", recompute_statistics=False)
     said = banner(setup.prepare(small_config(**shared), own, noise(size=8)))
     assert "units compared on 129 images of all\n" in said  # in batches of one size
+
+
+def test_the_banner_says_whether_compiled_kernels_are_used_on_a_cpu(banner, monkeypatch):
+    plan = setup.prepare(small_config(), dataset=noise(size=8))
+
+    def kernels_line(version, switch="1"):
+        monkeypatch.setattr(kernels, "installed_version", lambda: version)
+        monkeypatch.setenv(kernels.SWITCH, switch)
+        (line,) = [line for line in banner(plan).splitlines() if line.startswith("   kernels")]
+        return line.strip()
+
+    assert kernels_line(kernels.VERSION) == f"kernels  dimat_jax_cpu {kernels.VERSION}"
+    assert "none: pip install ./cpu_kernels" in kernels_line(None)
+    assert f"none: dimat_jax_cpu 0.3.0 is switched off by {kernels.SWITCH}=0" in kernels_line(
+        "0.3.0", "0"
+    )
+    assert f"0.0.1 is not the {kernels.VERSION} that" in kernels_line("0.0.1")
+    device = types.SimpleNamespace(platform="gpu")
+    mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[device]))
+    gpu = types.SimpleNamespace(execution=types.SimpleNamespace(mesh=mesh))
+    assert common.about_kernels(gpu) is None
 
 
 def test_a_stand_in_for_the_data_is_named_loudly(banner):
