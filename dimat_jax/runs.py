@@ -28,6 +28,9 @@ def simulate(
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
 
+    Of a run that diverges or is interrupted the folder gets the report of what there is, whose
+    ``summary.json`` says so.
+
     Args:
       config: the run. With ``out`` given its results are left in that folder: ``config.json``,
         ``metrics.jsonl`` (a row as soon as it is measured), ``summary.json``, ``tables.md`` and
@@ -46,9 +49,6 @@ def simulate(
         already holds a run or cannot be written to; if a loss is no longer finite, with the agent
         and the step.
       KeyboardInterrupt: if it is interrupted.
-
-    Of a run that has diverged or was interrupted the folder holds the report of what there is,
-    whose ``summary.json`` says so.
     """
 
     def go(config: Config, observer: Observer) -> Result:
@@ -87,6 +87,7 @@ def run_and_record(
         observer.on_row(row)
 
     def on_stop(result: Result, reason: str) -> None:
+        observer.on_phase("writing the tables and the picture of what there is", 1.0)
         folder.write_report(result, reason)
         observer.on_stop(result, reason)
 

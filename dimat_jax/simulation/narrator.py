@@ -63,6 +63,7 @@ class Narrator:
 
     def part(self, part: str) -> None:
         """A part of the event begins, or goes on."""
+        self._loud |= part == "compile"  # Who compiles has not done it before.
         if self._loud:
             words = PARTS.get(part)
             self._say(self.where() + (f", {words}" if words else ""))

@@ -19,6 +19,7 @@ import dimat_jax as dj
 from dimat_jax.config import PRESETS, Config
 from dimat_jax.execution import kernels
 from dimat_jax.simulation import setup
+from experiments import banner as banner_of
 from experiments import common
 from experiments.cifar import main
 
@@ -144,7 +145,7 @@ def banner():
 
     def say(plan):
         said = io.StringIO()
-        common.print_banner(Console(file=said, width=200), plan)
+        banner_of.print_banner(Console(file=said, width=200), plan)
         return said.getvalue()
 
     return say
@@ -182,7 +183,7 @@ def test_the_banner_says_whether_compiled_kernels_are_used_on_a_cpu(banner, monk
     device = types.SimpleNamespace(platform="gpu")
     mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[device]))
     gpu = types.SimpleNamespace(execution=types.SimpleNamespace(mesh=mesh))
-    assert common.about_kernels(gpu) is None
+    assert banner_of.about_kernels(gpu) is None
 
 
 def test_a_stand_in_for_the_data_is_named_loudly(banner):

@@ -104,12 +104,26 @@ def test_what_is_known_to_be_short_is_not_announced(setup, clock):
     found = Narrator(setup, Observer(on_phase=lambda label, done: heard.append(label)))
     for number, seconds in ((1, 2.0), (2, 10.0), (3, 1.0)):
         found.begin(number, 0.0)
-        found.part("compile")
+        found.part("statistics")
         clock.now += seconds
         found.end(0.0)
     one, two = "seed 0, pretraining: epoch 1 of 3", "seed 0, pretraining: epoch 3 of 3"
-    # The first is not known, the second took two seconds; the third's like took ten.
-    assert heard == [one, f"{one}, compiling", two, f"{two}, compiling"]
+    # The first is not known, the second's like took two seconds; the third's took ten.
+    expected = [one, f"{one}, recomputing statistics", two, f"{two}, recomputing statistics"]
+    assert heard == expected
+
+
+def test_who_compiles_says_so_however_short_its_like_was(setup, clock):
+    heard = []
+    found = Narrator(setup, Observer(on_phase=lambda label, done: heard.append(label)))
+    for number in (1, 2):
+        found.begin(number, 0.0)
+        clock.now += 0.1
+        found.end(0.0)
+    found.begin(3, 0.0)
+    found.part("compile")
+    one, three = "seed 0, pretraining: epoch 1 of 3", "seed 0, pretraining: epoch 3 of 3"
+    assert heard == [one, f"{three}, compiling"]
 
 
 def test_an_event_that_takes_longer_than_expected_does_not_pass_its_end(setup, clock):
