@@ -113,7 +113,8 @@ def bar(console: Console) -> Iterator[Observer]:
         def on_phase(label: str, done: float) -> None:
             left = clock.left(done)
             end = None if left is None else time.monotonic() + left
-            progress.update(task, description=label, completed=done, end=end)
+            # A bar that is full stands still, and with it the spinner.
+            progress.update(task, description=label, completed=min(done, 0.999), end=end)
             # At once: what comes now may hold Python, and with it the bar's own thread, for long.
             progress.refresh()
 

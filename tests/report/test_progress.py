@@ -122,7 +122,10 @@ def test_the_time_left_goes_on_between_two_events(clock):
         observer.on_phase("starting", 0.0)
         clock.now += 100
         observer.on_phase("merging", 0.5)
-    assert any("0:01:40 left" in line for line in shown_in(file))
+        observer.on_phase("writing", 1.0)
+    shown = shown_in(file)
+    assert any("0:01:40 left" in line for line in shown)
+    assert re.match(r"\S 0:0", [line for line in shown if "100%" in line][-1])  # it still spins
 
 
 @pytest.mark.parametrize("terminal", [False, True])
