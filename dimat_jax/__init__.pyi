@@ -20,7 +20,7 @@ from .merging.average import merge as merge
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
 from .runs import simulate as simulate
-from .simulation.result import Observer as Observer
+from .simulation.observer import Observer as Observer
 from .simulation.result import Result as Result
 from .simulation.session import Session as Session
 from .simulation.session import make_session as make_session

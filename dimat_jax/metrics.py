@@ -128,4 +128,10 @@ def last_rows(rows: Iterable[Row], method: str) -> dict[Stage, dict[int, Row]]:
 
 def accuracies(by_seed: Mapping[int, Row]) -> Float[np.ndarray, " agents_of_all_seeds"]:
     """The test accuracy of every agent of every seed, 0 to 1."""
-    return np.concatenate([np.asarray(r["test_accuracy_agents"], float) for r in by_seed.values()])
+    values = (np.asarray(row["test_accuracy_agents"], float) for row in by_seed.values())
+    return np.concatenate([np.zeros(0), *values])
+
+
+def spread(values: Float[np.ndarray, " values"]) -> float | None:
+    """The standard deviation of a sample (n − 1); None of a single value, which has no spread."""
+    return float(values.std(ddof=1)) if len(values) > 1 else None

@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from dimat_jax.simulation.setup import Setup
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of the signal."""
 NUMBERS = {int: "a whole number", float: "a number"}
 NAMED: dict[str, Iterable[str]] = {
     "topology": registry.TOPOLOGIES,
@@ -60,12 +61,19 @@ def run(name: str, description: str, arguments: Sequence[str]) -> int:
 
 
 def exit_code(action: Callable[[], object]) -> int:
-    """Does what a command does; 2, after one sentence, for bad input, else 0."""
+    """Does what a command does.
+
+    Returns:
+      0; 2, after one sentence, for bad input; 130, after one as well, where it was interrupted.
+    """
     try:
         action()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -146,18 +154,37 @@ def run_and_report(config: Config) -> "Result":
     """Runs a configuration, showing progress and in the end its tables.
 
     Raises:
-      ValueError: for bad input, with nothing lost or overwritten.
+      ValueError: for bad input, with nothing lost or overwritten; if a method diverges.
+      KeyboardInterrupt: if it is interrupted; says where. Of a run that has begun the tables of
+        what there is are shown before it or a divergence is raised.
     """
     from rich.console import Console
 
     from dimat_jax.report.progress import show_progress
-    from dimat_jax.runs import simulate
+    from experiments.banner import print_banner
 
-    console = Console()
+    console, stopped = Console(), []
     config = dataclasses.replace(config, out=config.out or default_folder(config))
-    with show_progress(console) as shown:
-        on_start = functools.partial(print_banner, console)
-        result = simulate(config, observer=shown._replace(on_start=on_start))
+    try:
+        with show_progress(console) as shown:
+            shown.on_phase("importing JAX", 0.0)
+            from dimat_jax.runs import simulate
+
+            def on_start(setup: "Setup") -> None:
+                shown.on_start(setup)
+                print_banner(console, setup)
+
+            def on_stop(result: "Result", reason: str) -> None:
+                stopped.append((result, reason))
+
+            observer = shown._replace(on_start=on_start, on_stop=on_stop)
+            result = simulate(config, observer=observer)
+    except (KeyboardInterrupt, ValueError) as error:
+        for result, reason in stopped:
+            show_report(console, result)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(reason) from error
+        raise
     show_report(console, result)
     return result
 
@@ -169,66 +196,15 @@ def default_folder(config: Config) -> pathlib.Path:
     return pathlib.Path("runs") / name
 
 
-def print_banner(console: "Console", setup: "Setup") -> None:
-    """Says what is about to run, on which data, and how it is evaluated."""
-    from dimat_jax.report.tables import counted
-    from dimat_jax.simulation.setup import OWN
-
-    config, dataset = setup.config, setup.dataset
-    if dataset.stand_in_for is not None:
-        console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
-    tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
-    some = min(config.test_examples or tests, tests)
-    named = config.model if config.model == OWN else f"{config.model}, width {config.width:g}"
-    lines = {
-        "data": f"{dataset.name}, {config.partition}, {examples:,} of the "
-        f"{len(dataset.train_labels):,} training images for each agent",
-        "model": f"{named}, {counted(len(setup.symmetries.groups), 'permutation group')}",
-        "agents": f"{config.agents}, {setup.topology.name}, spectral gap "
-        f"{setup.topology.spectral_gap:.3f}; devices: {setup.execution.mesh.size}",
-        "training": f"{counted(config.pretrain_epochs, 'epoch')} apart, then "
-        f"{counted(config.rounds, 'round')} of a merge and "
-        f"{counted(config.epochs_per_round, 'epoch')}; {config.optimizer}, learning rate "
-        f"{config.learning_rate:g}, batch {config.batch_size}",
-        "merging": images_for_merging(setup),
-        "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
-        "results": str(config.out),
-    }
-    for name, text in lines.items():
-        console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
-
-
-def images_for_merging(setup: "Setup") -> str:
-    """On how many images units are compared and statistics recomputed: agents may hold too few."""
-    from dimat_jax.simulation.images import split_evenly
-
-    config = setup.config
-    held = min(rounds.shape[1] for _, rounds in setup.shards.values())
-
-    def used(number: int, pool: int) -> str:
-        return f"{math.prod(split_evenly(min(number, pool))):,}"
-
-    if config.matching_data == "shared":
-        text = (
-            f"units compared on {used(config.matching_images, held * config.agents)} images of all"
-        )
-    else:
-        text = f"units compared on {used(config.matching_images, held)} images of an agent's own"
-    if config.recompute_statistics:
-        text += f", statistics from {used(config.statistics_images, held)}"
-    return text
-
-
 def show_report(console: "Console", result: "Result") -> None:
     """Shows what `dimat_jax.report.folder` has written: the tables, and who leads by how much."""
-    from dimat_jax.report.folder import SUMMARY_FILE, labels_of, out_of
+    from dimat_jax.report.folder import SUMMARY_FILE, out_of, tables_of
     from dimat_jax.report.summary import final_line, headline
-    from dimat_jax.report.tables import accuracy_table, cost_table, show
+    from dimat_jax.report.tables import show
 
     folder = out_of(result.setup)
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    rows, labels = result.history, labels_of(result)
-    for table in (accuracy_table(rows, labels=labels), cost_table(rows, labels)):
+    for table in tables_of(result) if result.history else []:
         show(table, console)
         console.print()
     for line in filter(None, (headline(summary), final_line(summary))):

@@ -17,7 +17,7 @@ from dimat_jax.registry import choose
 if TYPE_CHECKING:
     from dimat_jax.datasets import Dataset
     from dimat_jax.metrics import Row
-    from dimat_jax.simulation.result import Observer
+    from dimat_jax.simulation.observer import Observer
 
 RESULT_FILE = "result.json"
 NOT_OF_THE_RUN = ("preset", "data_dir", "out", "overwrite", "devices")

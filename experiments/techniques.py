@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dimat_jax.algorithms import MergeRound
     from dimat_jax.algorithms.merging import Frame
-    from dimat_jax.simulation.result import Observer
+    from dimat_jax.simulation.observer import Observer
     from dimat_jax.simulation.session import Session
     from dimat_jax.simulation.setup import Setup
     from dimat_jax.types import Variables

@@ -1,7 +1,9 @@
 """The documentation's code runs, and its tables are those of the records."""
 
+import os
 import pathlib
 import re
+import subprocess
 
 import pytest
 
@@ -70,3 +72,33 @@ def test_a_run_goes_step_by_step_as_the_page_says():
     assert all(
         room in page for room in rooms - {"__init__", "__pycache__", "py.typed", "__init__.pyi"}
     )
+
+
+def readme_commands() -> list[str]:
+    """The commands of the page's section "Two commands"."""
+    page = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = page.split("## Two commands\n")[1].split("\n## ")[0]
+    return re.findall(r"^    (\S.*)$", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_main_job_runs_with_and_without_a_compiler(compiler, tmp_path):
+    command, _ = readme_commands()
+    bin = tmp_path / ".venv" / "bin"
+    bin.mkdir(parents=True)
+    (tmp_path / "python3.11").write_text("#!/bin/sh\n")  # in the place of what makes the folder
+    (bin / "python").write_text('#!/bin/sh\necho "python $*"\n')
+    fails = "" if compiler else 'case "$*" in *cpu_kernels*) exit 1;; esac\n'
+    (bin / "pip").write_text(f'#!/bin/sh\n{fails}echo "pip $*"\n')
+    for path in (tmp_path / "python3.11", bin / "python", bin / "pip"):
+        path.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    installed, kernels, job = done.stdout.splitlines()
+    assert installed == "pip install --quiet -e ."
+    expected = "pip install --quiet ./cpu_kernels" if compiler else "Without compiled kernels: "
+    assert kernels.startswith(expected)
+    assert job == "python -m experiments.cifar --agents 16"

@@ -43,9 +43,9 @@ def installed() -> bool:
 
     Warns of one of another version, which is not used.
     """
-    if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("dimat_jax_cpu") is None:
+    version = installed_version()
+    if version is None or not switched_on():
         return False
-    version = importlib.metadata.version("dimat_jax_cpu")
     if version != VERSION:
         warnings.warn(
             f"dimat_jax_cpu {version} is installed and not used, for this needs {VERSION}: "
@@ -53,6 +53,18 @@ def installed() -> bool:
             stacklevel=2,
         )
     return version == VERSION
+
+
+def switched_on() -> bool:
+    """Whether `SWITCH` lets kernels be used."""
+    return os.environ.get(SWITCH) != "0"
+
+
+def installed_version() -> str | None:
+    """The version of the `dimat_jax_cpu` that there is; None: there is none."""
+    if importlib.util.find_spec("dimat_jax_cpu") is None:
+        return None
+    return importlib.metadata.version("dimat_jax_cpu")
 
 
 def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[..., Any]:

@@ -15,31 +15,49 @@ class Timer:
 
 
 class Stopwatch:
-    """Adds up seconds by part; a part measured inside another is taken out of the outer one."""
+    """Adds up seconds by part; a part measured inside another is taken out of the outer one.
 
-    def __init__(self):
+    Args:
+      tell: is told of each part when it begins, and when it goes on after one inside it.
+    """
+
+    def __init__(self, tell: Callable[[str], object] = lambda part: None):
+        self._tell = tell
         self._seconds: dict[str, float] = {}
+        self._before: dict[str, float] = {}
         self._inner: list[float] = []
+        self._running: list[str] = []
 
     @contextlib.contextmanager
     def measure(self, part: str) -> Iterator[Timer]:
         """Adds the time that the block takes to ``part``. The block must wait for its results."""
         timer = Timer()
         self._inner.append(0.0)
+        self._running.append(part)
+        self._tell(part)
         start = time.perf_counter()
         try:
             yield timer
         finally:
             elapsed = time.perf_counter() - start
             timer.seconds = elapsed - self._inner.pop()
+            self._running.pop()
             if self._inner:
                 self._inner[-1] += elapsed
             self._seconds[part] = self._seconds.get(part, 0.0) + timer.seconds
+        if self._running:
+            self._tell(self._running[-1])
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by part since the last call, and starts from zero."""
         seconds, self._seconds = self._seconds, {}
+        for part, spent in seconds.items():
+            self._before[part] = self._before.get(part, 0.0) + spent
         return seconds
+
+    def spent_on(self, part: str) -> float:
+        """The seconds of a part since the beginning, whatever has been taken."""
+        return self._before.get(part, 0.0) + self._seconds.get(part, 0.0)
 
 
 def compiled(function: jax.stages.Wrapped, stopwatch: Stopwatch) -> Callable[..., Any]:

@@ -8,12 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dimat_jax.config import Config
-from dimat_jax.metrics import finite
+from dimat_jax.metrics import PRETRAINING, finite
 from dimat_jax.report.figures import accuracy_figure
+from dimat_jax.report.leads import comparisons
 from dimat_jax.report.summary import commit, summarize, versions
-from dimat_jax.report.tables import accuracy_table, cost_table, to_markdown
+from dimat_jax.report.tables import (
+    Table,
+    accuracy_table,
+    cost_table,
+    lead_table,
+    merged_table,
+    to_markdown,
+)
 from dimat_jax.simulation.result import Result
 from dimat_jax.simulation.setup import Setup
 
@@ -69,35 +78,58 @@ def open_folder(setup: Setup) -> None:
         (folder / METRICS_FILE).write_text("", encoding="utf-8")
 
 
-def write_report(result: Result) -> dict[str, Any]:
+def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     """Writes ``summary.json``, ``tables.md`` and ``accuracy.png`` into the folder of a run.
+
+    Args:
+      result: what there is; without a single row there are neither tables nor a picture.
+      stopped: why and where the run ended before its end; None: it did not.
 
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
     config, dataset, rows = result.setup.config, result.setup.dataset, result.history
-    name, folder = dataset.name, out_of(result.setup)
-    all_tests = {
-        method: np.stack([result.finals[method, seed].test_accuracy for seed in config.seeds])
-        for method in config.methods
-    }
-    summary = summarize(rows, name, plain(config), all_tests)
-    labels = labels_of(result)
-    tables = [accuracy_table(rows, labels=labels), cost_table(rows, labels)]
-    sections = [f"# {name}", *(f"{table.title}\n\n{to_markdown(table)}" for table in tables)]
+    name, folder, labels = dataset.name, out_of(result.setup), labels_of(result)
+    summary = summarize(rows, name, plain(config), all_tests_of(result), labels, stopped)
+    with writing_to(folder):
+        write_json(folder / SUMMARY_FILE, summary)
+    if not rows:
+        return summary
+    sections = [f"# {name}", *filter(None, [stopped])]
+    sections += [f"{table.title}\n\n{to_markdown(table)}" for table in tables_of(result)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
     made_up = dataset.synthetic or dataset.stand_in_for is not None
     figure = accuracy_figure(rows, name, subtitle, made_up, labels)
     with writing_to(folder):
-        write_json(folder / SUMMARY_FILE, summary)
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figure.savefig(folder / FIGURE_FILE)
     return summary
 
 
+def tables_of(result: Result) -> list[Table]:
+    """The tables of a run: accuracy, the merged model's, who is ahead, and what it cost."""
+    rows, labels = result.history, labels_of(result)
+    found = [
+        accuracy_table(rows, labels=labels),
+        merged_table(rows, labels),
+        lead_table(comparisons(rows, all_tests_of(result)), labels),
+        cost_table(rows, labels),
+    ]
+    return [table for table in found if table is not None]
+
+
+def all_tests_of(result: Result) -> dict[str, dict[int, Float[np.ndarray, " agents"]]]:
+    """For each method and seed that ended the agents' accuracies, on all test images."""
+    found: dict[str, dict[int, Float[np.ndarray, " agents"]]] = {}
+    for (method, seed), final in result.finals.items():
+        found.setdefault(method, {})[seed] = final.test_accuracy
+    return found
+
+
 def labels_of(result: Result) -> dict[str, str]:
-    """What the methods of a run are called, by name."""
-    return {name: algorithm.label for name, algorithm in result.setup.methods.items()}
+    """What the methods of a run are called, by name, and its shared pretraining."""
+    named = {name: algorithm.label for name, algorithm in result.setup.methods.items()}
+    return {PRETRAINING: "pretraining"} | named
 
 
 def out_of(setup: Setup) -> pathlib.Path:

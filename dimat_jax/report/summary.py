@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import PRETRAINING, Row, accuracies, last_rows, methods_of
+from dimat_jax.metrics import PRETRAINING, Row, accuracies, last_rows, methods_of, spread
+from dimat_jax.report.leads import POINTS, comparisons
+from dimat_jax.report.tables import NO_LABELS, mean_and_spread, points_ahead
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 LIBRARIES = ("dimat_jax", "dimat_jax_cpu", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
@@ -20,41 +22,52 @@ def summarize(
     rows: Sequence[Row],
     dataset: str,
     config: Mapping[str, Any],
-    all_tests: Mapping[str, Float[np.ndarray, "seeds agents"]],
+    all_tests: Mapping[str, Mapping[int, Float[np.ndarray, " agents"]]],
+    labels: Mapping[str, str] = NO_LABELS,
+    stopped: str | None = None,
 ) -> dict[str, Any]:
     """Sums up a run for ``summary.json``.
 
     Args:
-      rows: all rows, at least one.
+      rows: all rows that there are.
       dataset: the display name of the data set actually used.
       config: the configuration as plain values.
-      all_tests: for each method the agents' accuracies at the end, on all test images.
+      all_tests: for each method and seed the agents' accuracies at the end, on all test images.
+      labels: what methods are called, by name.
+      stopped: why and where the run ended before its end; None: it did not.
 
     Returns:
-      ``dataset``, ``config``, ``versions``, ``commit``. ``pretrained``: ``mean`` and ``std`` of the
-      accuracy over all agents of all seeds, 0 to 1. ``accuracy``: for each method the same after
-      the ``first_merge`` and at the end, ``final``. ``lead``: by how much the method ``of``, the
-      first, is ahead of each other one at these two points: difference of the mean accuracies,
-      mean and std over seeds. ``bytes_sent``: by an agent, for each method.
+      ``dataset``, ``complete``, ``stopped``, ``config``, ``versions``, ``commit``, ``labels``.
+      ``pretrained``: ``mean`` and ``std`` (of the sample; None of a single value) of the accuracy
+      over all agents of all seeds, 0 to 1. ``accuracy``: for each method the same after the
+      ``first_merge`` and at the end, ``final``. ``leads``: what
+      `dimat_jax.report.leads.comparisons` finds, agents alone first. ``bytes_sent``: by an agent,
+      for each method.
     """
-    methods = methods_of(rows)
-    milestones = {method: milestones_of(rows, method) for method in methods}
+    milestones = {method: milestones_of(rows, method) for method in methods_of(rows)}
     pretrained = [row for row in rows if row["method"] == PRETRAINING]
     return {
         "dataset": dataset,
+        "complete": stopped is None,
+        "stopped": stopped,
         "config": dict(config),
         "versions": versions(),
         "commit": commit(),
-        "pretrained": spread(last_by_seed(pretrained)) if pretrained else None,
+        "labels": dict(labels),
+        "pretrained": mean_and_std(accuracies(last_by_seed(pretrained))) if pretrained else None,
         "accuracy": {
-            method: {name: spread(by_seed) for name, by_seed in found.items()}
+            method: {name: mean_and_std(accuracies(by_seed)) for name, by_seed in found.items()}
             for method, found in milestones.items()
         },
         "all_tests": {
-            method: {"mean": float(values.mean()), "std": float(values.std())}
-            for method, values in all_tests.items()
+            method: mean_and_std(np.concatenate(list(by_seed.values())))
+            for method, by_seed in all_tests.items()
         },
-        "lead": leads(milestones),
+        "leads": [
+            {"of": found.of, "over": found.over}
+            | {name: lead._asdict() for name, lead in found.points.items()}
+            for found in comparisons(rows, all_tests)
+        ],
         "bytes_sent": {
             method: float(np.mean([row["bytes_sent"] for row in found["final"].values()]))
             for method, found in milestones.items()
@@ -76,56 +89,36 @@ def milestones_of(rows: Sequence[Row], method: str) -> dict[str, dict[int, Row]]
     return {"first_merge": merges[0], **final} if merges else final
 
 
-def spread(by_seed: Mapping[int, Row]) -> dict[str, float]:
-    """Mean and standard deviation of the accuracy over all agents of all seeds."""
-    values = accuracies(by_seed)
-    return {"mean": float(values.mean()), "std": float(values.std())}
-
-
-def leads(milestones: Mapping[str, Mapping[str, Mapping[int, Row]]]) -> dict[str, Any] | None:
-    """How far the first method is ahead of each other, on the seeds that both have run."""
-    if len(milestones) < 2:
-        return None
-    first, *others = milestones
-    over = {
-        other: {
-            name: lead(milestones[first][name], milestones[other][name])
-            for name in ("first_merge", "final")
-            if name in milestones[first] and name in milestones[other]
-        }
-        for other in others
-    }
-    return {"of": first, "over": over}
-
-
-def lead(ours: Mapping[int, Row], theirs: Mapping[int, Row]) -> dict[str, float]:
-    """The difference of mean accuracies, paired by seed: mean and std over seeds."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    differences = [ours[s]["test_accuracy"] - theirs[s]["test_accuracy"] for s in seeds]
-    return {"mean": float(np.mean(differences)), "std": float(np.std(differences))}
+def mean_and_std(values: Float[np.ndarray, " values"]) -> dict[str, float | None]:
+    """Mean and spread."""
+    return {"mean": float(values.mean()), "std": spread(values)}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Who leads and by how much, a sentence for each other method; empty for a single method."""
-    if summary["lead"] is None:
+    """Who leads and by how much, a line for each pair of methods; empty for a single method."""
+    return "\n".join(filter(None, (lead_line(x, summary["labels"]) for x in summary["leads"])))
+
+
+def lead_line(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """By how much one method is ahead of another; empty where they cannot be compared."""
+    leads = {name: found[name] for name in ("first_merge", "final") if name in found}
+    if not leads:
         return ""
-    first = summary["lead"]["of"]
-    names = {"first_merge": "after the first merge", "final": "at the end"}
-    return " ".join(
-        f"{first} against {other}: "
-        + ", ".join(f"{100 * found[name]['mean']:+.1f} points {names[name]}" for name in found)
-        + "."
-        for other, found in summary["lead"]["over"].items()
-    )
+    seeds = max(lead["seeds"] for lead in leads.values())
+    of, over = (labels.get(found[role], found[role]) for role in ("of", "over"))
+    said = [f"{points_ahead(**lead)} points {POINTS[name]}" for name, lead in leads.items()]
+    shown = "of one seed" if seeds == 1 else f"95% intervals over {seeds} seeds"
+    return f"{of} against {over}: {', '.join(said)}; {shown}."
 
 
 def final_line(summary: Mapping[str, Any]) -> str:
-    """Each method's accuracy at the end, on all test images."""
+    """Each method's accuracy at the end, on all test images; empty where none has ended."""
     parts = (
-        f"{method} {100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
+        f"{summary['labels'].get(method, method)} {mean_and_spread(**found)} %"
         for method, found in summary["all_tests"].items()
     )
-    return f"On all test images at the end: {', '.join(parts)}."
+    said = ", ".join(parts)
+    return f"On all test images at the end: {said}." if said else ""
 
 
 def versions() -> dict[str, str | None]:

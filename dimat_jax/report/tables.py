@@ -1,14 +1,16 @@
-"""Rows of metrics as tables: accuracy by stage and method, and what each method cost."""
+"""Rows of metrics as tables: accuracy by stage, who is ahead of whom, and what each method cost."""
 
 import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, stages_of
+from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, spread, stages_of
+from dimat_jax.report.leads import POINTS, Comparison
 
 PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")  # in this order
 EMPTY = "-"
@@ -43,13 +45,13 @@ def accuracy_table(
       labels: what methods are called, by name; those that are absent by their name.
 
     Returns:
-      Per cent, mean ± standard deviation over all agents of all seeds together.
+      Per cent, mean ± standard deviation of the sample, over all agents of all seeds together.
     """
     methods = methods_of(rows)
     seeds = len({row["seed"] for row in rows})
     cells = {method: last_rows(rows, method) for method in methods}
     lines = [
-        [str(stage), *(percent(cells[method].get(stage)) for method in methods)]
+        [str(stage), *(percent(accuracies(cells[m].get(stage, {}))) for m in methods)]
         for stage in stages_of(rows)
     ]
     rounds = sorted({stage.round for stage in stages_of(rows)} - {0})
@@ -57,6 +59,69 @@ def accuracy_table(
         lines = leave_out(lines, stages_of(rows), rounds, most_rounds)
     title = f"Test accuracy in %, mean ± std over all agents of {counted(seeds, 'seed')}"
     return Table(title, ["after", *(labels.get(m, m) for m in methods)], lines)
+
+
+def merged_table(rows: Sequence[Row], labels: Mapping[str, str] = NO_LABELS) -> Table | None:
+    """Accuracy of the merged model, the mean of all agents' networks, by stage and method.
+
+    Args:
+      rows: of any number of seeds.
+      labels: as in `accuracy_table`.
+
+    Returns:
+      Per cent, mean ± standard deviation over seeds; None where nobody has measured it.
+    """
+    measured = [row for row in rows if row.get("merged_accuracy") is not None]
+    if not measured:
+        return None
+    methods = methods_of(rows)
+    cells = {method: last_rows(measured, method) for method in methods}
+    lines = [
+        [str(stage), *(percent(merged_accuracies(cells[m].get(stage, {}))) for m in methods)]
+        for stage in stages_of(measured)
+    ]
+    seeds = counted(len({row["seed"] for row in rows}), "seed")
+    title = f"Test accuracy in % of the merged model, the mean of all agents' networks, {seeds}"
+    return Table(title, ["after", *(labels.get(m, m) for m in methods)], lines)
+
+
+def merged_accuracies(by_seed: Mapping[int, Row]) -> Float[np.ndarray, " seeds"]:
+    """The accuracy of each seed's merged model, 0 to 1."""
+    return np.array([row.get("merged_accuracy") for row in by_seed.values()], float)
+
+
+def lead_table(found: Sequence[Comparison], labels: Mapping[str, str] = NO_LABELS) -> Table | None:
+    """By how much methods are ahead of others, in points; None where there are none to compare.
+
+    Args:
+      found: as `comparisons` finds them.
+      labels: as in `accuracy_table`.
+    """
+    seeds = max((lead.seeds for pair in found for lead in pair.points.values()), default=0)
+    if not seeds:
+        return None
+    lines = [
+        [
+            f"{labels.get(pair.of, pair.of)} over {labels.get(pair.over, pair.over)}",
+            *(
+                points_ahead(*pair.points[name], of=seeds) if name in pair.points else EMPTY
+                for name in POINTS
+            ),
+        ]
+        for pair in found
+    ]
+    sure = "of one seed" if seeds == 1 else f"mean and 95% interval over {seeds} seeds"
+    return Table(f"Ahead by so many points, {sure}", ["ahead", *POINTS.values()], lines)
+
+
+def points_ahead(
+    mean: float, interval: Sequence[float] | None, seeds: int, of: int | None = None
+) -> str:
+    """A lead in points with its interval; with its seeds, if they are fewer than ``of``."""
+    text = f"{100 * mean:+.1f}"
+    if interval is not None:
+        text += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in interval))
+    return text if of is None or seeds == of else f"{text} ({counted(seeds, 'seed')})"
 
 
 def leave_out(
@@ -99,12 +164,14 @@ def costs(rows: Sequence[Row], parts: Sequence[str]) -> list[str]:
     return [megabytes(sent), *map(seconds, spent), speed]
 
 
-def percent(by_seed: dict[int, Row] | None) -> str:
-    """Mean ± standard deviation over agents and seeds, in per cent."""
-    if not by_seed:
-        return EMPTY
-    values = 100 * accuracies(by_seed)
-    return f"{values.mean():.1f} ± {values.std():.1f}"
+def percent(values: Float[np.ndarray, " values"]) -> str:
+    """Mean ± spread of shares, in per cent; a dash for none."""
+    return mean_and_spread(float(values.mean()), spread(values)) if len(values) else EMPTY
+
+
+def mean_and_spread(mean: float, std: float | None) -> str:
+    """Shares in per cent; a single value has no spread."""
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
 
 def megabytes(count: float) -> str:

@@ -89,10 +89,10 @@ class Parts(NamedTuple):
     stopwatch: Stopwatch
 
 
-def make_parts(setup: Setup) -> Parts:
-    """Builds the parts; each is compiled when it is first used."""
+def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Parts:
+    """Builds the parts; each is compiled when it is first used. ``tell`` as in `Stopwatch`."""
     config, execution, model = setup.config, setup.execution, setup.model
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(tell)
     optimizer = OPTIMIZERS[config.optimizer]()
     mean, std = (
         jnp.asarray(x, jnp.result_type(float))

@@ -92,9 +92,3 @@ def method_events(config: Config, algorithm: Algorithm, event: Event) -> Iterato
         yield now._replace(phase="merge", ends=True)
     elif config.rounds == 0:
         yield event._replace(ends=True)
-
-
-def share_done(events: tuple[Event, ...], number: int) -> float:
-    """The share of all epochs that have ended before event ``number``, 0 to 1."""
-    ended = sum(event.action is Action.TRAIN for event in events[:number])
-    return ended / max(1, sum(event.action is Action.TRAIN for event in events))

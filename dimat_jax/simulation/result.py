@@ -1,16 +1,17 @@
-"""What a run gives, and who is told of it while it goes on."""
+"""What a run gives."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import Row
-from dimat_jax.simulation.measure import Diverged
+from dimat_jax.metrics import Row, spread
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.types import Permutations, Variables
+
+LINES, COLUMNS = 10, 88
+"""What a result has room for where it is shown."""
 
 
 class Final(NamedTuple):
@@ -46,25 +47,27 @@ class Result(NamedTuple):
     finals: dict[tuple[str, int], Final]
     setup: Setup
 
-
-class Observer(NamedTuple):
-    """Who is told of a run while it goes on.
-
-    Attributes:
-      on_start: ``on_start(setup)``, before anything compiles.
-      on_phase: ``on_phase(label, done)`` when an epoch has ended, or other work begins that takes a
-        while: what it is, and the share of the whole run that is done, 0 to 1.
-      on_row: ``on_row(row)`` for every row of the history.
-      on_diverged: ``on_diverged(method, error)`` when a method diverges, which by default ends the
-        run; where it returns, the run goes on without that method.
-    """
-
-    on_start: Callable[[Setup], None] = lambda setup: None
-    on_phase: Callable[[str, float], None] = lambda label, done: None
-    on_row: Callable[[Row], None] = lambda row: None
-    on_diverged: Callable[[str, Diverged], None] = lambda method, error: end(error)
+    def __repr__(self) -> str:
+        """What was run and where it ended, in at most `LINES` lines of `COLUMNS` columns."""
+        config, setup = self.setup.config, self.setup
+        lines = [
+            setup.dataset.name,
+            f"{config.model} × {config.width:g}, {config.agents} agents, {setup.topology.name}",
+            f"seeds {', '.join(map(str, config.seeds))}; test accuracy in % at the end, ± std:",
+        ]
+        methods = [end_of(self, name) for name in setup.methods]
+        room = LINES - 1 - len(lines)
+        if len(methods) > room:
+            methods = [*methods[: room - 1], f"… and {len(methods) - room + 1} more methods"]
+        shown = ["Result:", *(f"  {line}" for line in [*lines, *methods])]
+        return "\n".join(s if len(s) <= COLUMNS else f"{s[: COLUMNS - 1]}…" for s in shown)
 
 
-def end(error: Diverged) -> None:
-    """Raises the error."""
-    raise error
+def end_of(result: Result, method: str) -> str:
+    """A method's accuracy at the end, over all agents of the seeds that it finished."""
+    ends = [found.test_accuracy for (name, _), found in result.finals.items() if name == method]
+    values = 100 * np.concatenate([np.zeros(0), *ends])
+    std = spread(values)
+    mean = f"{values.mean():.1f}" if len(values) else "did not end"
+    deviation = "" if std is None else f" ± {std:.1f}"
+    return f"{result.setup.methods[method].label}: {mean}{deviation}"

@@ -8,9 +8,12 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.execution.placement import to_host
 from dimat_jax.metrics import PRETRAINING, Row
 from dimat_jax.simulation.measure import Diverged
-from dimat_jax.simulation.plan import Action, Event, share_done
-from dimat_jax.simulation.result import Final, Observer, Result
+from dimat_jax.simulation.narrator import Narrator
+from dimat_jax.simulation.observer import Observer
+from dimat_jax.simulation.plan import Action
+from dimat_jax.simulation.result import Final, Result
 from dimat_jax.simulation.session import Session, prepare_run, session_of
+from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import RunState
 from dimat_jax.topology import Topology
 from dimat_jax.types import Model
@@ -31,16 +34,44 @@ def run(
     Raises:
       ValueError: for a configuration that cannot be run, before anything compiles; if a loss is
         no longer finite, with the agent and the step.
+      KeyboardInterrupt: if it is interrupted. The observer is given what there is.
     """
-    setup = prepare_run(config, model, dataset, topology, methods)
+    setup = prepare_run(
+        config, model, dataset, topology, methods, lambda what: observer.on_phase(what, 0.0)
+    )
     observer.on_start(setup)
-    observer.on_phase("compiling the first steps", 0.0)
-    session = session_of(setup)
+    narrator = Narrator(setup, observer)
+    session = session_of(setup, narrator.part)
     history: list[Row] = []
     finals: dict[tuple[str, int], Final] = {}
+    try:
+        go_through(session, narrator, observer, history, finals)
+    except (KeyboardInterrupt, Diverged) as error:
+        why = "Diverged" if isinstance(error, Diverged) else "Interrupted"
+        where = narrator.where()
+        observer.on_stop(result_of(setup, history, finals), f"{why} in {where}.")
+        raise
+    return result_of(setup, history, finals)
+
+
+def go_through(
+    session: Session,
+    narrator: Narrator,
+    observer: Observer,
+    history: list[Row],
+    finals: dict[tuple[str, int], Final],
+) -> None:
+    """Goes through the plan of a session, and adds what it gives to ``history`` and ``finals``.
+
+    Raises:
+      Diverged: of a method, if the observer does not want to go on without it; of the pretraining.
+    """
+    stopwatch = session.parts.stopwatch
+    narrator.begin(0, 0.0)
     state = session.start()
+    narrator.end(stopwatch.spent_on("compile"))
     while event := session.next_event(state):
-        announce(session, state, event, observer)
+        narrator.begin(state.position.event, stopwatch.spent_on("compile"))
         try:
             state, row = session.advance(state)
         except Diverged as error:
@@ -50,13 +81,18 @@ def run(
             observer.on_diverged(event.method, error)
             state = session.skip_method(state)
             continue
+        narrator.end(stopwatch.spent_on("compile"))
         if event.action is Action.TRAIN:
-            say_epoch(session, state, event, observer)
+            narrator.epoch(state)
         if event.ends:
             finals[event.method, event.seed] = final_of(session, state)
         if row is not None:
             history.append(row)
             observer.on_row(row)
+
+
+def result_of(setup: Setup, history: list[Row], finals: dict[tuple[str, int], Final]) -> Result:
+    """What a run gives, from what there is."""
     last = setup.config.seeds[-1]
     of_last = [final.variables for (_, seed), final in finals.items() if seed == last]
     return Result(history, of_last[0] if of_last else None, setup.symmetries, finals, setup)
@@ -67,29 +103,3 @@ def final_of(session: Session, state: RunState) -> Final:
     assert state.final_accuracy is not None
     variables = to_host(session.setup.execution, state.agents.variables)
     return Final(variables, state.final_accuracy, list(state.permutations))
-
-
-def announce(session: Session, state: RunState, event: Event, observer: Observer) -> None:
-    """Tells of what begins, if it takes a while."""
-    who = f"seed {event.seed}, {event.method}"
-    tests = len(session.setup.dataset.test_labels)
-    if event.action is Action.BEGIN and session.setup.methods[event.method].gossip:
-        label = f"{who}: starting"
-    elif event.action in (Action.MERGE, Action.FINAL):
-        label = f"{who}, round {event.round}: merging"
-    elif event.ends:
-        label = f"{who}: evaluating on all {tests:,} test images"
-    else:
-        return
-    observer.on_phase(label, share_done(session.plan, state.position.event))
-
-
-def say_epoch(session: Session, state: RunState, event: Event, observer: Observer) -> None:
-    """Tells of an epoch that has ended; ``event`` was it."""
-    config = session.setup.config
-    epochs = config.epochs_per_round if event.round else config.pretrain_epochs
-    observer.on_phase(
-        f"seed {event.seed}, {event.method}, round {event.round}, epoch {event.epoch} of {epochs}: "
-        f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} images/s",
-        share_done(session.plan, state.position.event),
-    )

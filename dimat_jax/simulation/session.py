@@ -368,16 +368,18 @@ def prepare_run(
     dataset: Dataset | None = None,
     topology: Topology | None = None,
     methods: Mapping | None = None,
+    say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
     check_options(config, all_methods(methods))
+    say("starting JAX")
     prepare_devices(config.agents, config.devices)
     keep_compilations()
-    return prepare(config, model, dataset, topology, methods)
+    return prepare(config, model, dataset, topology, methods, say)
 
 
-def session_of(setup: Setup) -> Session:
-    """A session on what is prepared already."""
+def session_of(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Session:
+    """A session on what is prepared already; ``tell`` is told of its parts, as by `Stopwatch`."""
 
     @functools.lru_cache(maxsize=2)
     def shards(seed: int, part: int, pooled: bool) -> Shards:
@@ -393,4 +395,4 @@ def session_of(setup: Setup) -> Session:
         return replicate(setup.execution, rounds)
 
     events = plan(setup.config, setup.methods)
-    return Session(setup, make_parts(setup), events, shards, graphs, pools)
+    return Session(setup, make_parts(setup, tell), events, shards, graphs, pools)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -77,6 +77,7 @@ def prepare(
     dataset: Dataset | None = None,
     graph: Topology | None = None,
     methods: Mapping[str, Algorithm] | None = None,
+    say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Checks a configuration and makes what it names; nothing is compiled.
 
@@ -87,6 +88,7 @@ def prepare(
       graph: used instead of ``config.topology``.
       methods: of one's own, by name, besides those of the registry; those that ``config.methods``
         does not name follow them.
+      say: is told of what takes a while, when it begins.
 
     Raises:
       ValueError: for anything that cannot be run, in one sentence.
@@ -108,6 +110,7 @@ def prepare(
     graphs = choose_graphs(config, graph, chosen)
     if model is None:
         choose("model", config.model, models.FACTORIES)
+    say(f"reading the data set {named['dataset']}")
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
     # Batch size and learning rate hang on the size of the shards, and these on the seed.
     divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
@@ -116,6 +119,7 @@ def prepare(
     learning_rate = choose_learning_rate(config, batch_size)
     model = model or make_model(config, dataset)
     abstract = abstract_inputs(model, dataset)
+    say(f"finding the permutation groups of the model {named['model']}")
     return Setup(
         config=dataclasses.replace(
             config, batch_size=batch_size, learning_rate=learning_rate, **named

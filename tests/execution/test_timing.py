@@ -52,6 +52,28 @@ def test_an_inner_part_is_taken_out_of_all_that_are_around_it(clock):
     assert outer.seconds == 17.0
 
 
+def test_who_asks_is_told_of_parts_when_they_begin_and_when_they_go_on():
+    told = []
+    stopwatch = Stopwatch(told.append)
+    with stopwatch.measure("train"):
+        with stopwatch.measure("compile"):
+            pass
+        assert told == ["train", "compile", "train"]
+    with pytest.raises(KeyError), stopwatch.measure("match"), stopwatch.measure("assign"):
+        raise KeyError("lost")
+    assert told == ["train", "compile", "train", "match", "assign"]  # nothing goes on after it
+
+
+def test_what_was_spent_is_known_after_it_was_taken(clock):
+    stopwatch = Stopwatch()
+    for seconds in (1.0, 2.0, 4.0):
+        with stopwatch.measure("compile"):
+            clock.now += seconds
+        if seconds < 4:
+            stopwatch.take()
+    assert stopwatch.spent_on("compile") == 7.0 and stopwatch.spent_on("train") == 0.0
+
+
 def test_a_block_that_fails_is_measured_and_ends(clock):
     stopwatch = Stopwatch()
     with pytest.raises(KeyError), stopwatch.measure("train"):

@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +17,9 @@ from rich.console import Console
 
 import dimat_jax as dj
 from dimat_jax.config import PRESETS, Config
+from dimat_jax.execution import kernels
 from dimat_jax.simulation import setup
+from experiments import banner as banner_of
 from experiments import common
 from experiments.cifar import main
 
@@ -124,10 +127,16 @@ def test_the_terminal_says_what_runs_how_far_it_is_and_who_wins(runs):
     said = runs[0].said
     for text in ("digits, iid, 359 of the 1,437 training images", "mlp, width 0.1", "4, ring"):
         assert text in said
-    assert "all 360 at the end" in said and "seed 0, dimat, round 1, after merge" in said
-    assert re.search(r"dimat against wa: [+-]\d+\.\d points after the first merge", said)
+    assert "all 360 at the end" in said and "seed 0, DIMAT, round 1, after merge" in said
+    assert re.search(
+        r"DIMAT against WA: [+-]\d+\.\d points after the first merge.*; of one seed\.", said
+    )
     assert "Written to mine" in said
     assert "|\n\nWhat it cost" in said  # a blank line between the tables
+    assert "\n\nAhead by so many points, of one seed\n\n" in said
+    assert said.splitlines()[0].endswith("  0 %  importing JAX")
+    assert "reading the data set digits" in said
+    assert not re.search(r"\b(dimat|wa)\b", said.split("results  mine")[1])  # labels, not names
 
 
 @pytest.fixture
@@ -136,7 +145,7 @@ def banner():
 
     def say(plan):
         said = io.StringIO()
-        common.print_banner(Console(file=said, width=200), plan)
+        banner_of.print_banner(Console(file=said, width=200), plan)
         return said.getvalue()
 
     return say
@@ -154,6 +163,27 @@ def test_the_banner_is_true_of_few_images_and_of_what_was_handed_over(banner):
     shared = dict(matching_images=130, matching_data="shared", recompute_statistics=False)
     said = banner(setup.prepare(small_config(**shared), own, noise(size=8)))
     assert "units compared on 129 images of all\n" in said  # in batches of one size
+
+
+def test_the_banner_says_whether_compiled_kernels_are_used_on_a_cpu(banner, monkeypatch):
+    plan = setup.prepare(small_config(), dataset=noise(size=8))
+
+    def kernels_line(version, switch="1"):
+        monkeypatch.setattr(kernels, "installed_version", lambda: version)
+        monkeypatch.setenv(kernels.SWITCH, switch)
+        (line,) = [line for line in banner(plan).splitlines() if line.startswith("   kernels")]
+        return line.strip()
+
+    assert kernels_line(kernels.VERSION) == f"kernels  dimat_jax_cpu {kernels.VERSION}"
+    assert "none: pip install ./cpu_kernels" in kernels_line(None)
+    assert f"none: dimat_jax_cpu 0.3.0 is switched off by {kernels.SWITCH}=0" in kernels_line(
+        "0.3.0", "0"
+    )
+    assert f"0.0.1 is not the {kernels.VERSION} that" in kernels_line("0.0.1")
+    device = types.SimpleNamespace(platform="gpu")
+    mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[device]))
+    gpu = types.SimpleNamespace(execution=types.SimpleNamespace(mesh=mesh))
+    assert banner_of.about_kernels(gpu) is None
 
 
 def test_a_stand_in_for_the_data_is_named_loudly(banner):
@@ -240,7 +270,7 @@ def test_a_run_without_rounds_is_reported_without_a_blank_line(capsys, tmp_path,
     monkeypatch.setattr(sys, "stdout", said := io.StringIO())
     assert main([*TINY, "--rounds", "0", "--width", "0.1", "--out", str(tmp_path / "out")]) == 0
     assert "\n\n\n" not in said.getvalue()
-    assert said.getvalue().count("\n\nOn all test images at the end: dimat") == 1
+    assert said.getvalue().count("\n\nOn all test images at the end: DIMAT") == 1
 
 
 def test_a_run_is_never_overwritten_unless_asked(capsys, tmp_path):
@@ -262,6 +292,50 @@ def test_a_loss_that_becomes_nan_ends_the_command(capsys, tmp_path):
     said = capsys.readouterr().err
     assert re.search(r"^error: The training loss of agent \d was not finite at step \d+: ", said)
     assert "Traceback" not in said and said.count("\n") == 1
+
+
+def test_a_method_that_diverges_leaves_the_tables_of_what_there_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", said := io.StringIO())
+    options = ["--methods", "wa", "dsgd", "--method-learning-rate", "dsgd", "1e38"]
+    assert main([*TINY, *options, "--width", "0.05", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The training loss of agent") and error.count("\n") == 1
+    assert "| merge 1     |" in said.getvalue() and "Written to" in said.getvalue()
+    run = Run(tmp_path / "out", 2, "")
+    assert run.read("summary.json")["complete"] is False
+    assert run.read("summary.json")["stopped"] == "Diverged in seed 0, DSGD, round 1: epoch 1 of 1."
+
+
+def test_an_interrupted_run_shows_what_there_is_says_where_and_exits_with_130(
+    capsys, tmp_path, monkeypatch
+):
+    def interrupt(row, labels):
+        if row["method"] == "wa":
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr("dimat_jax.report.progress.describe", interrupt)
+    monkeypatch.setattr(sys, "stdout", said := io.StringIO())
+    assert main([*TINY, "--width", "0.1", "--out", str(tmp_path / "out")]) == common.INTERRUPTED
+    assert common.INTERRUPTED == 130
+    error = capsys.readouterr().err
+    assert error == "Interrupted in seed 0, WA, round 1: evaluating on 360 test images.\n"
+    assert "| train 1     |" in said.getvalue()
+    assert "On all test images at the end: DIMAT" in said.getvalue()
+    found = Run(tmp_path / "out", 130, "")
+    summary = found.read("summary.json")
+    assert summary["complete"] is False and summary["stopped"] == error.strip()
+    assert summary["accuracy"]["dimat"]["final"]["mean"] > 0
+    assert (found.folder / "accuracy.png").exists() and (found.folder / "tables.md").exists()
+    assert [row["method"] for row in found.rows()] == ["pretrain", "dimat", "dimat", "wa"]
+
+
+def test_an_interruption_before_the_run_is_one_line(capsys):
+    def action():
+        raise KeyboardInterrupt
+
+    assert common.exit_code(action) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_a_corrupt_archive_is_bad_input(capsys, tmp_path):

@@ -82,12 +82,39 @@ def test_the_folder_gets_summary_tables_and_picture(setup, tmp_path):
     written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert written["dataset"] == NAME
     assert written["accuracy"] == summary["accuracy"]
-    assert written["all_tests"]["wa"] == {"mean": 0.5, "std": 0.25}
+    assert written["all_tests"]["wa"] == {"mean": 0.5, "std": pytest.approx((1 / 12) ** 0.5)}
+    assert written["complete"] is True
     assert written["config"]["out"] == str(out)
     text = (out / "tables.md").read_text(encoding="utf-8")
     assert text.startswith("# shapes (synthetic)\n")
-    assert "| merge 1     | 44.5 ± 1.5 | 19.5 ± 1.5 |" in text
+    assert "| after       |      DIMAT |         WA |" in text
+    assert "| merge 1     | 44.5 ± 1.6 | 19.5 ± 1.6 |" in text
+    assert "| DIMAT over WA |  +25.0 [+25.0, +25.0] |" in text
+    assert "merged model" not in text
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_have_the_merged_model_where_it_was_measured(setup):
+    rows = [dict(line, merged_accuracy=0.5) for line in run()]
+    folder.open_folder(setup)
+    folder.write_report(Result(rows, {}, setup.symmetries, {}, setup))
+    text = (setup.config.out / "tables.md").read_text(encoding="utf-8")
+    assert text.count("\n\nTest accuracy in % of the merged model") == 1
+
+
+@pytest.mark.parametrize("rows", [[], run()[:1], run(seeds=(0,))[:4]])
+def test_of_a_run_that_was_stopped_is_reported_what_there_is(setup, rows):
+    folder.open_folder(setup)
+    result = Result(rows, None, setup.symmetries, {}, setup)
+    folder.write_report(result, "interrupted in seed 0, pretraining")
+    out = setup.config.out
+    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert written["complete"] is False
+    assert written["stopped"] == "interrupted in seed 0, pretraining"
+    assert (out / "accuracy.png").exists() == (out / "tables.md").exists() == bool(rows)
+    if rows:
+        text = (out / "tables.md").read_text(encoding="utf-8")
+        assert "\n\ninterrupted in seed 0, pretraining\n\n" in text
 
 
 @pytest.mark.parametrize(

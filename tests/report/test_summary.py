@@ -8,47 +8,58 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from helpers.report_rows import row, run
+from helpers.report_rows import run
 
 from dimat_jax.report import summary
 
-ALL_TESTS = {"dimat": np.array([[0.5, 0.7]]), "wa": np.array([[0.25, 0.25]])}
+ALL_TESTS = {"dimat": {0: np.array([0.5, 0.7])}, "wa": {0: np.array([0.25, 0.25])}}
+LABELS = {"dimat": "DIMAT", "wa": "WA"}
 
 
 def test_accuracies_and_leads():
-    found = summary.summarize(run(), "digits", {"agents": 4}, ALL_TESTS)
+    found = summary.summarize(run(), "digits", {"agents": 4}, ALL_TESTS, LABELS)
     spread = np.concatenate([np.arange(4) * 0.01 + seed * 0.02 for seed in (0, 1)])
     assert found["pretrained"]["mean"] == pytest.approx(0.4 + spread.mean())
     assert found["accuracy"]["wa"]["first_merge"]["mean"] == pytest.approx(0.17 + spread.mean())
     assert found["accuracy"]["dimat"]["final"]["mean"] == pytest.approx(0.47 + spread.mean())
-    assert found["accuracy"]["dimat"]["final"]["std"] == pytest.approx(spread.std())
-    assert found["lead"]["of"] == "dimat"
-    assert found["lead"]["over"]["wa"]["first_merge"]["mean"] == pytest.approx(0.25)
-    assert found["lead"]["over"]["wa"]["final"]["mean"] == pytest.approx(0)
+    assert found["accuracy"]["dimat"]["final"]["std"] == pytest.approx(spread.std(ddof=1))
+    (lead,) = found["leads"]
+    assert (lead["of"], lead["over"]) == ("dimat", "wa")
+    assert lead["first_merge"]["mean"] == pytest.approx(0.25)
+    assert lead["final"]["mean"] == pytest.approx(0) and lead["final"]["seeds"] == 2
+    assert lead["all_tests"] == {"mean": pytest.approx(0.35), "interval": None, "seeds": 1}
     assert found["bytes_sent"] == {"dimat": 6e6, "wa": 6e6}
     assert found["dataset"] == "digits" and found["config"] == {"agents": 4}
+    assert found["complete"] is True and found["stopped"] is None
     json.dumps(found, allow_nan=False)
 
 
-def test_leads_are_paired_by_seed():
-    """Only the seed that both have run counts: 0.6 against 0.5."""
-    rows = [
-        row("a", 0, 1, 1, "train", [0.9]),
-        row("a", 1, 1, 1, "train", [0.6]),
-        row("b", 1, 1, 1, "train", [0.5]),
-    ]
-    assert summary.summarize(rows, "d", {}, {})["lead"]["over"]["b"] == {
-        "final": {"mean": pytest.approx(0.1), "std": 0.0}
-    }
+def test_one_agent_of_one_seed_has_no_spread():
+    rows = run(seeds=(0,), agents=1)
+    found = summary.summarize(rows, "digits", {}, {"dimat": {0: np.array([0.5])}}, LABELS)
+    assert found["accuracy"]["dimat"]["final"] == {"mean": pytest.approx(0.47), "std": None}
+    assert found["all_tests"]["dimat"] == {"mean": 0.5, "std": None}
+    assert summary.final_line(found) == "On all test images at the end: DIMAT 50.0 %."
 
 
-def test_headline_says_who_leads_by_how_much():
-    found = summary.summarize(run(), "digits", {}, ALL_TESTS)
+def test_headline_says_who_leads_by_how_much_and_how_sure_that_is():
+    found = summary.summarize(run(), "digits", {}, ALL_TESTS, LABELS)
     assert summary.headline(found) == (
-        "dimat against wa: +25.0 points after the first merge, +0.0 points at the end."
+        "DIMAT against WA: +25.0 [+25.0, +25.0] points after the first merge, "
+        "+0.0 [+0.0, +0.0] points at the end; 95% intervals over 2 seeds."
+    )
+    one = summary.summarize(run(seeds=(0,)), "digits", {}, ALL_TESTS, LABELS)
+    assert summary.headline(one) == (
+        "DIMAT against WA: +25.0 points after the first merge, +0.0 points at the end; of one seed."
     )
     alone = summary.summarize(run(rounds=0), "digits", {}, ALL_TESTS)
-    assert alone["lead"] is None and summary.headline(alone) == ""
+    assert alone["leads"] == [] and summary.headline(alone) == ""
+
+
+def test_a_run_that_was_stopped_says_so_however_little_there_is():
+    found = summary.summarize([], "digits", {}, {}, LABELS, "interrupted in seed 0")
+    assert found["complete"] is False and found["stopped"] == "interrupted in seed 0"
+    assert summary.headline(found) == summary.final_line(found) == ""
 
 
 def test_versions_are_those_installed():
@@ -78,7 +89,10 @@ def test_the_commit_of_another_repository_is_not_taken(tmp_path, monkeypatch):
 
 
 def test_all_test_images_at_the_end():
-    found = summary.summarize(run(), "digits", {}, ALL_TESTS)
-    assert found["all_tests"]["dimat"] == {"mean": pytest.approx(0.6), "std": pytest.approx(0.1)}
+    found = summary.summarize(run(), "digits", {}, ALL_TESTS, {"dimat": "DIMAT"})
+    assert found["all_tests"]["dimat"] == {
+        "mean": pytest.approx(0.6),
+        "std": pytest.approx(0.2 / 2**0.5),
+    }
     line = summary.final_line(found)
-    assert line == "On all test images at the end: dimat 60.0 ± 10.0 %, wa 25.0 ± 0.0 %."
+    assert line == "On all test images at the end: DIMAT 60.0 ± 14.1 %, wa 25.0 ± 0.0 %."

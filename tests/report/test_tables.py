@@ -8,6 +8,7 @@ from helpers.report_rows import row, run
 from rich.console import Console
 
 from dimat_jax.report import tables
+from dimat_jax.report.leads import Comparison, Lead
 
 
 def cells(table):
@@ -19,14 +20,15 @@ def cells(table):
     }
 
 
-def test_accuracy_is_mean_and_std_over_agents_and_seeds_together():
+def test_accuracy_is_mean_and_spread_over_agents_and_seeds_together():
     found = cells(tables.accuracy_table(run(seeds=(0, 1), agents=4)))
     agents = np.concatenate([np.arange(4) + 2 * seed for seed in (0, 1)])
-    assert found["pretraining", "dimat"] == f"{40 + agents.mean():.1f} ± {agents.std():.1f}"
+    spread = f"{agents.std(ddof=1):.1f}"
+    assert found["pretraining", "dimat"] == f"{40 + agents.mean():.1f} ± {spread}"
     assert found["pretraining", "wa"] == found["pretraining", "dimat"]
-    assert found["merge 1", "dimat"] == f"{42 + agents.mean():.1f} ± {agents.std():.1f}"
-    assert found["merge 1", "wa"] == f"{17 + agents.mean():.1f} ± {agents.std():.1f}"
-    assert found["train 3", "wa"] == f"{47 + agents.mean():.1f} ± {agents.std():.1f}"
+    assert found["merge 1", "dimat"] == f"{42 + agents.mean():.1f} ± {spread}"
+    assert found["merge 1", "wa"] == f"{17 + agents.mean():.1f} ± {spread}"
+    assert found["train 3", "wa"] == f"{47 + agents.mean():.1f} ± {spread}"
     assert len(found) == 7 * 2
 
 
@@ -39,7 +41,7 @@ def test_what_a_method_lacks_is_a_dash():
     rows = [*run(rounds=1), row("alone", 0, 1, 3, "train", [0.5])]
     found = cells(tables.accuracy_table(rows))
     assert found["merge 1", "alone"] == "-"
-    assert found["train 1", "alone"] == "50.0 ± 0.0"
+    assert found["train 1", "alone"] == "50.0"  # of a single agent
 
 
 @pytest.mark.parametrize(("most", "kept"), [(4, [1, 2, 29, 30]), (5, [1, 2, 3, 29, 30])])
@@ -51,6 +53,46 @@ def test_rounds_in_the_middle_can_be_left_out(most, kept):
     assert stages[0] == "pretraining" and stages[middle] == "…"
     assert stages[1:middle] + stages[middle + 1 :] == expected
     assert tables.accuracy_table(run(rounds=3), most_rounds=3) == tables.accuracy_table(run())
+
+
+def test_methods_are_called_by_their_labels():
+    labels = {"dimat": "DIMAT", "pretrain": "pretraining"}
+    assert tables.accuracy_table(run(), labels=labels).columns == ["after", "DIMAT", "wa"]
+    assert tables.cost_table(run(), labels).columns == ["cost", "pretraining", "DIMAT", "wa"]
+
+
+def test_the_merged_model_has_a_table_where_it_was_measured():
+    assert tables.merged_table(run()) is None
+    assert tables.merged_table([dict(line, merged_accuracy=None) for line in run()]) is None
+    rows = [
+        dict(line, merged_accuracy=0.6 + 0.1 * line["seed"] if line["phase"] == "merge" else None)
+        for line in run()
+    ]
+    table = tables.merged_table(rows, {"wa": "WA"})
+    assert [line[0] for line in table.rows] == ["merge 1", "merge 2", "merge 3"]
+    assert cells(table)["merge 1", "WA"] == f"65.0 ± {100 * np.std([0.6, 0.7], ddof=1):.1f}"
+    one = tables.merged_table([line for line in rows if line["seed"] == 0])
+    assert cells(one)["merge 3", "dimat"] == "60.0" and "1 seed" in one.title
+
+
+def test_the_table_of_leads_has_an_interval_where_there_are_seeds_for_one():
+    lead = Lead(0.25, (0.2, 0.3), 3)
+    pairs = [
+        Comparison("dimat", "local_only", {"first_merge": lead, "final": Lead(-0.01, None, 1)}),
+        Comparison("dimat", "wa", {"all_tests": lead}),
+    ]
+    table = tables.lead_table(pairs, {"dimat": "DIMAT", "local_only": "Alone"})
+    assert table.title == "Ahead by so many points, mean and 95% interval over 3 seeds"
+    first, last = "after the first merge", "at the end, on all tests"
+    found = cells(table)
+    assert found["DIMAT over Alone", first] == "+25.0 [+20.0, +30.0]"
+    assert found["DIMAT over Alone", "at the end"] == "-1.0 (1 seed)"
+    assert found["DIMAT over wa", first] == "-"
+    assert found["DIMAT over wa", last] == "+25.0 [+20.0, +30.0]"
+    one = tables.lead_table([Comparison("a", "b", {"final": Lead(0.01, None, 1)})])
+    assert one.title == "Ahead by so many points, of one seed"
+    assert cells(one)["a over b", "at the end"] == "+1.0"
+    assert tables.lead_table([]) is tables.lead_table([Comparison("a", "b", {})]) is None
 
 
 def test_costs_are_sums_over_rows_and_means_over_seeds():

@@ -1,11 +1,10 @@
 """The events of a run, in order of time."""
 
-import numpy as np
 import pytest
 from helpers.small_runs import small_config
 
 from dimat_jax.algorithms import METHODS, Algorithm
-from dimat_jax.simulation.plan import Action, Event, plan, share_done
+from dimat_jax.simulation.plan import Action, Event, plan
 
 GOSSIP, MERGE = METHODS["cdsgd"].gossip, METHODS["wa"].merge
 METHOD = {
@@ -96,17 +95,3 @@ def test_every_seed_is_pretrained_once_and_every_method_begins_after():
 def test_statistics_are_left_alone_where_nobody_asks_for_them():
     events = events_of("gossip", recompute_statistics=False)
     assert Action.RECOMPUTE not in {event.action for event in events}
-
-
-def test_the_share_done_grows_evenly_to_one():
-    options = {"pretrain_epochs": 3, "rounds": 2, "epochs_per_round": 2, "seeds": (7, 1)}
-    events = events_of("merging", "final", **options)
-    ended = [i for i, event in enumerate(events) if event.action is Action.TRAIN]
-    shares = [share_done(events, i + 1) for i in ended]
-    np.testing.assert_allclose(shares, np.arange(1, 23) / 22)
-    assert share_done(events, 0) == 0
-
-
-def test_a_run_without_any_epoch_has_a_share():
-    events = events_of("alone", rounds=0, pretrain_epochs=0)
-    assert share_done(events, len(events)) == 0
