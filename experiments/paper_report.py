@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from dimat_jax.metrics import Row, Stage, accuracies, last_rows
+from dimat_jax.metrics import PRETRAINING, Row, Stage, accuracies, last_rows, spread
 from dimat_jax.registry import METHODS
 from dimat_jax.report.figures import COLORS, STYLES, curve
+from dimat_jax.report.leads import ALONE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.grid import Cell, Outcome, Setting, provenance
 from experiments.presets import REFERENCES
@@ -44,9 +45,9 @@ class Line(NamedTuple):
       last_merge: right after its last merge; of a method that does not merge after as many epochs
         as a method that merges before each round has trained for by then.
       end: at the end, on all test images (after the last merge, where one ends the run).
-      lead_first: of DIMAT over it after the first round, by seed.
-      lead_merge: likewise after the last merge.
-      lead_end: likewise at the end.
+      mean_model: of the mean of all agents' networks at the end, of each seed.
+      over_merge: ahead of agents alone after the last merge, paired by seed.
+      over_end: likewise at the end.
       bytes_sent: by an agent, in the mean.
     """
 
@@ -55,9 +56,9 @@ class Line(NamedTuple):
     first: Float[np.ndarray, " agents"]
     last_merge: Float[np.ndarray, " agents"]
     end: Float[np.ndarray, " agents"]
-    lead_first: Float[np.ndarray, " seeds"]
-    lead_merge: Float[np.ndarray, " seeds"]
-    lead_end: Float[np.ndarray, " seeds"]
+    mean_model: Float[np.ndarray, " seeds"]
+    over_merge: Lead | None
+    over_end: Lead | None
     bytes_sent: float
 
 
@@ -80,13 +81,6 @@ def methods_in(runs: Runs) -> list[str]:
     return [method for method in METHODS if method in ran]
 
 
-def mean_first(outcome: Outcome, method: str) -> float:
-    """A seed's mean accuracy after the first round's training; NaN if the method did not finish."""
-    rows = last_rows(outcome.rows, method).get(Stage(1, "train"), {})
-    finished = method in outcome.all_tests
-    return next((row["test_accuracy"] for row in rows.values() if finished), float("nan"))
-
-
 def at_last_merge(rows: Sequence[Row], method: str) -> dict[int, Row]:
     """Seed → the row of `Line.last_merge`."""
     stages = last_rows(rows, method)
@@ -96,15 +90,17 @@ def at_last_merge(rows: Sequence[Row], method: str) -> dict[int, Row]:
     return stages.get(merges[-1] if merges else same_epoch, {})
 
 
-def mean_last_merge(outcome: Outcome, method: str) -> float:
-    """A seed's mean of `Line.last_merge`; NaN if the method did not finish."""
-    rows = at_last_merge(outcome.rows, method) if method in outcome.all_tests else {}
-    return next((row["test_accuracy"] for row in rows.values()), float("nan"))
+def means_at_last_merge(runs: Runs, method: str) -> dict[int, float]:
+    """Seed → the mean of `Line.last_merge`."""
+    done = [outcome for outcome in runs.values() if method in outcome.all_tests]
+    rows = at_last_merge([row for outcome in done for row in outcome.rows], method)
+    return {seed: row["test_accuracy"] for seed, row in rows.items()}
 
 
-def mean_end(outcome: Outcome, method: str) -> float:
-    """A seed's mean accuracy at the end; NaN if the method did not finish."""
-    return float(np.mean(outcome.all_tests.get(method, [np.nan])))
+def means_at_end(runs: Runs, method: str) -> dict[int, float]:
+    """Seed → the agents' mean accuracy at the end."""
+    done = {seed: o.all_tests[method] for seed, o in runs.items() if method in o.all_tests}
+    return {seed: float(np.mean(values)) for seed, values in done.items()}
 
 
 def line(runs: Runs, method: str) -> Line:
@@ -114,25 +110,45 @@ def line(runs: Runs, method: str) -> Line:
     stages = last_rows(rows, method)
     merged, first = (stages.get(Stage(1, phase), {}) for phase in ("merge", "train"))
     last_merge = at_last_merge(rows, method)
-    last = {row["seed"]: row["bytes_sent"] for row in rows if row["method"] == method}
+    last = {row["seed"]: row for row in rows if row["method"] == method}.values()
+    merge, end = (
+        lead(found(runs, method), found(runs, ALONE)) if method != ALONE else None
+        for found in (means_at_last_merge, means_at_end)
+    )
     return Line(
         method,
         accuracies(merged) if merged else np.array([]),
         accuracies(first) if first else np.array([]),
         accuracies(last_merge) if last_merge else np.array([]),
         np.concatenate([outcome.all_tests[method] for outcome in done]),
-        np.array([mean_first(o, "dimat") - mean_first(o, method) for o in done]),
-        np.array([mean_last_merge(o, "dimat") - mean_last_merge(o, method) for o in done]),
-        np.array([mean_end(o, "dimat") - mean_end(o, method) for o in done]),
-        float(np.mean(list(last.values()))) if last else 0.0,
+        np.array([row["merged_accuracy"] for row in last if row.get("merged_accuracy")]),
+        merge,
+        end,
+        float(np.mean([row["bytes_sent"] for row in last])) if last else 0.0,
     )
 
 
-def percent(values: Float[np.ndarray, " values"], sign: str = "") -> str:
+def percent(values: Float[np.ndarray, " values"]) -> str:
     """Mean ± standard deviation of shares in per cent; no deviation of one; a dash for none."""
-    values = 100 * values[~np.isnan(values)]
-    deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
-    return f"{values.mean():{sign}.1f}{deviation}" if len(values) else EMPTY
+    std = spread(100 * values)
+    deviation = "" if std is None else f" ± {std:.1f}"
+    return f"{100 * values.mean():.1f}{deviation}" if len(values) else EMPTY
+
+
+def ahead(found: Lead | None) -> str:
+    """A lead in points with its interval; in bold where that has no 0 in it; a dash for none."""
+    if found is None:
+        return EMPTY
+    if found.interval is None:
+        return f"{100 * found.mean:+.1f}"
+    low, high = found.interval
+    text = f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"**{text}**" if sure(found) else text
+
+
+def sure(found: Lead | None) -> bool:
+    """Whether the interval of a lead has no 0 in it."""
+    return bool(found and found.interval and found.interval[0] * found.interval[1] > 0)
 
 
 def table_of(setting: Setting, runs: Runs) -> Table:
@@ -143,10 +159,9 @@ def table_of(setting: Setting, runs: Runs) -> Table:
         [
             METHODS[found.method].label + some_seeds(runs, found.method),
             *map(percent, (found.merged, found.first, found.last_merge, found.end)),
-            *(
-                percent(values, "+") if found.method != "dimat" else EMPTY
-                for values in (found.lead_first, found.lead_merge, found.lead_end)
-            ),
+            percent(found.mean_model),
+            ahead(found.over_merge),
+            ahead(found.over_end),
             megabytes(found.bytes_sent),
             published.get(found.method, EMPTY),
         ]
@@ -156,13 +171,20 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     for method in sorted(diverged - set(methods_in(runs))):
         body.append([METHODS[method].label, EMPTY, *["diverged"] * 3, *[EMPTY] * 5])
     columns = ["method", "after merge 1", "after round 1", "after the last merge", "at the end"]
-    columns += ["DIMAT's lead, round 1", "last merge", "at the end", "MB sent", "published"]
+    columns += ["mean model", "over Alone, last merge", "over Alone, at the end"]
+    columns += ["MB sent", "published"]
     return Table(title(setting), columns, body)
 
 
 def published_in(setting: Setting) -> Mapping[str, str]:
     """Method → published figure of a setting, where there is one."""
     return PUBLISHED.get(setting[:-1], {}) if setting.regime == "pretrained" else {}
+
+
+def pretraining(runs: Runs) -> str:
+    """The accuracy from which all methods start."""
+    found = last_rows(rows_of(runs), PRETRAINING).get(Stage(0, "pretrain"))
+    return f"Pretraining: {percent(accuracies(found))}. " if found else ""
 
 
 def some_seeds(runs: Runs, method: str) -> str:
@@ -180,38 +202,31 @@ def title(setting: Setting) -> str:
     )
 
 
-def lead(values: Float[np.ndarray, " seeds"]) -> float:
-    """The mean of shares in points, as tables show it: what rounds to nothing is no lead."""
-    return round(100 * float(np.nanmean(values)), 1)
-
-
 def verdict(runs: Runs) -> str:
-    """Where DIMAT stands: before whom and behind whom, at three points."""
-    lines = [line(runs, method) for method in methods_in(runs) if method != "dimat"]
-    if "dimat" not in methods_in(runs) or not lines:
+    """Which methods are ahead of agents alone and which behind, as far as intervals say so."""
+    if ALONE not in methods_in(runs):
         return ""
+    lines = [line(runs, method) for method in methods_in(runs) if method != ALONE]
     said = []
     for point, leads in (
-        ("After the first round", {x.method: x.lead_first for x in lines}),
-        ("After the last merge", {x.method: x.lead_merge for x in lines}),
-        ("At the end", {x.method: x.lead_end for x in lines}),
+        ("After the last merge", {x.method: x.over_merge for x in lines}),
+        ("At the end", {x.method: x.over_end for x in lines}),
     ):
-        means = {m: lead(v) for m, v in leads.items() if not np.isnan(v).all()}
-        ahead = sorted((m for m in means if means[m] < 0), key=means.__getitem__)
-        behind = ", ".join(f"{METHODS[m].label} ({-means[m]:+.1f})" for m in ahead)
-        led = sum(mean > 0 for mean in means.values())
-        level = ", ".join(METHODS[m].label for m in means if means[m] == 0)
+        found = {m: x for m, x in leads.items() if x is not None}
+        clear = {m: x for m, x in found.items() if sure(x) or x.interval is None}
+        before, behind = (
+            ", ".join(METHODS[m].label for m, x in clear.items() if (x.mean > 0) == positive)
+            for positive in (True, False)
+        )
         said.append(
-            f"{point} DIMAT is ahead of {led} of {len(means)} methods"
-            + f"; level with {level}" * bool(level)
-            + f"; ahead of it: {behind}" * bool(behind)
-            + "."
+            f"{point} ahead of agents alone: {before or 'none'}; behind them: {behind or 'none'}"
+            f"; the other {len(found) - len(clear)} of {len(found)} cannot be told apart from them."
         )
     return " ".join(said)
 
 
 def strongest(settings: Mapping[Setting, Runs]) -> Table:
-    """The strongest decentralized method of each setting, and what DIMAT lacks against it.
+    """The strongest decentralized method of each setting, and by how much it leads agents alone.
 
     Methods with a server, or all data, are left out, and those that did not finish for all seeds.
     """
@@ -220,15 +235,15 @@ def strongest(settings: Mapping[Setting, Runs]) -> Table:
         finished = [m for m in methods_in(runs) if not some_seeds(runs, m)]
         lines = [line(runs, m) for m in finished if m not in REFERENCES]
         row = [title(setting)]
-        for values, lead_of in (("last_merge", "lead_merge"), ("end", "lead_end")):
+        for values, over in (("last_merge", "over_merge"), ("end", "over_end")):
             measured = [x for x in lines if len(getattr(x, values))]
             best = max(measured, key=lambda x: getattr(x, values).mean(), default=None)
             row.append(EMPTY if best is None else METHODS[best.method].label)
-            lacks = best is not None and best.method != "dimat" and "dimat" in finished
-            row.append(percent(-getattr(best, lead_of)) if lacks else EMPTY)
+            row.append(EMPTY if best is None else ahead(getattr(best, over)))
+        row.append(next((ahead(x.over_end) for x in lines if x.method == "dimat"), EMPTY))
         body.append(row)
-    columns = ["setting", "after the last merge", "DIMAT lacks", "at the end", "DIMAT lacks"]
-    return Table("Which method is strongest", columns, body)
+    columns = ["setting", "after the last merge", "over Alone", "at the end", "over Alone"]
+    return Table("Which method is strongest", [*columns, "DIMAT over Alone, at the end"], body)
 
 
 def picture(setting: Setting, runs: Runs) -> Figure:
@@ -281,7 +296,7 @@ def write_report(
         name = "paper-" + "-".join(str(part) for part in setting).replace("_", "") + ".png"
         picture(setting, runs).savefig(folder / name)
         table = table_of(setting, runs)
-        seeds = f"Seeds: {len(runs)}. {verdict(runs)}".strip()
+        seeds = f"Seeds: {len(runs)}. {pretraining(runs)}{verdict(runs)}".strip()
         parts.append(f"## {table.title}\n\n{seeds}\n\n{to_markdown(table)}\n\n![curves]({name})")
     (folder / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_csv(folder / "paper.csv", settings)
@@ -297,7 +312,11 @@ All methods of a table see the same data, initial weights and order of batches. 
 - **at the end**: after {rounds} rounds of {epochs} epoch(s). From a common initialisation there are
   more, as many as pretraining would have had epochs. Merging methods have trained apart since their
   last merge, the others have just exchanged something.
-- **DIMAT's lead**: in points, mean ± standard deviation over seeds; below 0 the other leads.
+- **mean model**: of the mean of all agents' networks at the end (in one frame where merges have
+  found one), as if all were merged into one; on the test images used along the way.
+- **over Alone**: ahead of agents that never communicate, in points, paired by seed, with a 95%
+  interval of Student's t (of one seed the difference alone); in bold where the interval is without
+  0\.
 - **MB sent**: by an agent, in the mean.
 - **published**: the figure of arXiv 2404.08079, where it has the same setting.
 """
@@ -340,7 +359,12 @@ def write_csv(path: pathlib.Path, settings: Mapping[Setting, Runs]) -> None:
                 seeds = sum(method in outcome.all_tests for outcome in runs.values())
                 figure = published_in(setting).get(method, "")
                 for after, values, sent in points(runs, method):
-                    cells = [f"{values.mean():.4f}", f"{values.std():.4f}", seeds, f"{sent:.0f}"]
+                    cells = [
+                        f"{values.mean():.4f}",
+                        f"{spread(values) or 0:.4f}",
+                        seeds,
+                        f"{sent:.0f}",
+                    ]
                     cells.append(figure if after == END else "")
                     writer.writerow([*setting, method, METHODS[method].label, after, *cells])
 
