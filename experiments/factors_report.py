@@ -31,8 +31,9 @@ def report(preset: str, study: Study, found: Mapping[str, Sequence[Stored]]) -> 
         f"`python -m experiments.factors --preset {preset}`: {base.dataset}, {base.model} × "
         f"{base.width:g}, {base.topology} graph, {base.pretrain_epochs} epochs of pretraining "
         f"apart, then {base.rounds} rounds of a merge and {base.epochs_per_round} epoch, at "
-        f"{base.round_rate:g} of the learning rate, and one merge at the end; seeds as counted below; "
-        f"accuracy in % on {study.most_tests:,} test images. In the base all agents align once to "
+        f"{base.round_rate:g} of the learning rate, and one merge at the end; seeds as counted "
+        f"below; accuracy in % at the end on {study.most_tests:,} test images, before it on "
+        f"{base.test_examples:,} of them. In the base all agents align once to "
         "agent 0's network; WA never does. One factor at a time is other. Differences are paired "
         "by seed, with a 95% interval of Student's t; those whose interval has no 0 in it are in "
         f"bold. Commit {commits}; {libraries}.",
@@ -40,8 +41,8 @@ def report(preset: str, study: Study, found: Mapping[str, Sequence[Stored]]) -> 
     for partition, seeds in found.items():
         options = {**vars(base), **study.partitions[partition]}
         sections += [
-            f"## {partition}: {options['agents']} agents of {options['examples_per_agent']} images, "
-            f"{len(seeds)} seeds",
+            f"## {partition}: {options['agents']} agents of {options['examples_per_agent']} "
+            f"images, {len(seeds)} seeds",
             to_markdown(table(seeds)),
         ]
     return "\n\n".join(sections) + "\n"

@@ -316,7 +316,7 @@ All methods of a table see the same data, initial weights and order of batches. 
   found one), as if all were merged into one; on the test images used along the way.
 - **over Alone**: ahead of agents that never communicate, in points, paired by seed, with a 95%
   interval of Student's t (of one seed the difference alone); in bold where the interval is without
-  0\.
+  a zero.
 - **MB sent**: by an agent, in the mean.
 - **published**: the figure of arXiv 2404.08079, where it has the same setting.
 """

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms import Exchange, MergeRound
+from dimat_jax.algorithms import Exchange, MergeRound, Message
+from dimat_jax.algorithms.communication import variables_bytes
 from dimat_jax.execution.placement import place, to_host
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import common_frame
@@ -17,6 +18,7 @@ from dimat_jax.simulation.parts import Parts
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import Position, RoundKeys, RunState
 from dimat_jax.topology import Topology, Tree, flood, neighbor_slots
+from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.types import Key, Permutations, Variables
 
 
@@ -152,6 +154,16 @@ def state_after(
     return state._replace(agents=agents, method=state.method._replace(gossip=remembered))
 
 
+def with_optimizer(setup: Setup, message: Message) -> Message:
+    """What a merge sends, together with the optimizer's state where that is averaged, too."""
+    if setup.config.optimizer_after_merge != "averaged" or not message.parameters:
+        return message
+    params = setup.abstract[0]["params"]
+    state = jax.eval_shape(OPTIMIZERS[setup.config.optimizer]().init, params)
+    copies = variables_bytes({"optimizer": state}) // variables_bytes(params)
+    return message._replace(parameters=message.parameters + copies)
+
+
 def average_state(
     merger: Merger,
     inputs: MergeRound,
@@ -168,12 +180,13 @@ def average_state(
       state: like parameters; what is not of floats stays the agent's own.
       permutations: of each slot but the first; empty where nothing is to be aligned.
     """
-    total = merger.add(None, inputs.weights[:, 0], state)
+    own = {"state": state}
+    total = merger.add(None, inputs.weights[:, 0], own)
     for slot in range(1, inputs.sources.shape[1]):
         sources = inputs.sources[:, slot]
-        of_slot = merger.gather(state, sources)
+        of_slot = merger.gather(own, sources)
         if permutations:
             networks = merger.gather(variables, sources)
             of_slot = merger.permute_state(permutations[slot - 1], networks, of_slot)
         total = merger.add(total, inputs.weights[:, slot], of_slot)
-    return total
+    return total["state"]

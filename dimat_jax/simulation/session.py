@@ -32,6 +32,7 @@ from dimat_jax.simulation.rounds import (
     merge_round,
     state_after,
     statistics_batches,
+    with_optimizer,
 )
 from dimat_jax.simulation.setup import Setup, prepare
 from dimat_jax.simulation.state import MethodState, Position, RunState, round_keys, seed_keys
@@ -260,7 +261,7 @@ class Session(NamedTuple):
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(part.message, graph, max(0, round - 1), 1, abstract)
+            + sent(with_optimizer(setup, part.message), graph, max(0, round - 1), 1, abstract)
             + sum(sent_on_demand(found, setup.config.agents, abstract) for found in asked_for),
         )
         # The other merges may remember networks, too.

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 from helpers.small_runs import noise
 
 from dimat_jax import runs, topology
@@ -191,6 +192,7 @@ def outcome(seed, ends, diverged=()):
         return dict(method=method, seed=seed, round=round, epoch=2, phase=phase, bytes_sent=2e6) | {
             "test_accuracy": accuracy,
             "test_accuracy_agents": agents,
+            "merged_accuracy": accuracy if phase != "train" else 2 * accuracy,
         }
 
     rows = [row("pretrain", 0, "pretrain", 0.3)]
@@ -200,38 +202,44 @@ def outcome(seed, ends, diverged=()):
     return Outcome({}, "made up", rows, tests, list(diverged), 1.0)
 
 
-def test_leads_are_paired_by_seed():
+def test_methods_are_ahead_of_agents_alone_in_pairs_of_one_seed():
     of_seeds = {
-        0: outcome(0, {"dimat": 0.6, "wa": 0.5, "cga": 0.7}),
-        1: outcome(1, {"dimat": 0.8, "wa": 0.6}, ["cga"]),
+        0: outcome(0, {"local_only": 0.5, "dimat": 0.61, "wa": 0.4, "cga": 0.7}),
+        1: outcome(1, {"local_only": 0.6, "dimat": 0.7, "wa": 0.8}, ["cga"]),
+        2: outcome(2, {"local_only": 0.7, "dimat": 0.81, "wa": 0.6}, ["cga"]),
     }
-    found = paper_report.line(of_seeds, "wa")
-    np.testing.assert_allclose(found.lead_end, [0.1, 0.2])
-    np.testing.assert_allclose(found.lead_merge, [0.09, 0.18])
-    np.testing.assert_allclose(found.lead_first, [0.05, 0.1])
-    np.testing.assert_allclose(found.end, [0.5, 0.5, 0.6, 0.6])
+    found = paper_report.line(of_seeds, "dimat")
+    assert found.over_end.mean == pytest.approx(0.32 / 3) and found.over_end.seeds == 3
+    expected = scipy.stats.ttest_1samp([0.11, 0.1, 0.11], 0).confidence_interval(0.95)
+    np.testing.assert_allclose(found.over_end.interval, expected)
+    # Agents alone stand there as they were as many epochs on: here, after the pretraining.
+    assert found.over_merge.mean == pytest.approx(np.mean([0.549, 0.63, 0.729]) - 0.3)
+    np.testing.assert_allclose(found.end, [0.61, 0.61, 0.7, 0.7, 0.81, 0.81])
+    np.testing.assert_allclose(found.mean_model, [0.61, 0.7, 0.81])
     assert found.bytes_sent == 2e6
-    np.testing.assert_allclose(paper_report.line(of_seeds, "cga").lead_end, [-0.1])
+    assert paper_report.line(of_seeds, "local_only").over_end is None
     said = paper_report.verdict(of_seeds)
-    assert "At the end DIMAT is ahead of 1 of 2 methods; ahead of it: CGA (+10.0)." in said
+    assert "At the end ahead of agents alone: DIMAT, CGA; behind them: none;" in said
+    assert "the other 1 of 3 cannot be told apart" in said
     table = paper_report.table_of(SETTING, of_seeds)
-    assert [row[0] for row in table.rows] == ["DIMAT", "CGA (1 of 2 seeds)", "WA"]
-    values = ["49.5 ± 4.5", "27.5 ± 2.5", "49.5 ± 4.5", "55.0 ± 5.0"]
-    assert table.rows[2][1:8] == [*values, "+7.5 ± 2.5", "+13.5 ± 4.5", "+15.0 ± 5.0"]
-    # A method that does not merge is looked at as many epochs on: here, after the pretraining.
-    assert table.rows[1][3] == "30.0 ± 0.0"
-    assert table.rows[1][5:8] == ["-5.0", "+24.0", "-10.0"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["DIMAT", "CGA (1 of 3 seeds)", "Alone", "WA"]
+    assert rows["DIMAT"][3] == "70.7 ± 9.0" and rows["DIMAT"][4] == "70.7 ± 10.0"
+    assert rows["DIMAT"][6] == "**+10.7 (+9.2 to +12.1)**"
+    assert rows["WA"][6].startswith("+0.0 (")
+    assert rows["CGA (1 of 3 seeds)"][6] == "+20.0" and rows["Alone"][5:7] == ["-", "-"]
+    assert paper_report.pretraining(of_seeds) == "Pretraining: 30.0 ± 0.0. "
 
 
-def test_the_report_says_which_method_is_strongest_and_what_dimat_lacks():
-    ends = {"dimat": 0.6, "cga": 0.8, "centralized": 0.9}
+def test_the_report_says_which_method_is_strongest_and_by_how_much():
+    ends = {"local_only": 0.5, "dimat": 0.6, "cga": 0.8, "centralized": 0.9}
     settings = {
-        SETTING: {0: outcome(0, ends), 1: outcome(1, ends | {"cga": 0.7})},
-        SETTING._replace(agents=3): {0: outcome(0, ends), 1: outcome(1, {"dimat": 0.4}, ["cga"])},
+        SETTING: {0: outcome(0, ends)},
+        SETTING._replace(agents=3): {0: outcome(0, {"dimat": 0.4}, ["cga"])},
     }
     first, second = paper_report.strongest(settings).rows
-    assert first[1:] == ["DIMAT", "-", "CGA", "15.0 ± 5.0"]
-    assert second[1:] == ["DIMAT", "-", "DIMAT", "-"]
+    assert first[1:] == ["DIMAT", "+24.0", "CGA", "+30.0", "+10.0"]
+    assert second[1:] == ["DIMAT", "-", "DIMAT", "-", "-"]
 
 
 def test_published_figures_stand_beside_the_same_setting_alone(tmp_path):

@@ -134,6 +134,22 @@ def test_the_schedule_goes_on_where_an_optimizer_starts_afresh(x64):
         np.testing.assert_allclose(moved, -rates[step] * gradient, atol=1e-14)
 
 
+def test_an_agent_with_an_anchor_is_pulled_back_to_it(x64):
+    dataset = noise(examples=EXAMPLES, size=4, channels=1)
+    model, normalise = linear_softmax(), normaliser(dataset)
+    resident = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    schedule, optimizer = optax.constant_schedule(0.5), OPTIMIZERS["sgd"]()
+    step = jax.jit(train_update(model, optimizer, schedule, lambda _, x: normalise(x), 0.3))
+    state, order = pick(first_state(model, "sgd"), 0), order_of()[0]
+    anchor = jax.tree.map(lambda x: x + 1.0, state.variables["params"])
+    free = step(state, order, resident).variables["params"]
+    pulled = step(state._replace(anchor=anchor), order, resident).variables["params"]
+    expected = jax.tree.map(
+        lambda x, p, a: x - 0.5 * 0.3 * (p - a), free, state.variables["params"], anchor
+    )
+    assert_trees_close(pulled, expected, tolerance=1e-12)
+
+
 def test_every_step_of_every_agent_has_keys_of_its_own():
     images, labels = jnp.zeros((EXAMPLES, 4, 4, 1), jnp.uint8), jnp.zeros(EXAMPLES, jnp.int32)
 

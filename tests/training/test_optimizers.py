@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dimat_jax.config import LEARNING_RATES
-from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule
+from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule, round_factor
 
 PRETRAIN_STEPS, EPOCH_STEPS, EPOCHS = 10, 5, 6
 
@@ -47,3 +48,20 @@ def test_every_optimizer_has_a_rate_and_gives_a_direction_of_the_gradients_shape
         direction, _ = make().update(params, make().init(params), params)
         assert jax.tree.map(jnp.shape, direction) == {"x": (2, 3)}
         assert (direction["x"] > 0).all()  # of the gradient's sign: the step subtracts it
+
+
+FIRST, ROUND_STEPS, ROUNDS = 7, 10, 3
+FACTORS = {
+    "constant": lambda step: 1.0,
+    "cosine": lambda step: (1 + np.cos(np.pi * step / 30)) / 2,
+    "cosine_each": lambda step: (1 + np.cos(np.pi * (step % 10) / 10)) / 2,
+    "warmup_each": lambda step: min(1.0, (step % 10 + 1) / 2),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_in_the_rounds_the_rate_is_multiplied_as_asked_and_before_them_not(name):
+    factor = round_factor(name, FIRST, ROUND_STEPS, ROUNDS)
+    steps = np.arange(FIRST + ROUND_STEPS * ROUNDS)
+    expected = [1.0 if s < FIRST else FACTORS[name](s - FIRST) for s in steps.tolist()]
+    np.testing.assert_allclose([float(factor(s)) for s in steps], expected, atol=1e-6)
