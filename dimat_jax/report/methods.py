@@ -31,8 +31,13 @@ def linked(source: str) -> str:
 
 
 def messages(algorithm: Algorithm) -> str:
-    """What an agent sends: at each merge, in each step, at the end."""
-    when = {"gossip": "each step", "merge": "each round", "final": "once, at the end"}
+    """What an agent sends: before the first round, at each merge, in each step, at the end."""
+    when = {
+        "gossip": "each step",
+        "initial": "once, at first",
+        "merge": "each round",
+        "final": "once, at the end",
+    }
     found = [f"{holds(part.message)}; {when[name]}" for name, part in algorithm.parts().items()]
     return " and ".join(found) or "nothing"
 
@@ -47,7 +52,7 @@ def holds(message: Message) -> str:
     held = [
         f"{number} × {what}" if number > 1 else what for what, number in counted.items() if number
     ]
-    text = ", ".join(held)
+    text = ", ".join(held) or "one network along a tree"
     if message.messages > 1:
         text += f", {message.messages} such"
     if message.to_server:

@@ -247,9 +247,8 @@ def assert_a_relabelling(merge, gossip=None, final=None, choice="kept"):
         assert_trees_close(*(done.variables[method, 0]["params"] for method in methods), 1e-3)
 
 
-@pytest.mark.parametrize("method", ["universe", "final_dimat"])
-def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(method, x64):
-    assert_a_relabelling(MERGES[method], gossip=gossip_with_momentum(MOMENTUM))
+def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(x64):
+    assert_a_relabelling(MERGES["universe"], gossip=gossip_with_momentum(MOMENTUM))
 
 
 @pytest.mark.parametrize("choice", ["fresh", "kept"])

@@ -37,17 +37,18 @@ def setup():
 
 def test_events_are_called_by_whose_they_are_when_and_what_happens(setup):
     said = [describe(setup, event) for event in plan(setup.config, setup.methods)]
-    assert said[:6] == [
+    assert said[:7] == [
         "seed 0: initial weights",
         "seed 0, pretraining: epoch 1 of 3",
         "seed 0, pretraining: epoch 2 of 3",
         "seed 0, pretraining: epoch 3 of 3",
+        "seed 0, pretraining: recomputing statistics",
         "seed 0, pretraining: evaluating on 50 test images",
         "seed 0, Alone: starting",
     ]
     assert said[-3:] == [
         "seed 0, WA, round 2: evaluating on 50 test images",
-        "seed 0, WA, round 2: epoch 1 of 1",
+        "seed 0, WA, round 2: recomputing statistics",
         "seed 0, WA, round 2: evaluating on all 50 test images",
     ]
     assert "seed 0, WA, round 1: merging" in said

@@ -170,18 +170,20 @@ def test_a_seed_that_is_not_of_the_run_is_refused(session):
 
 
 @pytest.mark.parametrize(
-    ("method", "final", "message"),
+    ("method", "name", "message"),
     [
-        ("cdsgd", False, "'cdsgd' has no merge"),
-        ("dimat", True, "'dimat' has no final"),
-        (None, False, "'pretrain' has no merge"),
+        ("cdsgd", "merge", "'cdsgd' has no merge"),
+        ("dimat", "final", "'dimat' has no final"),
+        ("dimat", "initial", "'dimat' has no initial"),
+        ("dimat", "average", "'dimat' has no average"),
+        (None, "merge", "'pretrain' has no merge"),
     ],
 )
-def test_a_merge_that_a_method_has_not_is_refused(session, method, final, message):
+def test_a_merge_that_a_method_has_not_is_refused(session, method, name, message):
     state = session.start()
     state = state if method is None else session.begin(state, method)
     with pytest.raises(ValueError, match=message):
-        session.merge(state, final)
+        session.merge(state, name)
 
 
 def test_a_method_may_begin_without_pretraining(session):
