@@ -28,7 +28,7 @@ class Config:
     """How the training data are divided among the agents."""
     alpha: float = 0.5
     """Concentration of the dirichlet partition: smaller is more heterogeneous."""
-    examples_per_agent: int | None = 1000
+    examples_per_agent: int | None = 500
     """At most so many training examples for each agent; None: all of its share."""
     augmentation: str | None = None
     """What is done to the images in training; None: what suits the data set."""
@@ -58,7 +58,7 @@ class Config:
     method_learning_rate: tuple[tuple[str, float], ...] = ()
     """Learning rates of methods in the rounds, by name, in place of the run's: cdsgd 0.1 sgp
     0.05."""
-    round_rate: float = 0.2
+    round_rate: float = 0.5
     """Multiplies the learning rate in the rounds, of all methods without one of their own."""
     round_schedule: Literal["constant", "cosine", "cosine_each", "warmup_each"] = "constant"
     """What multiplies it: a cosine's fall over all rounds, or in each round; a linear rise over the
@@ -66,7 +66,7 @@ class Config:
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     """The learning rate over the whole run, pretraining included; exponential: that of methods that
     exchange something in every step, times 0.981 an epoch of the rounds."""
-    optimizer_after_merge: Literal["fresh", "kept", "averaged"] = "fresh"
+    optimizer_after_merge: Literal["fresh", "kept", "averaged"] = "kept"
     """Whether the optimizer's state is made again after a merge, goes on, or is averaged as the
     networks are (and sent with them)."""
     proximal: float = 0.0
@@ -82,8 +82,8 @@ class Config:
     matching_images: int = 512
     """Number of images for matching."""
     recompute_statistics: bool = True
-    """Whether BatchNorm statistics are recomputed: after a merge, and for methods that exchange
-    something in every step after each round of training. Else a merge averages them."""
+    """Whether BatchNorm statistics are recomputed: after a merge and after each round of training,
+    for all methods alike. Else a merge averages them, and training leaves its running averages."""
     statistics_data: Literal["own", "shared"] = "own"
     """From what BatchNorm statistics are recomputed: as in matching_data."""
     statistics_images: int = 512
@@ -119,6 +119,8 @@ PRESETS = {
     "early": Config(
         preset="early",
         topology="ring",
+        examples_per_agent=1000,
+        optimizer_after_merge="fresh",
         pretrain_epochs=8,
         rounds=3,
         round_rate=1.0,
@@ -139,6 +141,7 @@ PRESETS = {
         rounds=100,
         epochs_per_round=2,
         optimizer="adam",
+        optimizer_after_merge="fresh",
         learning_rate=1e-3,
         round_rate=1.0,
         merge_at_end=False,

@@ -42,11 +42,10 @@ class Line(NamedTuple):
     Attributes:
       merged: right after the first merge, if it merges before the first round.
       first: after the first round's training.
-      last_merge: right after its last merge; of a method that does not merge after as many epochs
-        as a method that merges before each round has trained for by then.
-      end: at the end, on all test images (after the last merge, where one ends the run).
+      trained: after the last training.
+      end: at the end, on all test images: after a last merge, where one ends the run.
       mean_model: of the mean of all agents' networks at the end, of each seed.
-      over_merge: ahead of agents alone after the last merge, paired by seed.
+      over_trained: ahead of agents alone after the last training, paired by seed.
       over_end: likewise at the end.
       bytes_sent: by an agent, in the mean.
     """
@@ -54,10 +53,10 @@ class Line(NamedTuple):
     method: str
     merged: Float[np.ndarray, " agents"]
     first: Float[np.ndarray, " agents"]
-    last_merge: Float[np.ndarray, " agents"]
+    trained: Float[np.ndarray, " agents"]
     end: Float[np.ndarray, " agents"]
     mean_model: Float[np.ndarray, " seeds"]
-    over_merge: Lead | None
+    over_trained: Lead | None
     over_end: Lead | None
     bytes_sent: float
 
@@ -81,19 +80,17 @@ def methods_in(runs: Runs) -> list[str]:
     return [method for method in METHODS if method in ran]
 
 
-def at_last_merge(rows: Sequence[Row], method: str) -> dict[int, Row]:
-    """Seed → the row of `Line.last_merge`."""
+def last_trained(rows: Sequence[Row], method: str) -> dict[int, Row]:
+    """Seed → the row after the method's last training."""
     stages = last_rows(rows, method)
-    merges = [stage for stage in stages if stage.phase == "merge"]
-    before = max((stage.round for stage in stages), default=1) - 1
-    same_epoch = Stage(before, "train" if before else "pretrain")
-    return stages.get(merges[-1] if merges else same_epoch, {})
+    trained = [stage for stage in stages if stage.phase == "train"]
+    return stages[trained[-1]] if trained else {}
 
 
-def means_at_last_merge(runs: Runs, method: str) -> dict[int, float]:
-    """Seed → the mean of `Line.last_merge`."""
+def means_as_trained(runs: Runs, method: str) -> dict[int, float]:
+    """Seed → the mean of `Line.trained`."""
     done = [outcome for outcome in runs.values() if method in outcome.all_tests]
-    rows = at_last_merge([row for outcome in done for row in outcome.rows], method)
+    rows = last_trained([row for outcome in done for row in outcome.rows], method)
     return {seed: row["test_accuracy"] for seed, row in rows.items()}
 
 
@@ -109,17 +106,17 @@ def line(runs: Runs, method: str) -> Line:
     rows = [row for outcome in done for row in outcome.rows]
     stages = last_rows(rows, method)
     merged, first = (stages.get(Stage(1, phase), {}) for phase in ("merge", "train"))
-    last_merge = at_last_merge(rows, method)
+    trained = last_trained(rows, method)
     last = {row["seed"]: row for row in rows if row["method"] == method}.values()
     merge, end = (
         lead(found(runs, method), found(runs, ALONE)) if method != ALONE else None
-        for found in (means_at_last_merge, means_at_end)
+        for found in (means_as_trained, means_at_end)
     )
     return Line(
         method,
         accuracies(merged) if merged else np.array([]),
         accuracies(first) if first else np.array([]),
-        accuracies(last_merge) if last_merge else np.array([]),
+        accuracies(trained) if trained else np.array([]),
         np.concatenate([outcome.all_tests[method] for outcome in done]),
         np.array([row["merged_accuracy"] for row in last if row.get("merged_accuracy")]),
         merge,
@@ -158,9 +155,9 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     body = [
         [
             METHODS[found.method].label + some_seeds(runs, found.method),
-            *map(percent, (found.merged, found.first, found.last_merge, found.end)),
+            *map(percent, (found.merged, found.first, found.trained, found.end)),
             percent(found.mean_model),
-            ahead(found.over_merge),
+            ahead(found.over_trained),
             ahead(found.over_end),
             megabytes(found.bytes_sent),
             published.get(found.method, EMPTY),
@@ -170,8 +167,8 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     diverged = {method for outcome in runs.values() for method in outcome.diverged}
     for method in sorted(diverged - set(methods_in(runs))):
         body.append([METHODS[method].label, EMPTY, *["diverged"] * 3, *[EMPTY] * 5])
-    columns = ["method", "after merge 1", "after round 1", "after the last merge", "at the end"]
-    columns += ["mean model", "over Alone, last merge", "over Alone, at the end"]
+    columns = ["method", "after merge 1", "after round 1", "after the last training", "at the end"]
+    columns += ["mean model", "over Alone, as trained", "over Alone, at the end"]
     columns += ["MB sent", "published"]
     return Table(title(setting), columns, body)
 
@@ -209,7 +206,7 @@ def verdict(runs: Runs) -> str:
     lines = [line(runs, method) for method in methods_in(runs) if method != ALONE]
     said = []
     for point, leads in (
-        ("After the last merge", {x.method: x.over_merge for x in lines}),
+        ("After the last training", {x.method: x.over_trained for x in lines}),
         ("At the end", {x.method: x.over_end for x in lines}),
     ):
         found = {m: x for m, x in leads.items() if x is not None}
@@ -235,14 +232,14 @@ def strongest(settings: Mapping[Setting, Runs]) -> Table:
         finished = [m for m in methods_in(runs) if not some_seeds(runs, m)]
         lines = [line(runs, m) for m in finished if m not in REFERENCES]
         row = [title(setting)]
-        for values, over in (("last_merge", "over_merge"), ("end", "over_end")):
+        for values, over in (("trained", "over_trained"), ("end", "over_end")):
             measured = [x for x in lines if len(getattr(x, values))]
             best = max(measured, key=lambda x: getattr(x, values).mean(), default=None)
             row.append(EMPTY if best is None else METHODS[best.method].label)
             row.append(EMPTY if best is None else ahead(getattr(best, over)))
         row.append(next((ahead(x.over_end) for x in lines if x.method == "dimat"), EMPTY))
         body.append(row)
-    columns = ["setting", "after the last merge", "over Alone", "at the end", "over Alone"]
+    columns = ["setting", "after the last training", "over Alone", "at the end", "over Alone"]
     return Table("Which method is strongest", [*columns, "DIMAT over Alone, at the end"], body)
 
 
@@ -307,11 +304,10 @@ All methods of a table see the same data, initial weights and order of batches. 
 
 - **after merge 1**, **after round 1**: test accuracy in %, mean ± standard deviation over all
   agents of all seeds, right after the first merge, and after the training that follows it.
-- **after the last merge**: methods that exchange something in every step stand at the same epoch, a
-  round before the end; Final DIMAT and Final WA merge only at the end.
-- **at the end**: after {rounds} rounds of {epochs} epoch(s). From a common initialisation there are
-  more, as many as pretraining would have had epochs. Merging methods have trained apart since their
-  last merge, the others have just exchanged something.
+- **after the last training**: after {rounds} rounds of {epochs} epoch(s). From a common
+  initialisation there are more, as many as pretraining would have had epochs. Merging methods have
+  trained apart since their last merge; the others have just exchanged something.
+- **at the end**: merging methods after one merge more, the others as they are.
 - **mean model**: of the mean of all agents' networks at the end (in one frame where merges have
   found one), as if all were merged into one; on the test images used along the way.
 - **over Alone**: ahead of agents that never communicate, in points, paired by seed, with a 95%
@@ -370,15 +366,15 @@ def write_csv(path: pathlib.Path, settings: Mapping[Setting, Runs]) -> None:
 
 
 def points(runs: Runs, method: str) -> list[tuple[str, Float[np.ndarray, " agents"], float]]:
-    """A method's accuracies and bytes at each stage, at the last merge, and at the end."""
+    """A method's accuracies and bytes at each stage, after the last training, and at the end."""
     done = {seed: outcome for seed, outcome in runs.items() if method in outcome.all_tests}
     stages = last_rows(rows_of(done), method).items()
     found = [
         (str(stage), accuracies(rows), float(np.mean([r["bytes_sent"] for r in rows.values()])))
         for stage, rows in stages
     ]
-    merged, final = at_last_merge(rows_of(done), method), line(runs, method)
-    if merged:
-        bytes_sent = float(np.mean([row["bytes_sent"] for row in merged.values()]))
-        found.append(("last merge", final.last_merge, bytes_sent))
+    trained, final = last_trained(rows_of(done), method), line(runs, method)
+    if trained:
+        bytes_sent = float(np.mean([row["bytes_sent"] for row in trained.values()]))
+        found.append(("last training", final.trained, bytes_sent))
     return [*found, (END, final.end, final.bytes_sent)]

@@ -110,7 +110,8 @@ def smoke_cells() -> Iterable[Cell]:
 CPU = Config(
     preset="cpu",
     round_rate=1.0,
-    merge_at_end=False,
+    optimizer_after_merge="fresh",
+    merge_at_end=True,
     merge_frame="reference",
     align_every=1,
     evaluate_every=2,

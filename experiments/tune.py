@@ -2,8 +2,8 @@
 
     python -m experiments.tune --preset cpu
 
-Five rates for each method, a factor of 3 apart, in the settings of `experiments.paper` (5 agents on
-a ring; pretrained apart, and from one common initialisation); each is judged by the agents' mean
+Seven rates for each method, a factor of 3 apart, in the settings of `experiments.paper` (5 agents
+on a ring; pretrained apart, and from one common initialisation); each is judged by the agents' mean
 accuracy at the end on a part of the *training* data that no agent trains on. The test set is not
 looked at. Leaves a table (``tuning.md``) and the chosen rates (``tuned.json``), which
 `experiments.paper` reads. Methods that train as another one does between merges take its rate.
@@ -29,7 +29,7 @@ SMALLEST = {"sgd": 0.006, "momentum": 0.002}
 same rate are ten times as long in the end."""
 SMALLEST_LOCAL = {"sgd": 0.002, "momentum": 0.0006, "adam": 0.00003}
 """The smallest rate of methods that train apart in between: merging takes smaller ones."""
-TRIALS = 5
+TRIALS = 7
 COMMON_ROUNDS = 4
 """Rounds of a trial from one common initialisation, where nothing is pretrained."""
 HELD_OUT = {"cpu": 2000, "full": 5000, "smoke": 300}

@@ -51,7 +51,7 @@ def test_the_method_of_the_page_runs(run_section):
 
 def test_the_combinations_of_the_page_run(run_section):
     ends = run_section("Combining")
-    assert set(ends) == {"dsgd", "dsgd_dimat", "dsgd_final", "dimat_outer"}
+    assert set(ends) == {"dsgd", "dsgd_dimat", "dsgd_final", "dsgd_aligned", "dimat_outer"}
     assert (
         ends["dsgd_final"]["phase"] == "merge" and ends["dsgd_final"]["consensus_distance"] < 1e-3
     )

@@ -97,4 +97,5 @@ d2_nesterov = d2._replace(
     update="m_i ← β m_i + g_i; then as `d2` with g_i + β m_i in the place of g_i",
     source="arXiv 1803.07068, with momentum as in arXiv 2110.04175",
     gossip=with_momentum(exact_diffusion()),
+    rate_of="dsgd_nesterov",
 )

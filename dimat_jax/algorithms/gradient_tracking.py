@@ -57,4 +57,5 @@ gradient_tracking_nesterov = gradient_tracking._replace(
     update="m_i ← β m_i + g_i; then as `gradient_tracking` with g_i + β m_i in the place of g_i",
     source="arXiv 1607.03218, with momentum of each agent's own",
     gossip=with_momentum(tracking()),
+    rate_of="dsgd_nesterov",
 )

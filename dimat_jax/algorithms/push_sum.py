@@ -83,4 +83,5 @@ sgp_nesterov = sgp._replace(
     update="m_i ← β m_i + g_i; then as `sgp` with g_i + β m_i in the place of g_i",
     source="arXiv 1811.10792, algorithm 3",
     gossip=with_momentum(stochastic_gradient_push()),
+    rate_of="dsgd_nesterov",
 )

@@ -134,4 +134,5 @@ relay_sgd_nesterov = relay_sgd._replace(
     update="m_i ← β m_i + g_i; then as `relay_sgd` with g_i + β m_i in the place of g_i",
     source="arXiv 2110.04175, appendix",
     gossip=with_momentum(relay()),
+    rate_of="dsgd_nesterov",
 )

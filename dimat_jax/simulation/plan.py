@@ -82,9 +82,10 @@ def method_events(config: Config, algorithm: Algorithm, event: Event) -> Iterato
                 yield now._replace(phase="merge")
         for epoch in range(1, config.epochs_per_round + 1):
             yield now._replace(action=Action.TRAIN, epoch=epoch)
+        # In every round, for units are compared with these statistics, too.
+        if config.recompute_statistics:
+            yield now._replace(action=Action.RECOMPUTE)
         if measured:
-            if config.recompute_statistics:
-                yield now._replace(action=Action.RECOMPUTE)
             yield now._replace(phase="train", ends=round == config.rounds and not last)
     if last:
         now = event._replace(round=config.rounds + 1)

@@ -24,6 +24,7 @@ PLAIN = dict(
     merge_frame="own",
     align_every=1,
     evaluate_every=1,
+    optimizer_after_merge="fresh",
 )
 MLP = dj.Config(
     **PLAIN,
