@@ -41,7 +41,7 @@ class Row(TypedDict):
     """Of each agent on each class, rounded to four digits: ``[agents][classes]``."""
     merged_accuracy: float | None
     """Of the mean of all agents' networks, in one frame where merges have found one, with
-    statistics of everyone's images: as if they were all merged now."""
+    statistics of everyone's images: as if they were all merged now; None if not asked for."""
     test_loss: float | None
     train_loss: float | None
     consensus_distance: float | None

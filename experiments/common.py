@@ -140,14 +140,18 @@ def check_value(option: str, hint: Any, value: str) -> None:
     kinds = (hint, *get_args(hint))
     if value == "None" and type(None) in kinds:
         return
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            choose(option, value, get_args(kind))
-        if kind in NUMBERS:
-            try:
-                kind(value)
-            except ValueError as error:
-                raise ValueError(f"{option} must be {NUMBERS[kind]}, not {value!r}.") from error
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    numbers = [kind for kind in kinds if kind in NUMBERS]
+    if value in words:
+        return
+    if words and not numbers:
+        choose(option, value, words)
+    for kind in numbers:
+        try:
+            kind(value)
+        except ValueError as error:
+            other = "".join(f" or {word}" for word in words)
+            raise ValueError(f"{option} must be {NUMBERS[kind]}{other}, not {value!r}.") from error
 
 
 def run_and_report(config: Config) -> "Result":

@@ -104,7 +104,8 @@ def config_of(base: Config, cell: Cell, rates: Rates) -> Config:
         base, **fields, seeds=(cell.seed,), methods=cell.methods, method_learning_rate=chosen
     )
     if cell.setting.topology != "fully_connected":
-        config = dataclasses.replace(config, merge_frame="own")
+        # As published: each agent merges in its own frame where the graph is not fully connected.
+        config = dataclasses.replace(config, merge_frame="own", align_every=1)
     if regime == "pretrained":
         return config
     more = config.pretrain_epochs // max(1, config.epochs_per_round)

@@ -291,16 +291,19 @@ class Session(NamedTuple):
         parts, position, variables = self.parts, state.position, state.agents.variables
         with parts.stopwatch.measure("evaluate"):
             score = to_host(self.setup.execution, parts.evaluate(variables, parts.tests))
-            pool = self.pools(position.seed, position.method >= 0)
-            merged = parts.mean_correct(state.frame or {}, variables, pool)
+            merged = None
+            if self.setup.config.evaluate_merged:
+                pool = self.pools(position.seed, position.method >= 0)
+                merged = parts.mean_correct(state.frame or {}, variables, pool)
             distance = float(parts.consensus_distance(variables))
             aligned = distance if state.frame == {} else None
             if state.frame:
                 aligned = float(parts.aligned_distance(state.frame, variables))
-        of_class = np.bincount(parts.tests[1][parts.tests[1] >= 0], minlength=len(merged))
+        labels, classes = parts.tests[1], score.correct.shape[-1]
+        of_class = np.bincount(labels[labels >= 0], minlength=classes)
         tests = of_class.sum()
         accuracy = score.correct.sum(-1) / tests
-        classes = np.round(score.correct / np.maximum(of_class, 1), 4)
+        by_class = np.round(score.correct / np.maximum(of_class, 1), 4)
         return Row(
             method=self.method_of(state),
             seed=position.seed,
@@ -310,8 +313,8 @@ class Session(NamedTuple):
             test_accuracy=float(accuracy.mean()),
             test_accuracy_std=float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0,
             test_accuracy_agents=accuracy.tolist(),
-            test_accuracy_classes=classes.tolist(),
-            merged_accuracy=float(merged.sum() / tests),
+            test_accuracy_classes=by_class.tolist(),
+            merged_accuracy=None if merged is None else float(merged.sum() / tests),
             test_loss=float(score.loss.mean()) / tests,
             train_loss=state.train_loss,
             consensus_distance=distance,

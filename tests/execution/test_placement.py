@@ -154,7 +154,8 @@ assert len(jax.devices()) == 1
 import dimat_jax as dj
 images, labels = np.zeros((9, 8, 8, 1), np.uint8), np.arange(9, dtype=np.int32) % 3
 dataset = dj.Dataset(images, labels, images, labels, 3, "zeros")
-config = dj.Config(agents=3, model="convnet", width=0.1, pretrain_epochs=0, rounds=0)
+sizes = dict(agents=3, model="convnet", width=0.1, pretrain_epochs=0, rounds=0)
+config = dj.Config(**sizes, merge_at_end=False)
 result = dj.simulate(config, dataset=dataset)
 assert len(result.history) == 1
 print("lanes", result.setup.execution.lanes, result.setup.execution.sequential)

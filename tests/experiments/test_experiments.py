@@ -23,10 +23,11 @@ from experiments import banner as banner_of
 from experiments import common
 from experiments.cifar import main
 
-TINY = "--dataset digits --model mlp --agents 4 --pretrain-epochs 1 --rounds 1".split()
+TINY = """--dataset digits --model mlp --agents 4 --pretrain-epochs 1 --rounds 1 --topology ring
+--no-merge-at-end --merge-frame own --align-every 1 --methods dimat wa""".split()
 FIELDS = """method seed round epoch phase test_accuracy test_accuracy_std test_accuracy_agents
-test_loss train_loss consensus_distance consensus_distance_aligned bytes_sent images_per_second
-seconds""".split()
+test_accuracy_classes merged_accuracy test_loss train_loss consensus_distance
+consensus_distance_aligned units_moved bytes_sent images_per_second seconds""".split()
 CLOCK = {"images_per_second", "seconds"}
 
 
@@ -207,7 +208,6 @@ BAD = {
     "one agent": ("--agents 1", "'ring' needs at least 2 agents, not 1"),
     "many agents": ("--agents 1500", "There are 1500 agents and 1437 examples"),
     "large batch": ("--batch-size 400", "batch_size is 400, but an agent has 359 examples"),
-    "first frame": ("--merge-frame first", "fully connected graph, not 'ring'"),
     "devices": ("--devices 5", "devices must be 1 to 4 (8 there are, for 4 agents), not 5"),
     "no width": ("--width 0", "must be positive, not 0"),
     "a seed twice": ("--seeds 1 1", "each once, not (1, 1)"),

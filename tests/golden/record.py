@@ -64,18 +64,18 @@ def replace(config: dj.Config, **options) -> dj.Config:
 
 
 METHODS = """local_only dimat wa wm universe dimat_repair fedavg sparse_final_dimat centralized
-cdsgd dsgd_nesterov sgp cga d2 gradient_tracking qg_dsgdm_n relay_sgd""".split()
+cdsgd dsgd_nesterov sgp""".split()
 
 CASES = {
     "mlp": replace(MLP, methods=tuple(METHODS)),
-    "convnet": replace(CONVNET, methods=("dimat", "wa", "wm", "dsgd_nesterov")),
+    "convnet": replace(CONVNET, methods=("dimat", "wa")),
     "mlp_optimizer_kept": replace(MLP, optimizer_after_merge="kept", optimizer="adam"),
     "mlp_reference": replace(MLP, merge_frame="reference", merge_at_end=True),
     "mlp_tree": replace(
         MLP, merge_frame="tree", align_every="once", optimizer_after_merge="averaged", proximal=0.1
     ),
     "mlp_digraph": replace(MLP, topology="digraph", methods=("sgp",)),
-    "mlp_decay": replace(MLP, methods=("cga", "dimat"), schedule="exponential"),
+    "mlp_decay": replace(MLP, methods=("cga",), schedule="exponential"),
     "mlp_one_peer": replace(MLP, topology="one_peer_exponential", partition="dirichlet"),
 }
 """Name → the run, in float64."""

@@ -22,7 +22,7 @@ MERGES: dict[str, Merge] = {
     name: part
     for name, method in METHODS.items()
     for part in [method.merge or method.final]
-    if part and not name.startswith("sparse_")
+    if part and not method.initial and not name.startswith("sparse_")
 }
 """What methods do between two stretches of training, or after the last; but for those of several
 merges that differ, which `test_combinations` has."""

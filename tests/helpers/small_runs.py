@@ -32,6 +32,7 @@ PLAIN = dict(
     merge_frame="own",
     align_every=1,
     evaluate_every=1,
+    evaluate_merged=False,
     optimizer_after_merge="fresh",
     methods=("dimat", "wa"),
 )

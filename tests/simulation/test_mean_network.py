@@ -10,6 +10,11 @@ import dimat_jax as dj
 from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.execution.placement import to_host
 
+
+def merged_config(**options) -> dj.Config:
+    return small_config(**{"evaluate_merged": True} | options)
+
+
 MLP = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
 
 
@@ -21,7 +26,7 @@ def images_of(dataset, images):
 @pytest.mark.parametrize(("agents", "devices", "tests"), [(5, 4, 23), (8, 2, 300), (3, 1, 65)])
 def test_its_accuracy_is_that_of_the_mean_of_the_parameters(agents, devices, tests, x64):
     dataset = noise(examples=80, tests=tests, size=4)
-    config = small_config(agents=agents, devices=devices, methods=("local_only",), rounds=1)
+    config = merged_config(agents=agents, devices=devices, methods=("local_only",), rounds=1)
     session = session_as(config, linear_softmax(), dataset)
     done = finish(session)
     params = done.variables["local_only", 0]["params"]
@@ -34,7 +39,7 @@ def test_its_accuracy_is_that_of_the_mean_of_the_parameters(agents, devices, tes
 
 def test_it_has_the_statistics_of_everyones_images(x64):
     dataset = noise(examples=80, tests=40, size=4)
-    config = small_config(agents=4, devices=2, methods=("local_only",), partition="by_class")
+    config = merged_config(agents=4, devices=2, methods=("local_only",), partition="by_class")
     session = session_as(config, MLP, dataset)
     state = session.train(session.start())
     found = session.measure(copied(state), "pretrain")["merged_accuracy"]
@@ -57,7 +62,7 @@ def test_it_has_the_statistics_of_everyones_images(x64):
 def test_networks_that_differ_by_their_order_alone_are_as_good_as_one(x64):
     """After a merge in frames of their own they are brought into one first."""
     dataset = noise(examples=64, tests=40, size=4)
-    config = small_config(
+    config = merged_config(
         agents=4,
         devices=2,
         methods=("dimat",),
@@ -81,7 +86,7 @@ def test_networks_that_differ_by_their_order_alone_are_as_good_as_one(x64):
 
 def test_accuracies_by_class_add_up(x64):
     dataset = noise(examples=64, tests=50, size=4)
-    config = small_config(agents=4, devices=2, methods=("wa",), rounds=1)
+    config = merged_config(agents=4, devices=2, methods=("wa",), rounds=1)
     row = finish(session_as(config, linear_softmax(), dataset)).rows[-1]
     counts = np.bincount(dataset.test_labels, minlength=4)
     classes = np.array(row["test_accuracy_classes"])

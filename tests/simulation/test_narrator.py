@@ -47,7 +47,7 @@ def test_events_are_called_by_whose_they_are_when_and_what_happens(setup):
         "seed 0, Alone: starting",
     ]
     assert said[-3:] == [
-        "seed 0, WA, round 2: evaluating on 50 test images",
+        "seed 0, WA, round 2: epoch 1 of 1",
         "seed 0, WA, round 2: recomputing statistics",
         "seed 0, WA, round 2: evaluating on all 50 test images",
     ]
