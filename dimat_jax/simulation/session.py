@@ -275,7 +275,12 @@ class Session(NamedTuple):
         return state_after(setup, self.parts, state, before, inputs, merged.moved, exchanged)
 
     def recompute(self, state: RunState) -> RunState:
-        """Recomputes the agents' normalisation statistics from the images of this round."""
+        """Recomputes the agents' normalisation statistics from the images of this round.
+
+        For every method alike, before it is measured; nothing is counted as sent for it.
+        """
+        if "batch_stats" not in state.agents.variables:
+            return state
         key = round_keys(state.keys, state.position.round).statistics_after_training
         batches = statistics_batches(self.setup, self.shards_of(state), key)
         variables = self.parts.merger.recompute(state.agents.variables, batches)

@@ -155,18 +155,25 @@ def choose_graphs(
     """The graph on which each part of each method works.
 
     Raises:
-      ValueError: unless the given graph is one of so many agents that all methods can use.
+      ValueError: unless the given graph is one of so many agents that all methods can use; for a
+        method that cannot leave out exchanges.
     """
     if graph.agents != config.agents:
         raise ValueError(f"The topology has {graph.agents} agents, the run {config.agents}.")
     every = config.gossip_every
-    return {
+    graphs = {
         name: {
             part: found.graph(stretched(graph, every) if part == "gossip" else graph)
             for part, found in algorithm.parts().items()
         }
         for name, algorithm in methods.items()
     }
+    for name, parts in graphs.items():
+        if "gossip" in parts and parts["gossip"].period % every:
+            raise ValueError(
+                f"{name} exchanges something in every step, so gossip_every must be 1, not {every}."
+            )
+    return graphs
 
 
 def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:

@@ -47,6 +47,10 @@ BAD = {
     "aligned never": ({"merge_frame": "tree", "align_every": 0}, "align_every must be at least 1"),
     "pushed away": ({"proximal": -1.0}, "proximal must be at least 0, not -1.0"),
     "no step without gossip": ({"gossip_every": 0}, "gossip_every must be at least 1, not 0"),
+    "relays with pauses": (
+        {"gossip_every": 2, "methods": ("relay_sgd",)},
+        "relay_sgd exchanges something in every step, so gossip_every must be 1, not 2",
+    ),
     "round rate 0": ({"round_rate": 0.0}, "round_rate must be positive, not 0.0"),
     "large batch": ({"batch_size": 11}, "batch_size is 11, but an agent has 10 examples"),
     "no batch": ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
