@@ -1,11 +1,26 @@
 """Eight virtual CPU devices for every test: the same forms run as in the main job."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
 
+COMPILED = "DIMAT_JAX_TESTS_COMPILED"
+"""The folder in which this run of the tests keeps what it has compiled, for its workers alike."""
+
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_enable_compilation_cache", False)  # No test leans on an earlier one.
 jax.devices()  # The number is fixed from here on, whatever a run prepares.
+
+
+def pytest_configure(config):
+    """Many tests compile the same small programs: each is compiled once a run, by one worker."""
+    if COMPILED not in os.environ:
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="dimat_jax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture
