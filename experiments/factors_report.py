@@ -9,6 +9,7 @@ from dimat_jax.registry import METHODS
 from dimat_jax.report.leads import lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.factors import FACTORS, Study
+from experiments.paper_report import ahead
 
 POINTS = {"last_merge": "after the last merge", "trained": "after the training", "end": "the end"}
 Stored = Mapping[str, Any]
@@ -95,11 +96,4 @@ def difference(
     ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
 ) -> str:
     """Of the accuracies at the end, in points, with its interval."""
-    found = lead(*({seed: row["end"] for seed, row in of.items()} for of in (ours, theirs)))
-    if found is None:
-        return EMPTY
-    if found.interval is None:
-        return f"{100 * found.mean:+.1f}"
-    low, high = found.interval
-    text = f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return ahead(lead(*({seed: row["end"] for seed, row in of.items()} for of in (ours, theirs))))

@@ -146,12 +146,15 @@ class Merged(NamedTuple):
         Empty where nothing was aligned.
       moved: whether they brought the agents' own units into another frame, and with them all that
         belongs to those units: optimizer state, and the state of the method's other parts.
+      weights: those of `MergeRound.sources` with which networks were averaged, ``[agents, slots]``;
+        None where they were not. What else is averaged with them takes the same.
     """
 
     variables: Variables
     state: State
     permutations: list[Permutations]
     moved: bool
+    weights: Float[np.ndarray, "agents slots"] | None = None
 
 
 class Merge(NamedTuple):

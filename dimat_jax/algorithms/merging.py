@@ -220,7 +220,7 @@ def average(
         total = merger.recompute(total, round.statistics())
     if repair:
         total = merger.repair.correct(total, goal, round.matching())
-    return Merged(total, state, used, moved=frame is not None and bool(used))
+    return Merged(total, state, used, moved=frame is not None and bool(used), weights=weights)
 
 
 DIMAT_SOURCE = "arXiv 2404.08079, algorithm 1"

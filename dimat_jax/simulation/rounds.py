@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms import Exchange, MergeRound, Message
+from dimat_jax.algorithms import Exchange, Merged, MergeRound, Message
 from dimat_jax.algorithms.communication import variables_bytes
 from dimat_jax.execution.placement import place, to_host
 from dimat_jax.merging.batches import Batches
@@ -114,7 +114,7 @@ def state_after(
     state: RunState,
     before: Variables,
     inputs: MergeRound,
-    moved: bool,
+    merged: Merged,
     graph: Exchange | None,
 ) -> RunState:
     """What belongs to the agents' units starts afresh after a merge, or goes with them.
@@ -125,7 +125,7 @@ def state_after(
       state: after the merge.
       before: the agents' variables before it.
       inputs: what the merge worked with.
-      moved: whether the agents' own units are in another order now.
+      merged: what it gave.
       graph: on which the method exchanges something in every step, if it does.
     """
     gossip = list(setup.methods.values())[state.position.method].gossip
@@ -136,15 +136,16 @@ def state_after(
         if gossip and graph and remembered:
             agents, new = parts.gossip(gossip).start(agents, graph)
             remembered = new._replace(turn=remembered.turn)
-    elif moved:
+    elif merged.moved:
         of_units = agents.optimizer, remembered and remembered.method
         for permutations in state.permutations:
             of_units = parts.merger.permute_state(permutations, before, of_units)
         agents = agents._replace(optimizer=of_units[0])
         remembered = remembered and remembered._replace(method=of_units[1])
-    if choice == "averaged":
-        slots = () if moved else state.permutations
-        averaged = average_state(parts.merger, inputs, before, agents.optimizer, slots)
+    if choice == "averaged" and merged.weights is not None:
+        slots = [] if merged.moved else merged.permutations
+        shared = inputs._replace(weights=merged.weights)
+        averaged = average_state(parts.merger, shared, before, agents.optimizer, slots)
         agents = agents._replace(optimizer=averaged)
     if setup.config.proximal:
         # A copy, for the agents' own will be donated.

@@ -272,7 +272,7 @@ class Session(NamedTuple):
             state = state._replace(method=state.method._replace(**others))
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
         exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
-        return state_after(setup, self.parts, state, before, inputs, merged.moved, exchanged)
+        return state_after(setup, self.parts, state, before, inputs, merged, exchanged)
 
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round.

@@ -114,7 +114,7 @@ def test_dimat_gives_permuted_copies_of_a_network_back_as_they_are(name):
     copies = permuted_copies(this, batches)
     graph = topology.ring(AGENTS)
     this.stopwatch.take()
-    merged, _, permutations, moved = merge("dimat", this, copies, graph, batches)
+    merged, _, permutations, moved, _ = merge("dimat", this, copies, graph, batches)
     assert not moved
     averaged = merge("wa", this, copies, graph, batches).variables
     assert_trees_close(merged, copies, tolerance=1e-4)
@@ -140,7 +140,7 @@ def test_permuted_copies_agree_in_the_first_agents_frame():
     copies = permuted_copies(mlp, batches)
     assert consensus_distance(copies) > 1
     graph = topology.fully_connected(AGENTS)
-    merged, _, (permutations,), moved = merge(
+    merged, _, (permutations,), moved, _ = merge(
         "dimat", mlp, copies, graph, batches, frame="reference"
     )
     assert moved
@@ -156,12 +156,12 @@ def test_permuted_copies_become_one_in_a_universe_and_stay_what_they_are_by_weig
     this = case(name)
     batches = own_batches(this.execution, same=True)
     copies, graph = permuted_copies(this, batches), topology.ring(AGENTS)
-    merged, _, (permutations,), moved = merge("universe", this, copies, graph, batches)
+    merged, _, (permutations,), moved, _ = merge("universe", this, copies, graph, batches)
     assert moved
     assert consensus_distance(copies) > 1 and consensus_distance(merged) < 1e-5
     moved = this.merger.permute(permutations, copies)
     assert_trees_close(merged["params"], moved["params"], tolerance=1e-5)
-    merged, _, permutations, _ = merge("wm", this, copies, graph, batches)
+    merged, _, permutations, *_ = merge("wm", this, copies, graph, batches)
     assert_trees_close(merged, copies, tolerance=1e-4)
     assert len(permutations) == 2
 

@@ -115,6 +115,31 @@ def test_sparse_gossip_and_one_merge_at_the_end(x64):
         assert_trees_close(params, first, 1e-12)
 
 
+def test_an_alignment_that_averages_nothing_leaves_each_agent_its_optimizers_state(x64):
+    mine = {
+        "mine": Algorithm("mine", initial=common_frame(by_activations), merge=METHODS["wa"].merge)
+    }
+    config = config_of(
+        methods=("fedavg",),
+        optimizer_after_merge="averaged",
+        batch_size=2,
+        partition="dirichlet",
+        alpha=0.3,
+    )
+    session = session_as(config, linear_softmax(), DATASET, methods=mine)
+    trained = session.train(session.start())
+    before = to_host(session.setup.execution, copied(trained.agents.optimizer))
+    aligned = session.merge(session.begin(copied(trained), "mine"), "initial")
+    assert_trees_close(to_host(session.setup.execution, aligned.agents.optimizer), before, 0)
+    # A server weighs what belongs to the units as it weighs the networks.
+    merged = session.merge(session.begin(copied(trained), "fedavg"))
+    examples = session.setup.examples[0]
+    mean = jax.tree.map(
+        lambda x: np.broadcast_to(np.average(x, axis=0, weights=examples), x.shape), before
+    )
+    assert_trees_close(to_host(session.setup.execution, merged.agents.optimizer), mean, 1e-12)
+
+
 def test_fedavg_ends_with_the_servers_model_weighed_by_examples(x64):
     config = config_of(
         methods=("fedavg",), partition="dirichlet", alpha=0.3, rounds=0, batch_size=2
