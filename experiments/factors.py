@@ -125,7 +125,7 @@ STUDIES = {
         most_tests=100,
     ),
 }
-"""``cpu``: about 40 minutes on two cores; ``smoke``: a check that all parts work."""
+"""``cpu``: about an hour on two slow cores; ``smoke``: a check that all parts work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Options:
     """The command line."""
 
     preset: Literal["cpu", "smoke"] = "cpu"
-    """cpu: about 40 minutes on two cores. smoke: a minute, to see that it works."""
+    """cpu: about an hour on two slow cores. smoke: a minute, to see that it works."""
     out: pathlib.Path | None = None
     """Folder of what is measured; None: runs/factors-PRESET."""
     table: pathlib.Path | None = None

@@ -1,4 +1,4 @@
-"""Time-varying graphs: schedules of sparse rounds, most of which together average exactly."""
+"""Time-varying graphs: schedules of sparse rounds, some of which average exactly in a period."""
 
 import numpy as np
 
