@@ -181,7 +181,8 @@ IMAGES_PER_SECOND = {
     "resnet50": 11.0,
 }
 """Training at width 1 on 32 × 32 images by two CPU cores, all agents together: convnet and resnet20
-as measured (convnet between 4,500 and 14,000 with compiled kernels, by the machine), vgg16 and resnet50 from their multiply-adds. It falls with the square of the width."""
+as measured (convnet by 4,500 to 14,000 with compiled kernels, as the machine is), vgg16 and
+resnet50 from their multiply-adds. It falls with the square of the width."""
 EXAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "tiny_imagenet": 100_000, "digits": 1_437}
 TESTS = {"cifar10": 10_000, "cifar100": 10_000, "tiny_imagenet": 10_000, "digits": 360}
 COMPILATION = 12.0, 2.0
