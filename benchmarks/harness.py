@@ -127,7 +127,8 @@ def contestant(
 ) -> Iterator[Callable[[], Reading]]:
     """A block in a process of its own, with its own threads, devices and memory.
 
-    Idle processes take no time from the one that runs. The block is made when it is first called.
+    Idle processes take no time from the one that runs. The block is made at once, beside others;
+    its first call waits for it.
 
     Args:
       make: of a module's top level; makes the block.
@@ -164,15 +165,19 @@ def contestants(
 
 def serve(connection: Any, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
     """Runs the block each time the other end asks for it, until that end is closed."""
-    block = None
+    block, failure = None, None
+    try:
+        block = make(*arguments)
+    except Exception:
+        failure = traceback.format_exc()
     while True:
         try:
             connection.recv()
         except EOFError:
             return
         try:
-            block = block or make(*arguments)
-            connection.send((block(), peak_memory(), None))
+            value = None if block is None else block()
+            connection.send((value, peak_memory(), failure))
         except Exception:
             connection.send((None, peak_memory(), traceback.format_exc()))
 
@@ -184,7 +189,13 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held at once."""
+    """The most bytes that this process has held at once: on its accelerator, if it uses one."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    of_device = jax and jax.local_devices()[0].memory_stats()
+    if of_device:
+        return of_device["peak_bytes_in_use"]
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else 1024 * held
 
@@ -206,7 +217,16 @@ def select_backend(backend: str | None) -> None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(backend, backend))
 
 
-def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
+def accelerator(backend: str | None) -> str | None:
+    """The name of the accelerator on which JAX runs with this backend; None where it is a CPU."""
+    select_backend(backend)
+    import jax
+
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else device.device_kind
+
+
+def provenance(command: Sequence[str] | None = None, backend: str | None = None) -> dict[str, Any]:
     """Where, when and with what something was measured."""
     return {
         "command": "python -m " + " ".join(command or main_command()),
@@ -215,6 +235,7 @@ def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
         "cores": cores(),
         "load": os.getloadavg()[0],
         "processor": processor(),
+        "accelerator": apart(accelerator, backend),
         "versions": {k: v for k, v in (versions() | {"torch": version("torch")}).items() if v},
     }
 

@@ -9,9 +9,21 @@ import numpy as np
 
 from benchmarks.harness import cores, select_backend
 
-SIDE = 2048
-COPY = 2**27
-"""Bytes of the copied array: more than a core's caches hold, and little beside any memory."""
+
+class Size(NamedTuple):
+    """What is multiplied and copied.
+
+    Attributes:
+      side: rows and columns of the matrix.
+      copy: bytes of the array: more than the caches hold, and little beside any memory.
+    """
+
+    side: int
+    copy: int
+
+
+ON_CPU, ON_ACCELERATOR = Size(2048, 2**27), Size(8192, 2**31)
+"""An accelerator needs more before the time of a call is not what counts."""
 
 
 class Limit(NamedTuple):
@@ -28,9 +40,9 @@ class Limit(NamedTuple):
 
 def numpy_block(backend: str | None) -> Callable[[], Limit]:
     """Measures NumPy, which knows CPUs only."""
-    matrix, array = operands()
+    matrix, array = operands(backend)
     target = np.empty_like(array)
-    return measure(lambda: matrix @ matrix, lambda: np.copyto(target, array))
+    return measure(matrix, array, lambda: matrix @ matrix, lambda: np.copyto(target, array))
 
 
 def jax_block(backend: str | None) -> Callable[[], Limit]:
@@ -39,7 +51,7 @@ def jax_block(backend: str | None) -> Callable[[], Limit]:
     import jax.numpy as jnp
 
     select_backend(backend)
-    matrix, array = jax.device_put(operands())
+    matrix, array = jax.device_put(operands(backend))
     multiply = jax.jit(lambda x: jnp.matmul(x, x))
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     held = [array]
@@ -47,7 +59,7 @@ def jax_block(backend: str | None) -> Callable[[], Limit]:
     def replace() -> None:
         held[0] = jax.block_until_ready(copy(held[0]))
 
-    return measure(lambda: jax.block_until_ready(multiply(matrix)), replace)
+    return measure(matrix, array, lambda: jax.block_until_ready(multiply(matrix)), replace)
 
 
 def torch_block(backend: str | None) -> Callable[[], Limit]:
@@ -58,7 +70,7 @@ def torch_block(backend: str | None) -> Callable[[], Limit]:
 
     torch.set_num_threads(cores())
     device = device_of(backend)
-    matrix, array = (torch.from_numpy(x).to(device) for x in operands())
+    matrix, array = (torch.from_numpy(x).to(device) for x in operands(backend))
     target = torch.empty_like(array)
 
     def waiting(function: Callable[[], Any]) -> Callable[[], None]:
@@ -68,24 +80,30 @@ def torch_block(backend: str | None) -> Callable[[], Limit]:
 
         return run
 
-    return measure(waiting(lambda: matrix @ matrix), waiting(lambda: target.copy_(array)))
+    multiply, copy = (lambda: matrix @ matrix), (lambda: target.copy_(array))
+    return measure(matrix, array, waiting(multiply), waiting(copy))
 
 
-def operands() -> tuple[np.ndarray, np.ndarray]:
+def operands(backend: str | None) -> tuple[np.ndarray, np.ndarray]:
     """A matrix to multiply with itself, and an array to copy."""
     rng = np.random.default_rng(0)
-    return rng.standard_normal((SIDE, SIDE), np.float32), np.ones(COPY // 4, np.float32)
+    size = ON_CPU if backend in (None, "cpu") else ON_ACCELERATOR
+    matrix = rng.standard_normal((size.side, size.side), np.float32)
+    return matrix, np.ones(size.copy // 4, np.float32)
 
 
-def measure(multiply: Callable[[], object], copy: Callable[[], object]) -> Callable[[], Limit]:
+def measure(
+    matrix: Any, array: Any, multiply: Callable[[], object], copy: Callable[[], object]
+) -> Callable[[], Limit]:
     """A block that times both."""
+    operations, moved = 2.0 * len(matrix) ** 3, 2.0 * array.nbytes
 
     def seconds(function: Callable[[], object]) -> float:
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
 
-    return lambda: Limit(2.0 * SIDE**3 / seconds(multiply), 2.0 * COPY / seconds(copy))
+    return lambda: Limit(operations / seconds(multiply), moved / seconds(copy))
 
 
 Maker = Callable[[str | None], Callable[[], Limit]]

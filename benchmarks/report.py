@@ -52,7 +52,7 @@ def publish(name: str, options: Any, tables: Sequence[Table], measured: Any) -> 
     """Prints the tables, and leaves ``NAME.json`` and ``NAME.md`` where the options ask for it."""
     from rich.console import Console
 
-    where = provenance()
+    where = provenance(backend=options.backend)
     console = Console()
     texts = []
     for table in tables:
@@ -72,8 +72,10 @@ def publish(name: str, options: Any, tables: Sequence[Table], measured: Any) -> 
 def sentence(where: dict[str, Any]) -> str:
     """Where and with what it was measured, in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    accelerator = f"{where['accelerator']}, " * bool(where["accelerator"])
     return (
-        f"`{where['command']}` at {where['commit']} on {where['date']}: {where['cores']} cores of "
+        f"`{where['command']}` at {where['commit']} on {where['date']}: {accelerator}"
+        f"{where['cores']} cores of "
         f"{where['processor']} (load {where['load']:.1f}), {versions}."
     )
 

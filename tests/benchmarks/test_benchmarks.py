@@ -98,7 +98,17 @@ def counter(start):
 def test_what_fails_in_a_contestant_fails_here():
     with pytest.raises(RuntimeError, match="invalid literal"):
         harness.apart(int, "x")
+    with pytest.raises(RuntimeError, match="positional argument"):
+        harness.apart(no_argument, "x")
+    with harness.contestant(no_argument, "x") as block:  # the block is never made
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no_argument"):
+                block()
     assert harness.apart(int, "17") == 17
+
+
+def no_argument():
+    """Makes no block, for it is called with an argument."""
 
 
 def test_json_is_written_with_its_folder(tmp_path):
@@ -111,6 +121,8 @@ def test_where_it_was_measured_is_said():
     assert where["command"] == "python -m benchmarks.step --quick"
     assert where["cores"] == len(os.sched_getaffinity(0))
     assert where["versions"]["jax"] and "torch_that_never_was" not in where["versions"]
+    assert where["accelerator"] is None or where["accelerator"]
+    assert "an H9, 2 cores" in report.sentence(where | {"accelerator": "an H9", "cores": 2})
     said = report.sentence(where)
     assert where["commit"] in said and f"jax {where['versions']['jax']}" in said
 
