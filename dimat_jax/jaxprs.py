@@ -2,7 +2,7 @@
 
 `evaluate` goes through a jaxpr's equations and asks a hook what each of them does, to arrays or to
 whatever is known of them: `dimat_jax.symmetries` finds permutation groups so, taps activations, and
-`dimat_jax.execution.kernels` puts compiled kernels in the place of convolutions.
+`dimat_jax.execution` puts compiled kernels or matrix products in the place of convolutions.
 
 Primitives keep their meaning from one JAX release to the next, but not the names of their
 parameters: those that hold jaxprs are read here only, for JAX 0.9 to 0.12.
@@ -69,6 +69,22 @@ def enter_or_bind(path: Path, eqn: JaxprEqn, operands: list[Any], equation: Hook
     if inner is None:
         return bind(eqn, operands)
     return evaluate(inner, _behind_barrier(eqn, operands), equation, path=path)
+
+
+def rewrite(function: Callable[..., Any], equation: Hook[Any]) -> Callable[..., Any]:
+    """The same function of pytrees of arrays, but each equation of its jaxpr does as the hook says.
+
+    Args:
+      function: what is traced whenever the rewritten function is called.
+      equation: what each equation does to arrays, as of `evaluate`.
+    """
+
+    def run(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = evaluate(closed, jax.tree.leaves(args), equation)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return run
 
 
 def _behind_barrier(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dimat_jax.execution.kernels import with_kernels
 from dimat_jax.execution.placement import AGENTS, REPLICATED, Execution, replicate
+from dimat_jax.execution.products import with_products
 from dimat_jax.execution.timing import Stopwatch, compiled, executables
 
 PyTree = Any
@@ -206,6 +207,8 @@ def for_each(execution: Execution, function: Callable[..., Any], carry: PyTree, 
 
 def vectorized(execution: Execution, update: Update) -> Step:
     """One step of all lanes of a device, so many of them at once as the execution says."""
+    if execution.products:
+        update = with_products(update)
     if execution.lanes_at_once == execution.lanes:
         lanes = jax.vmap(update, in_axes=(0, 0, None))
     else:

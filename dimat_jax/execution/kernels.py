@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from dimat_jax.jaxprs import Path, enter_or_bind, evaluate, named_call
+from dimat_jax.jaxprs import Path, enter_or_bind, named_call, rewrite
 
 SWITCH = "DIMAT_JAX_CPU"
 """The environment variable which, set to 0, leaves everything to XLA all the same."""
@@ -89,12 +89,7 @@ def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[...
             return enter_or_bind(path, eqn, operands, equation)
         return jax.tree.leaves(fast(*operands))
 
-    def run(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        outputs = evaluate(closed, jax.tree.leaves(args), equation)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-    return run
+    return rewrite(function, equation)
 
 
 def _function(eqn: JaxprEqn, threads: int) -> Callable[..., Any] | None:

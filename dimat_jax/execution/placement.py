@@ -47,6 +47,7 @@ class Execution(NamedTuple):
         others wait. Fewer take less memory. Divides ``lanes``.
       sequential: whether Python loops over steps and lanes, calling compiled parts; else the steps
         are scanned in one compiled call.
+      products: whether convolutions are computed as matrix products, before lanes are vmapped.
     """
 
     mesh: Mesh
@@ -54,6 +55,7 @@ class Execution(NamedTuple):
     lanes: int
     lanes_at_once: int
     sequential: bool
+    products: bool = False
 
     @property
     def all_lanes(self) -> int:
@@ -112,7 +114,8 @@ def choose_execution(
     at_once = max(d for d in range(1, at_once + 1) if lanes % d == 0)
     used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.
     mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
-    return Execution(mesh, agents, lanes, at_once, sequential)
+    products = not on_cpu and at_once > 1
+    return Execution(mesh, agents, lanes, at_once, sequential, products)
 
 
 def has_convolutions(function: Callable[..., Any], *args: PyTree) -> bool:

@@ -1,0 +1,159 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dimat_jax as dj
+from dimat_jax.execution import placement
+from dimat_jax.execution.products import with_products
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def is_free_of_convolutions(function, *args):
+    return "conv_general_dilated" not in str(jax.make_jaxpr(function)(*args))
+
+
+def agree(function, *args):
+    """The function and its rewritten form, on the same arguments."""
+    changed = with_products(function)
+    assert is_free_of_convolutions(changed, *args)
+    for expected, found in zip(
+        jax.tree.leaves(function(*args)), jax.tree.leaves(jax.jit(changed)(*args)), strict=True
+    ):
+        assert expected.shape == found.shape and expected.dtype == found.dtype
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+
+
+@st.composite
+def convolutions(draw):
+    """Shapes and options of a convolution of one to three dimensions."""
+    dimensions = draw(st.integers(1, 3))
+    each = lambda least, most: tuple(  # noqa: E731
+        draw(st.integers(least, most)) for _ in range(dimensions)
+    )
+    window, space = each(1, 4), each(4, 9)
+    apart = each(1, 2)
+    reach = [(k - 1) * d + 1 for k, d in zip(window, apart, strict=True)]
+    # Wider padding makes that of the gradient negative, where XLA's CPU backend reads at random.
+    padding = [(draw(st.integers(0, r - 1)), draw(st.integers(0, r - 1))) for r in reach]
+    enough = all(n + sum(p) >= r for n, p, r in zip(space, padding, reach, strict=True))
+    padding = padding if enough else [(r - 1, r - 1) for r in reach]
+    options = dict(window_strides=each(1, 3), padding=padding, rhs_dilation=apart)
+    batch, inputs, outputs = (draw(st.integers(1, 4)) for _ in range(3))
+    return (batch, *space, inputs), (*window, inputs, outputs), options
+
+
+FORMATS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+@settings(max_examples=40, deadline=None)
+@given(convolutions())
+def test_a_convolution_and_its_gradients_are_products(drawn):
+    images, kernel, options = drawn
+    x, w = normal(0, *images), normal(1, *kernel)
+    dimensions = FORMATS[len(images) - 2]
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, dimension_numbers=dimensions, **options)
+
+    def all_of_it(x, w, given):
+        y, pull_back = jax.vjp(convolve, x, w)
+        return y, *pull_back(given)
+
+    agree(all_of_it, x, w, normal(2, *jax.eval_shape(convolve, x, w).shape))
+
+
+def test_other_layouts_are_products_too():
+    x, w = normal(0, 2, 3, 8, 7), normal(1, 5, 3, 3, 2)
+    convolve = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
+        x,
+        w,
+        (1, 2),
+        [(1, 2), (0, 1)],
+        lhs_dilation=(2, 1),
+        dimension_numbers=("NCHW", "OIHW", "HWNC"),
+    )
+    agree(convolve, x, w)
+
+
+def test_grouped_convolutions_and_loops_stay():
+    x, w = normal(0, 2, 8, 8, 4), normal(1, 3, 3, 2, 4)
+    grouped = with_products(
+        lambda x, w: nn.Conv(4, (3, 3), feature_group_count=2).apply(
+            {"params": {"kernel": w, "bias": jnp.zeros(4)}}, x
+        )
+    )
+    assert not is_free_of_convolutions(grouped, x, w)
+
+    def looped(x, w):
+        def convolve(x, _):
+            params = {"kernel": w, "bias": jnp.zeros(4)}
+            return nn.Conv(4, (3, 3)).apply({"params": params}, x), None
+
+        return jax.lax.scan(convolve, x, length=2)[0]
+
+    w = normal(1, 3, 3, 4, 4)
+    assert not is_free_of_convolutions(with_products(looped), x, w)
+    np.testing.assert_allclose(with_products(looped)(x, w), looped(x, w), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet20"])
+def test_agents_own_networks_train_as_before(name):
+    model = dj.models.make(name, num_classes=10, width=0.25)
+    x = normal(0, 3, 4, 32, 32, 3)
+    variables = jax.vmap(lambda key: model.init(key, x[0]))(jax.random.split(jax.random.key(0), 3))
+
+    def gradient(variables, x):
+        def loss(params):
+            return model.apply({**variables, "params": params}, x, train=True)[0].var()
+
+        return jax.grad(loss)(variables["params"])
+
+    changed = jax.jit(jax.vmap(with_products(gradient)))
+    assert is_free_of_convolutions(changed, variables, x)
+    expected, found = (jax.tree.leaves(f(variables, x)) for f in (jax.vmap(gradient), changed))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+
+
+def test_a_run_with_products_trains_as_one_without(monkeypatch):
+    losses = [losses_of_a_run(monkeypatch, products) for products in (False, True)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def losses_of_a_run(monkeypatch, products):
+    """Of a small run in the form in which a GPU computes it."""
+    choose = placement.choose_execution
+
+    def as_on_a_gpu(*args, **options):
+        return choose(*args, **options)._replace(
+            sequential=False, lanes_at_once=2, products=products
+        )
+
+    config = dj.Config(
+        dataset="shapes",
+        agents=2,
+        devices=1,
+        model="convnet",
+        width=0.25,
+        rounds=1,
+        pretrain_epochs=1,
+        examples_per_agent=60,
+        test_examples=50,
+        batch_size=20,
+        methods=("dimat",),
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("dimat_jax.simulation.setup.choose_execution", as_on_a_gpu)
+        rows = dj.simulate(config, observer=None).history
+    return [row["train_loss"] for row in rows if row.get("train_loss") is not None]
+
+
+def test_only_accelerators_with_many_agents_take_products():
+    assert not placement.choose_execution(4, convolutions=True).products
