@@ -33,6 +33,9 @@ class Setting(NamedTuple):
       regime: ``pretrained``: all methods from the same agents, pretrained apart from different
         initial weights; ``common``: all agents from one initialisation, no pretraining, and as many
         rounds more as make up for its epochs.
+      alpha: of the partition ``dirichlet``; None for others.
+      norm: the model's normalisation; None: its own, BatchNorm.
+      gossip_every: methods that exchange in steps do so in each one of so many.
     """
 
     dataset: str
@@ -42,6 +45,17 @@ class Setting(NamedTuple):
     model: str
     width: float
     regime: str
+    alpha: float | None = None
+    norm: str | None = None
+    gossip_every: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its files: what all settings say, then what is special about it."""
+        special = {"alpha": self.alpha, "norm": self.norm}
+        special["gossip"] = None if self.gossip_every == 1 else self.gossip_every
+        said = [f"{name}{value}" for name, value in special.items() if value is not None]
+        return "-".join([*map(str, self[:7]), *said]).replace("_", "")
 
 
 class Cell(NamedTuple):
@@ -54,7 +68,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """Of its folder."""
-        return "-".join(str(part) for part in (*self.setting, self.seed)).replace("_", "")
+        return f"{self.setting.name}-{self.seed}"
 
 
 class Outcome(NamedTuple):
@@ -96,7 +110,9 @@ def config_of(base: Config, cell: Cell, rates: Rates) -> Config:
         its own; methods that are not in it take the run's.
     """
     fields = cell.setting._asdict()
-    regime = fields.pop("regime")
+    regime, alpha = fields.pop("regime"), fields.pop("alpha")
+    if alpha is not None:
+        fields["alpha"] = alpha
     partition = cell.setting.partition
     tuned = rates.get(rates_key(partition, regime), rates.get(partition, {}))
     chosen = tuple((method, tuned[method]) for method in cell.methods if method in tuned)

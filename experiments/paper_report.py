@@ -173,9 +173,33 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     return Table(title(setting), columns, body)
 
 
+def shards_table(runs: Runs) -> Table:
+    """Accuracy of each agent on the classes of each agent's shard, after the last training."""
+    body = []
+    for method in methods_in(runs):
+        found = last_trained(rows_of(runs), method).values()
+        if not found:
+            continue
+        # [seeds, agents, classes]; class c is that of agent c mod agents (`partition.by_class`).
+        accuracy = np.mean([row["test_accuracy_classes"] for row in found], axis=0)
+        agents, classes = accuracy.shape
+        shards = [accuracy[:, shard::agents].mean(1) for shard in range(min(agents, classes))]
+        by_shard = 100 * np.stack(shards, 1)
+        own = np.eye(*by_shard.shape, dtype=bool)
+        matrix = "; ".join(" ".join(f"{x:.0f}" for x in row) for row in by_shard)
+        means = (f"{by_shard[where].mean():.1f}" for where in (own, ~own))
+        body.append([METHODS[method].label, *means, matrix])
+    title = (
+        "Accuracy in % after the last training, mean over seeds, on the classes of an agent's own "
+        "shard and of the others'; and each agent (in turn) on the classes of each shard"
+    )
+    return Table(title, ["method", "own shard", "other shards", "agent by shard"], body)
+
+
 def published_in(setting: Setting) -> Mapping[str, str]:
     """Method → published figure of a setting, where there is one."""
-    return PUBLISHED.get(setting[:-1], {}) if setting.regime == "pretrained" else {}
+    plain = setting == Setting(*setting[:7]) and setting.regime == "pretrained"
+    return PUBLISHED.get(setting[:6], {}) if plain else {}
 
 
 def pretraining(runs: Runs) -> str:
@@ -193,9 +217,12 @@ def some_seeds(runs: Runs, method: str) -> str:
 def title(setting: Setting) -> str:
     """What was compared."""
     starts = {"pretrained": "pretrained apart", "common": "from one common initialisation"}
+    partition = setting.partition if setting.alpha is None else f"Dirichlet {setting.alpha:g}"
+    norms = {None: "", "group": " with GroupNorm", "layer": " with LayerNorm"}
+    every = f", gossip every {setting.gossip_every} steps" * (setting.gossip_every > 1)
     return (
-        f"{setting.dataset}, {setting.partition}, {setting.topology}, {setting.agents} agents, "
-        f"{setting.model} × {setting.width:g}, {starts[setting.regime]}"
+        f"{setting.dataset}, {partition}, {setting.topology}, {setting.agents} agents, "
+        f"{setting.model} × {setting.width:g}{norms[setting.norm]}, {starts[setting.regime]}{every}"
     )
 
 
@@ -290,11 +317,14 @@ def write_report(
     parts = [introduction(preset, reduced, outcomes, number, at_edge)]
     parts.append(f"## Which method is strongest\n\n{to_markdown(strongest(settings))}")
     for setting, runs in settings.items():
-        name = "paper-" + "-".join(str(part) for part in setting).replace("_", "") + ".png"
+        name = f"paper-{setting.name}.png"
         picture(setting, runs).savefig(folder / name)
         table = table_of(setting, runs)
         seeds = f"Seeds: {len(runs)}. {pretraining(runs)}{verdict(runs)}".strip()
         parts.append(f"## {table.title}\n\n{seeds}\n\n{to_markdown(table)}\n\n![curves]({name})")
+        if setting.partition == "by_class":
+            shards = shards_table(runs)
+            parts.append(f"{shards.title}:\n\n{to_markdown(shards)}")
     (folder / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_csv(folder / "paper.csv", settings)
 

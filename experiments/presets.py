@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dimat_jax.config import PRESETS, Config
 from dimat_jax.registry import METHODS
@@ -19,6 +19,12 @@ FROM_COMMON = ("local_only", "dimat", "wa", "cdsgd", "sgp", "dsgd_nesterov", "gr
 FROM_COMMON += ("qg_dsgdm_n", *REFERENCES)
 """The methods of the regime ``common`` on two CPU cores."""
 
+BESIDE = ("local_only", "dimat", "dimat_once", "wa", "dsgd_nesterov", "gradient_tracking")
+BESIDE += ("qg_dsgdm_n",)
+"""Those that are compared beside the paper's settings, on other data, norms and graphs."""
+ONCE_A_ROUND = ("local_only", "dimat", "dimat_once", "wa", "dsgd", "dsgd_nesterov", "sgp", "cdsgd")
+ONCE_A_ROUND += ("gradient_tracking", "qg_dsgdm_n")
+"""Merging methods, and those that exchange in steps, which here are as rare as merges."""
 
 APART = ("local_only", "dimat", "wa", "cdsgd", "cga")
 """Methods of the paper that a graph without edges leaves as they are; others refuse it."""
@@ -62,6 +68,8 @@ def cpu_cells() -> Iterable[Cell]:
                 partition=partition, topology=topology, agents=5, regime="pretrained", **fixed
             )
             yield Cell(setting, seed, PAPER + MODERN + REFERENCES * (topology == "ring"))
+        for setting, methods in beside(**fixed):
+            yield Cell(setting, seed, methods)
         if seed > 0:
             continue
         ring = dict(topology="ring", **fixed)
@@ -70,6 +78,19 @@ def cpu_cells() -> Iterable[Cell]:
             yield Cell(setting, seed, FROM_COMMON)
         setting = Setting(partition="iid", agents=10, regime="pretrained", **ring)
         yield Cell(setting, seed, PAPER + MODERN + REFERENCES)
+
+
+def beside(**fixed: Any) -> Iterable[tuple[Setting, tuple[str, ...]]]:
+    """What the paper lacks, one thing at a time: norms, partitions, graphs, equal bytes."""
+    ring = Setting(partition="iid", topology="ring", agents=5, regime="pretrained", **fixed)
+    yield ring._replace(partition="by_class", norm="group"), BESIDE
+    for alpha in (0.1, 0.5):
+        yield ring._replace(partition="dirichlet", alpha=alpha), BESIDE
+    yield ring._replace(topology="digraph"), ("local_only", "sgp", "sgp_nesterov")
+    yield ring._replace(topology="random_peers"), BESIDE
+    steps = CPU_EXAMPLES // CPU_BATCH
+    for partition in ("iid", "by_class"):
+        yield ring._replace(partition=partition, gossip_every=steps), ONCE_A_ROUND
 
 
 def full_cells() -> Iterable[Cell]:
@@ -107,6 +128,8 @@ def smoke_cells() -> Iterable[Cell]:
         yield Cell(setting, seed, ("dimat", "wa", "cdsgd", "qg_dsgdm_n"))
 
 
+CPU_EXAMPLES, CPU_BATCH = 800, 50
+
 CPU = Config(
     preset="cpu",
     round_rate=1.0,
@@ -115,8 +138,8 @@ CPU = Config(
     merge_frame="reference",
     align_every=1,
     evaluate_every=2,
-    examples_per_agent=800,
-    batch_size=50,
+    examples_per_agent=CPU_EXAMPLES,
+    batch_size=CPU_BATCH,
     pretrain_epochs=8,
     rounds=4,
     epochs_per_round=1,
@@ -171,7 +194,7 @@ STUDIES = {
         "everything: a check that all parts work, whose numbers mean nothing",
     ),
 }
-"""``cpu``: under 60 minutes on two cores; ``full``: the paper's; ``smoke``: a minute."""
+"""``cpu``: about 75 minutes on two slow cores; ``full``: the paper's; ``smoke``: a minute."""
 
 IMAGES_PER_SECOND = {
     "mlp": 30_000.0,

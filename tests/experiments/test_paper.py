@@ -145,7 +145,17 @@ def test_the_presets_are_what_they_say():
     seeds: dict[Setting, int] = {}
     for cell in cpu:
         seeds[cell.setting] = seeds.get(cell.setting, 0) + 1
-    apart = {s: n for s, n in seeds.items() if s.regime == "pretrained"}
+    usual = {s: n for s, n in seeds.items() if s == Setting(*s[:7])}
+    beside = [s for s in seeds if s.topology in ("digraph", "random_peers")]
+    beside += [s for s in seeds if s not in usual]
+    assert {seeds[s] for s in beside} == {3}
+    assert {(s.norm, s.alpha, s.gossip_every) for s in beside} >= {
+        ("group", None, 1),
+        (None, 0.1, 1),
+        (None, 0.5, 1),
+        (None, None, 16),
+    }
+    apart = {s: n for s, n in usual.items() if s.regime == "pretrained" and s not in beside}
     assert {(s.topology, s.partition): n for s, n in apart.items() if s.agents == 5} == {
         (t, p): 3 for t in ("ring", "fully_connected") for p in ("iid", "by_class")
     }
@@ -176,12 +186,37 @@ def test_the_cpu_presets_fit_into_their_time():
     study = presets.STUDIES["cpu"]
     configs = [grid.config_of(study.base, cell, {}) for cell in study.cells]
     whole = sum(presets.expected_seconds(config, study.most_tests) for config in configs)
-    assert 10 * 60 < whole < 60 * 60
+    assert 10 * 60 < whole < 90 * 60
     # CGA takes a gradient for each neighbour as well: five instead of one.
     one, cga = (dataclasses.replace(configs[1], methods=(m,)) for m in ("cdsgd", "cga"))
     trained = 5 * 4 * 800 / presets.IMAGES_PER_SECOND["convnet"]
     more = presets.expected_seconds(cga, 2000) - presets.expected_seconds(one, 2000)
     assert configs[1].topology == "fully_connected" and more == pytest.approx(4 * trained)
+
+
+def test_a_settings_name_and_title_say_what_is_special_about_it():
+    assert SETTING.name == "digits-iid-ring-2-mlp-0.03-pretrained"
+    special = SETTING._replace(alpha=0.1, norm="group", gossip_every=16)
+    assert special.name == f"{SETTING.name}-alpha0.1-normgroup-gossip16"
+    said = paper_report.title(special)
+    assert "Dirichlet 0.1" in said and "GroupNorm" in said and "every 16 steps" in said
+    config = grid.config_of(BASE, Cell(special, 0, ("dimat",)), {})
+    assert (config.alpha, config.norm, config.gossip_every) == (0.1, "group", 16)
+    assert grid.config_of(BASE, CELLS[0], {}).alpha == BASE.alpha
+
+
+def test_agents_know_their_own_shard():
+    def row(seed, accuracy):
+        # Agents 0 and 1 on classes 0 to 3: 0 and 2 are of agent 0's shard, 1 and 3 of agent 1's.
+        classes = [[accuracy, 0.0, 0.2, 0.0], [0.1, 0.5, 0.3, 0.7]]
+        found = dict(method="dimat", seed=seed, round=1, epoch=2, phase="train", bytes_sent=0.0)
+        return found | {"test_accuracy_classes": classes}
+
+    runs = {
+        seed: Outcome({}, "made up", [row(seed, accuracy)], {"dimat": [0.5, 0.5]}, [], 1.0)
+        for seed, accuracy in ((0, 0.4), (1, 0.8))
+    }
+    assert paper_report.shards_table(runs).rows == [["DIMAT", "50.0", "10.0", "40 0; 20 60"]]
 
 
 def outcome(seed, ends, diverged=()):
