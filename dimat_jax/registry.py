@@ -116,6 +116,7 @@ METHODS: Registry = Registry(
         "local_only": "merging:local_only",
         "dimat": "merging:dimat",
         "dimat_once": "merging:dimat_once",
+        "dimat_plus": "merging:dimat_plus",
         "wm": "merging:wm",
         "universe": "merging:universe",
         "wa": "merging:wa",

@@ -48,6 +48,7 @@ class Factor(NamedTuple):
 
 
 ALL = (*MERGING, "local_only")
+FASTER_AND_KEPT = {"round_rate": 0.5, "optimizer_after_merge": "kept"}
 FACTORS = (
     Factor("base", methods=ALL),
     Factor(
@@ -71,6 +72,18 @@ FACTORS = (
     Factor("outer momentum, 1, 0.5", "arXiv 1910.00643", outer="momentum", methods=("dimat",)),
     Factor("drift corrected", "arXiv 1702.05122", outer="drift"),
     Factor("DSGD-N once a round, aligned once", "arXiv 2102.04761", methods=("gossip",)),
+    Factor("rate × 2.5, optimizer kept", options=FASTER_AND_KEPT, methods=ALL),
+    Factor(
+        "rate × 2.5, optimizer averaged",
+        options={**FASTER_AND_KEPT, "optimizer_after_merge": "averaged"},
+        methods=("dimat",),
+    ),
+    Factor(
+        "rate × 2.5, falling, optimizer kept",
+        options={**FASTER_AND_KEPT, "round_schedule": "cosine"},
+        methods=ALL,
+    ),
+    Factor("rate × 2.5, DSGD-N", "arXiv 2102.04761", {"round_rate": 0.5}, methods=("gossip",)),
 )
 """All that is tried, the base first."""
 
@@ -161,57 +174,52 @@ def measure(options: Options) -> None:
     grid.make_folders(out, table.parent)
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.most_tests)
-    found: dict[str, list[dict[str, Any]]] = {partition: [] for partition in study.partitions}
+    found: dict[str, list[list[dict[str, Any]]]] = {partition: [] for partition in study.partitions}
     for seed, partition in itertools.product(range(study.seeds), study.partitions):
         config = dataclasses.replace(study.base, **study.partitions[partition])
         file = out / f"{partition.replace(' ', '-')}-{seed}.json"
-        stored = read(file, config)
-        if stored is None:
-            stored = write(file, config, list(trials(config, dataset, seed, partition)))
-        found[partition].append(stored)
+        rows = read(file, config)
+        if missing := [f for f in FACTORS if f.label not in {row["factor"] for row in rows}]:
+            rows += trials(config, dataset, seed, partition, missing)
+            write(file, config, rows)
+        found[partition].append(rows)
         if all(found.values()):
             table.write_text(report(options.preset, study, found), encoding="utf-8")
     print(f"Written to {table}")
 
 
-def read(file: pathlib.Path, config: Config) -> dict[str, Any] | None:
-    """What a file holds, if it is of this configuration."""
+def read(file: pathlib.Path, config: Config) -> list[dict[str, Any]]:
+    """The rows that a file holds, if they are of this configuration."""
     if not file.exists():
-        return None
+        return []
     stored = json.loads(file.read_text(encoding="utf-8"))
-    return stored if stored["config"] == grid.plain_of(config) else None
+    return stored["rows"] if stored["config"] == grid.plain_of(config) else []
 
 
-def write(file: pathlib.Path, config: Config, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes what was measured, with where it comes from."""
+def write(file: pathlib.Path, config: Config, rows: list[dict[str, Any]]) -> None:
+    """Writes what was measured, and of which configuration."""
     from dimat_jax.report.folder import write_json
-    from dimat_jax.report.summary import commit, versions
 
-    stored = {
-        "config": grid.plain_of(config),
-        "rows": rows,
-        "commit": commit(),
-        "versions": versions(),
-    }
-    write_json(file, stored)
-    return stored
+    write_json(file, {"config": grid.plain_of(config), "rows": rows})
 
 
 def trials(
-    config: Config, dataset: "Dataset", seed: int, partition: str
+    config: Config, dataset: "Dataset", seed: int, partition: str, factors: Sequence[Factor]
 ) -> Iterator[dict[str, Any]]:
-    """Pretrains the agents of a seed once, and tries every factor from them.
+    """Pretrains the agents of a seed once, and tries factors from them.
 
     Yields:
       For each factor and method: accuracies of the agents, 0 to 1, after the first and the last
       merge within the rounds, after the last training, and at the end on all test images; bytes
-      sent by an agent; for each merge the share of units that it moved.
+      sent by an agent; for each merge the share of units that it moved; commit and versions.
     """
     import dimat_jax as dj
+    from dimat_jax.report.summary import commit, versions
 
+    whence = {"commit": commit(), "versions": versions()}
     config = dataclasses.replace(config, seeds=(seed,))
     pretrained = pretrain(dj.make_session(config, dataset=dataset))
-    for factor in FACTORS:
+    for factor in factors:
         changed = dataclasses.replace(config, **factor.options, methods=("local_only",))
         own = methods_of(factor, config)
         if factor.methods == ("gossip",):
@@ -223,7 +231,7 @@ def trials(
                 f"{100 * row['trained']:.1f} %, at the end {100 * row['end']:.1f} %",
                 flush=True,
             )
-            yield {"factor": factor.label, "method": method, **row}
+            yield {"factor": factor.label, "method": method, **row, **whence}
 
 
 def steps_of_a_round(config: Config) -> int:

@@ -8,24 +8,27 @@ import numpy as np
 from dimat_jax.registry import METHODS
 from dimat_jax.report.leads import lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
-from experiments.factors import FACTORS, Study
+from experiments.factors import FACTORS, Factor, Study
 from experiments.paper_report import ahead
 
 POINTS = {"last_merge": "after the last merge", "trained": "after the training", "end": "the end"}
-Stored = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+"""What was measured of a seed: for each factor and method, see `experiments.factors.trials`."""
 
 
-def report(preset: str, study: Study, found: Mapping[str, Sequence[Stored]]) -> str:
+def report(preset: str, study: Study, found: Mapping[str, Sequence[Rows]]) -> str:
     """The page.
 
     Args:
       preset: its name.
       study: what was run.
-      found: partition → what was measured, a file for each seed.
+      found: partition → what was measured, of each seed.
     """
-    files = [stored for seeds in found.values() for stored in seeds]
-    commits = ", ".join(sorted({str(stored["commit"]) for stored in files}))
-    libraries = ", ".join(f"{k} {v}" for k, v in files[0]["versions"].items() if v)
+    rows = [row for seeds in found.values() for rows in seeds for row in rows]
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    libraries = ", ".join(
+        sorted({f"{k} {v}" for row in rows for k, v in row["versions"].items() if v})
+    )
     base = study.base
     sections = [
         "# What helps a merge last",
@@ -49,24 +52,22 @@ def report(preset: str, study: Study, found: Mapping[str, Sequence[Stored]]) -> 
     return "\n\n".join(sections) + "\n"
 
 
-def table(seeds: Sequence[Stored]) -> Table:
+def table(seeds: Sequence[Rows]) -> Table:
     """Of one partition: accuracy at each point, and differences from the base and from Alone."""
-    values = {(row["factor"], row["method"]): [] for stored in seeds for row in stored["rows"]}
-    for number, stored in enumerate(seeds):
-        for row in stored["rows"]:
-            values[row["factor"], row["method"]].append((number, row))
+    values: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for number, rows in enumerate(seeds):
+        for row in rows:
+            values.setdefault((row["factor"], row["method"]), {})[number] = row
     columns = ["factor", "method", *POINTS.values(), "the end, over the base", "over Alone", "MB"]
     body = []
     for factor in FACTORS:
         for method in factor.methods:
-            found = dict(values.get((factor.label, method), []))
+            found = values.get((factor.label, method))
             if not found:
                 body.append([factor.label, label(method), *["diverged"] * 3, *[EMPTY] * 3])
                 continue
-            base = dict(values.get(("base", method), []))
-            alone = dict(values.get((factor.label, "local_only"), [])) or dict(
-                values["base", "local_only"]
-            )
+            base = values.get(("base", method), {})
+            alone = values.get((alike(factor), "local_only"), {})
             sent = float(np.mean([row["bytes_sent"] for row in found.values()]))
             body.append(
                 [
@@ -79,6 +80,14 @@ def table(seeds: Sequence[Stored]) -> Table:
                 ]
             )
     return Table("", columns, body)
+
+
+def alike(factor: Factor) -> str:
+    """The factor with the same learning rates with which agents alone were run, else the base."""
+    rates = ("round_rate", "round_schedule")
+    own = {name: factor.options.get(name) for name in rates}
+    same = (f for f in FACTORS if {name: f.options.get(name) for name in rates} == own)
+    return next((f.label for f in same if "local_only" in f.methods), "base")
 
 
 def label(method: str) -> str:

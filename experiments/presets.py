@@ -9,8 +9,8 @@ from dimat_jax.config import PRESETS, Config
 from dimat_jax.registry import METHODS
 from experiments.grid import Cell, Rates, Setting
 
-PAPER = ("local_only", "dimat", "dimat_once", "wm", "wa", "wa_published", "final_dimat", "final_wa")
-PAPER += ("cdsgd", "cdmsgd", "sgp", "cga")
+PAPER = ("local_only", "dimat", "dimat_once", "dimat_plus", "wm", "wa", "wa_published")
+PAPER += ("final_dimat", "final_wa", "cdsgd", "cdmsgd", "sgp", "cga")
 PAPER += ("sparse_final_wa", "sparse_final_dimat")
 MODERN = ("sgp_nesterov", "dsgd_nesterov", "d2", "gradient_tracking", "qg_dsgdm_n", "relay_sgd")
 REFERENCES = ("fedavg", "centralized", "centralized_nesterov")
@@ -19,10 +19,10 @@ FROM_COMMON = ("local_only", "dimat", "wa", "cdsgd", "sgp", "dsgd_nesterov", "gr
 FROM_COMMON += ("qg_dsgdm_n", *REFERENCES)
 """The methods of the regime ``common`` on two CPU cores."""
 
-BESIDE = ("local_only", "dimat", "dimat_once", "wa", "dsgd_nesterov", "gradient_tracking")
+BESIDE = ("local_only", "dimat", "dimat_plus", "wa", "dsgd_nesterov", "gradient_tracking")
 BESIDE += ("qg_dsgdm_n",)
 """Those that are compared beside the paper's settings, on other data, norms and graphs."""
-ONCE_A_ROUND = ("local_only", "dimat", "dimat_once", "wa", "dsgd", "dsgd_nesterov", "sgp", "cdsgd")
+ONCE_A_ROUND = ("local_only", "dimat", "dimat_plus", "wa", "dsgd", "dsgd_nesterov", "sgp", "cdsgd")
 ONCE_A_ROUND += ("gradient_tracking", "qg_dsgdm_n")
 """Merging methods, and those that exchange in steps, which here are as rare as merges."""
 

@@ -9,7 +9,7 @@ Everything here is about all agents at once: pytrees whose leaves have a leading
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,12 +166,15 @@ class Merge(NamedTuple):
       message: what is sent in each merge.
       init: ``(variables) -> state``, before the method's first round: what it remembers from round
         to round, an outer optimizer's state and the variables of the round before, say.
+      optimizer: what becomes of the agents' optimizers, as `Config.optimizer_after_merge` has it;
+        None: what the run says.
     """
 
     apply: Callable[[Merger, Variables, State, MergeRound], Merged]
     graph: Graph
     message: Message = Message(parameters=1, statistics=1)
     init: Callable[[Variables], State] = lambda variables: ()
+    optimizer: Literal["fresh", "kept", "averaged"] | None = None
 
 
 # A method -----------------------------------------------------------------------------------------

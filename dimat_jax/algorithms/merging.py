@@ -290,6 +290,14 @@ dimat_once = Algorithm(
     merge=neighbor_average(),
     rate_of="dimat",
 )
+dimat_plus = dimat_once._replace(
+    label="DIMAT+",
+    update="as `dimat_once`, and optimizers keep their state, which moves with the units",
+    source="what helps in docs/results/factors.md, at the bytes of `wa`",
+    initial=common_frame(by_activations)._replace(optimizer="kept"),
+    merge=neighbor_average()._replace(optimizer="kept"),
+    rate_of=None,
+)
 sparse_final_wa = Algorithm(
     label="Sparse, final WA",
     update="x_i ← (x_i + x_j) / 2 with one random peer, with probability 0.2 a round; at the end "

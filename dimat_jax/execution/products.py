@@ -51,7 +51,7 @@ def product(eqn: JaxprEqn, images: Array, kernel: Array) -> Array:
     """
     p = eqn.params
     (batch, feature, *space), (outputs, inputs, *window), out = p["dimension_numbers"]
-    result = eqn.outvars[0].aval
+    result: Any = eqn.outvars[0].aval
     reach = [kernel.shape[axis] for axis in window]
     positions = [result.shape[axis] for axis in out[2:]]
 

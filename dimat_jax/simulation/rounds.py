@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms import Exchange, Merged, MergeRound, Message
+from dimat_jax.algorithms import Exchange, Merge, Merged, MergeRound, Message
 from dimat_jax.algorithms.communication import variables_bytes
 from dimat_jax.execution.placement import place, to_host
 from dimat_jax.merging.batches import Batches
@@ -115,6 +115,7 @@ def state_after(
     before: Variables,
     inputs: MergeRound,
     merged: Merged,
+    optimizer: str,
     graph: Exchange | None,
 ) -> RunState:
     """What belongs to the agents' units starts afresh after a merge, or goes with them.
@@ -126,12 +127,12 @@ def state_after(
       before: the agents' variables before it.
       inputs: what the merge worked with.
       merged: what it gave.
+      optimizer: what becomes of the agents' optimizers: fresh, kept or averaged.
       graph: on which the method exchanges something in every step, if it does.
     """
     gossip = list(setup.methods.values())[state.position.method].gossip
     agents, remembered = state.agents, state.method.gossip
-    choice = setup.config.optimizer_after_merge
-    if choice == "fresh":
+    if optimizer == "fresh":
         agents = parts.fresh(agents)
         if gossip and graph and remembered:
             agents, new = parts.gossip(gossip).start(agents, graph)
@@ -142,7 +143,7 @@ def state_after(
             of_units = parts.merger.permute_state(permutations, before, of_units)
         agents = agents._replace(optimizer=of_units[0])
         remembered = remembered and remembered._replace(method=of_units[1])
-    if choice == "averaged" and merged.weights is not None:
+    if optimizer == "averaged" and merged.weights is not None:
         slots = [] if merged.moved else merged.permutations
         shared = inputs._replace(weights=merged.weights)
         averaged = average_state(parts.merger, shared, before, agents.optimizer, slots)
@@ -155,9 +156,15 @@ def state_after(
     return state._replace(agents=agents, method=state.method._replace(gossip=remembered))
 
 
-def with_optimizer(setup: Setup, message: Message) -> Message:
+def optimizer_after(setup: Setup, merge: Merge) -> str:
+    """What becomes of the agents' optimizers after a merge."""
+    return merge.optimizer or setup.config.optimizer_after_merge
+
+
+def with_optimizer(setup: Setup, merge: Merge) -> Message:
     """What a merge sends, together with the optimizer's state where that is averaged, too."""
-    if setup.config.optimizer_after_merge != "averaged" or not message.parameters:
+    message = merge.message
+    if optimizer_after(setup, merge) != "averaged" or not message.parameters:
         return message
     params = setup.abstract[0]["params"]
     state = jax.eval_shape(OPTIMIZERS[setup.config.optimizer]().init, params)

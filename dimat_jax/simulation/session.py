@@ -30,6 +30,7 @@ from dimat_jax.simulation.plan import Action, Event, plan
 from dimat_jax.simulation.rounds import (
     frame_after,
     merge_round,
+    optimizer_after,
     state_after,
     statistics_batches,
     with_optimizer,
@@ -261,7 +262,7 @@ class Session(NamedTuple):
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(with_optimizer(setup, part.message), graph, max(0, round - 1), 1, abstract)
+            + sent(with_optimizer(setup, part), graph, max(0, round - 1), 1, abstract)
             + sum(sent_on_demand(found, setup.config.agents, abstract) for found in asked_for),
         )
         # The other merges may remember networks, too.
@@ -272,7 +273,8 @@ class Session(NamedTuple):
             state = state._replace(method=state.method._replace(**others))
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
         exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
-        return state_after(setup, self.parts, state, before, inputs, merged, exchanged)
+        optimizer = optimizer_after(setup, part)
+        return state_after(setup, self.parts, state, before, inputs, merged, optimizer, exchanged)
 
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round.

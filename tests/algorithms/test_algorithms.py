@@ -18,7 +18,7 @@ from dimat_jax.algorithms.quasi_global import quasi_global_momentum
 def test_every_method_has_a_row_for_what_it_does():
     assert set(GOSSIP) == set(GOSSIPING) and set(MERGING) == set(MERGES)
     alone = [name for name, method in METHODS.items() if not method.parts()]
-    several = ["dimat_once", "sparse_final_wa", "sparse_final_dimat"]
+    several = ["dimat_once", "dimat_plus", "sparse_final_wa", "sparse_final_dimat"]
     assert {*GOSSIP, *MERGING, *alone, *several} == set(METHODS) and alone == ["local_only"]
 
 

@@ -146,10 +146,13 @@ def test_each_byte_of_each_part_is_counted_once(name, all_gossip):
     np.testing.assert_allclose([row["bytes_sent"] for row in rows], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("choice", ["fresh", "kept"])
-def test_a_gossip_methods_momentum_goes_on_after_a_merge_only_if_asked(choice, x64):
-    mine = Algorithm("mine", gossip=gossip_with_momentum(MOMENTUM), merge=WA, final=EVERYONE)
-    config = config_of(optimizer_after_merge=choice, pretrain_epochs=0, epochs_per_round=2)
+@pytest.mark.parametrize(
+    ("of_run", "of_merge"), [("fresh", None), ("kept", None), ("fresh", "kept"), ("kept", "fresh")]
+)
+def test_a_gossip_methods_momentum_goes_on_after_a_merge_only_if_asked(of_run, of_merge, x64):
+    merge, choice = WA._replace(optimizer=of_merge), of_merge or of_run
+    mine = Algorithm("mine", gossip=gossip_with_momentum(MOMENTUM), merge=merge, final=EVERYONE)
+    config = config_of(optimizer_after_merge=of_run, pretrain_epochs=0, epochs_per_round=2)
     session = session_as(config, linear_softmax(), DATASET, methods={"mine": mine})
     x = weights_of(to_host(session.setup.execution, session.start().agents.variables))
     matrix, v = STAR.mixing_matrix(), np.zeros_like(x)
@@ -162,6 +165,22 @@ def test_a_gossip_methods_momentum_goes_on_after_a_merge_only_if_asked(choice, x
                 x = matrix @ x + v
     found = weights_of(finish(session).variables["mine", 0])
     np.testing.assert_allclose(found, everyone(matrix) @ x, rtol=0, atol=1e-9)
+
+
+def test_dimat_plus_keeps_what_optimizers_remember_through_alignment(x64):
+    def losses(method, choice):
+        config = config_of(
+            methods=(method,),
+            optimizer_after_merge=choice,
+            agents=4,
+            topology="ring",
+            optimizer="adam",
+        )
+        rows = finish(session_as(config, MLP, DATASET)).rows
+        return [(row["phase"], row["test_loss"], row["bytes_sent"]) for row in rows]
+
+    found = losses("dimat_plus", "fresh")
+    assert found == losses("dimat_once", "kept") != losses("dimat_once", "fresh")
 
 
 def test_an_outer_optimizer_over_merges_is_that_of_a_plain_loop(x64):

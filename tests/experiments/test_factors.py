@@ -6,16 +6,17 @@ from dimat_jax.simulation import checks
 from experiments import factors, factors_report
 
 
-def made_up(seed: int, gain: float) -> dict:
-    """A file of a seed: all end at 0.5, but agents alone at 0.4, and one factor higher."""
+def made_up(seed: int, gain: float) -> list[dict]:
+    """The rows of a seed: all end at 0.5, but agents alone at 0.4, and one factor higher."""
 
     def row(factor: str, method: str) -> dict:
         end = 0.4 if method == "local_only" else 0.5 + gain * (factor == "optimizer kept")
         points = dict.fromkeys(factors_report.POINTS, end + 0.01 * seed)
-        return {"factor": factor, "method": method, "bytes_sent": 2e6, **points}
+        whence = {"commit": "abc", "versions": {"jax": "1"}}
+        return {"factor": factor, "method": method, "bytes_sent": 2e6, **points, **whence}
 
     tried = [(f.label, method) for f in factors.FACTORS for method in f.methods]
-    return {"rows": [row(*names) for names in tried], "commit": "abc", "versions": {"jax": "1"}}
+    return [row(*names) for names in tried]
 
 
 def test_every_factor_is_a_run_that_there_is():
