@@ -2,7 +2,7 @@
 
 import csv
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -196,6 +196,36 @@ def shards_table(runs: Runs) -> Table:
     return Table(title, ["method", "own shard", "other shards", "agent by shard"], body)
 
 
+def distances_table(runs: Runs) -> Table:
+    """How far networks stay apart, as they are and modulo permutation, after each training."""
+    body, stages = [], []
+    for method in methods_in(runs):
+        found = {
+            k: rows for k, rows in last_rows(rows_of(runs), method).items() if k.phase == "train"
+        }
+        stages = stages or [f"round {stage.round}" for stage in found]
+        pairs = [
+            [mean_distance(rows.values(), name) for rows in found.values()]
+            for name in ("consensus_distance", "consensus_distance_aligned")
+        ]
+        cells = (
+            raw if aligned == EMPTY else f"{raw} / {aligned}"
+            for raw, aligned in zip(*pairs, strict=True)
+        )
+        body.append([METHODS[method].label, *cells])
+    title = (
+        "Consensus distance after the training of a round; after a stroke modulo permutation, "
+        "where merges have aligned units; mean over seeds"
+    )
+    return Table(title, ["method", *stages], body)
+
+
+def mean_distance(rows: Iterable[Row], name: str) -> str:
+    """The mean of a distance over seeds; a dash where some seed has none."""
+    values = [row.get(name) for row in rows]
+    return EMPTY if None in values else f"{np.mean(np.array(values, float)):.1f}"
+
+
 def published_in(setting: Setting) -> Mapping[str, str]:
     """Method → published figure of a setting, where there is one."""
     plain = setting == Setting(*setting[:7]) and setting.regime == "pretrained"
@@ -322,9 +352,9 @@ def write_report(
         table = table_of(setting, runs)
         seeds = f"Seeds: {len(runs)}. {pretraining(runs)}{verdict(runs)}".strip()
         parts.append(f"## {table.title}\n\n{seeds}\n\n{to_markdown(table)}\n\n![curves]({name})")
-        if setting.partition == "by_class":
-            shards = shards_table(runs)
-            parts.append(f"{shards.title}:\n\n{to_markdown(shards)}")
+        more = [distances_table(runs)]
+        more += [shards_table(runs)] * (setting.partition == "by_class")
+        parts += [f"{table.title}:\n\n{to_markdown(table)}" for table in more]
     (folder / "paper.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_csv(folder / "paper.csv", settings)
 

@@ -219,6 +219,21 @@ def test_agents_know_their_own_shard():
     assert paper_report.shards_table(runs).rows == [["DIMAT", "50.0", "10.0", "40 0; 20 60"]]
 
 
+def test_distances_are_said_as_they_are_and_modulo_permutation():
+    def rows(method, *distances):
+        return [
+            dict(method=method, seed=0, round=n, epoch=n, phase="train")
+            | {"consensus_distance": raw, "consensus_distance_aligned": aligned}
+            for n, (raw, aligned) in enumerate(distances, start=1)
+        ]
+
+    found = rows("dimat", (9.0, 4.0), (8.0, 3.5)) + rows("wa", (9.0, None), (1.25, None))
+    runs = {0: Outcome({}, "made up", found, {"dimat": [0.5], "wa": [0.5]}, [], 1.0)}
+    table = paper_report.distances_table(runs)
+    assert table.columns == ["method", "round 1", "round 2"]
+    assert table.rows == [["DIMAT", "9.0 / 4.0", "8.0 / 3.5"], ["WA", "9.0", "1.2"]]
+
+
 def outcome(seed, ends, diverged=()):
     """Results with made-up accuracies: method → at the end; half of it after the first round."""
 
