@@ -13,6 +13,7 @@ from dimat_jax.symmetries.analysis import analyse
 from dimat_jax.symmetries.discovery import symmetries_of
 from dimat_jax.symmetries.extract import extract
 from dimat_jax.symmetries.groups import GroupKey, Symmetries
+from dimat_jax.symmetries.networks import check_leaves
 from dimat_jax.symmetries.sites import choose_sites
 from dimat_jax.symmetries.taps import evaluate_with_taps
 from dimat_jax.types import Model
@@ -80,6 +81,7 @@ def read_sites(
     def read(variables: Any, *inputs: Any) -> dict[GroupKey, list[Array]]:
         # Traced for these very shapes: another batch size is another jaxpr. Under `jit` that is
         # done while it is traced itself, and costs nothing later.
+        check_leaves(symmetries.shapes, variables)
         analysis = analyse(model_or_function, variables, *inputs)
         _check(symmetries, symmetries_of(analysis))
         sites = choose_sites(symmetries, analysis)
@@ -100,9 +102,14 @@ def read_sites(
 
 def _check(given: Symmetries, found: Symmetries) -> None:
     for name, group in given.groups.items():
-        if found.groups.get(name) != group:
+        if name not in found.groups:
             raise ValueError(
                 f"The symmetries were found for another function or other variables: there is no "
                 f"such group {name!r} in this one, whose groups are "
                 f"{', '.join(found.groups) or 'none'}."
+            )
+        if found.groups[name] != group:
+            raise ValueError(
+                f"The symmetries were found for another function or other inputs: group {name!r} "
+                f"stands elsewhere, or varies otherwise, in this one."
             )
