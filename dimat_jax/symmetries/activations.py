@@ -66,7 +66,9 @@ def read_sites(
     something that carries it is read for another axis. One tensor is listed once, however often it
     is read. A concatenated axis gives each group its own slice. A tensor that carries a group on
     two axes (a Gram matrix) is no read site. Inside a scan, values are stacked over its steps,
-    which come first; what is read inside a while loop or a branch of a conditional is not returned.
+    which come first; inside a while loop they are those of its last step, and inside a branch of a
+    conditional that is not taken they are zeros. What is read in a loop's condition, in a linear
+    solver or in code for one platform only is not returned.
 
     Args:
       symmetries: the groups, as `find_symmetries` returns them for this function.

@@ -11,6 +11,7 @@ class Reason(enum.Enum):
 
     INPUT = "an input"
     OUTPUT = "an output"
+    UNREAD = "not read with these inputs"
     CONSTANT = "a captured constant {}"
     RANDOM_BITS = "random bits"
     SCAN_STEPS = "the steps of a scan"
@@ -41,6 +42,17 @@ class Cause(NamedTuple):
         return self.reason.value.format(self.detail)
 
 
-REPORTED = frozenset({Reason.NO_RULE, Reason.CONSTANT, Reason.RANDOM_BITS})
+REPORTED = frozenset(
+    {
+        Reason.NO_RULE,
+        Reason.CONSTANT,
+        Reason.RANDOM_BITS,
+        Reason.STRIDED_SLICE,
+        Reason.BATCH_GROUPS,
+        Reason.RESHAPE,
+        Reason.BOUNDARY,
+        Reason.PRODUCTS,
+    }
+)
 """Reasons that are not in the nature of the model, as its inputs and outputs are: they are noted,
-for another way to write the model may have more symmetries."""
+for the truth, or another way to write the model, may have more symmetries."""

@@ -9,12 +9,21 @@ its family. Primitives are matched by name, since they move between modules from
 the next. Those that hold jaxprs (jit, scan, ...) are walked in `dimat_jax.symmetries.walk`.
 """
 
-from dimat_jax.symmetries.rules import elementwise, indexing, reductions, segments, shapes
+from dimat_jax.symmetries.rules import (
+    elementwise,
+    indexing,
+    matrices,
+    reductions,
+    segments,
+    shapes,
+)
 from dimat_jax.symmetries.rules.contractions import Contraction, Kind, contractions
+from dimat_jax.symmetries.rules.indexing import SCATTER
 from dimat_jax.symmetries.rules.table import RULES, Equation, freeze_everything
 
 __all__ = [
     "RULES",
+    "SCATTER",
     "Contraction",
     "Equation",
     "Kind",
@@ -22,6 +31,7 @@ __all__ = [
     "elementwise",
     "freeze_everything",
     "indexing",
+    "matrices",
     "reductions",
     "segments",
     "shapes",

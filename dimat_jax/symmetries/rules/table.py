@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from dimat_jax.symmetries.axes import Axes, freeze, mixed_axis
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.slices import SlicedAxis
+from dimat_jax.symmetries.values import Value
 
 
 class Equation(NamedTuple):
@@ -16,12 +17,14 @@ class Equation(NamedTuple):
       params: the primitive's parameters.
       shapes: the shapes of the outputs.
       slices: where rules that slice leave what `dimat_jax.symmetries.slices` needs.
+      values: those of the inputs, where they are known: of small arrays of integers.
     """
 
     name: str
     params: dict[str, Any]
     shapes: Sequence[tuple[int, ...]]
     slices: list[SlicedAxis]
+    values: Sequence[Value] = ()
 
     @property
     def cause(self) -> Cause:
