@@ -146,8 +146,10 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
     if eqn.primitive.name in IMPLEMENTED:
         implementation = functools.partial(eqn.primitive.impl, **eqn.params)
-        shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars]
-        return jax.make_jaxpr(implementation)(*shapes)
+        avals: list[Any] = [var.aval for var in eqn.invars]
+        return jax.make_jaxpr(implementation)(
+            *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+        )
     names = CALLS.get(eqn.primitive.name, ())
     return next((_closed(eqn.params[name]) for name in names if name in eqn.params), None)
 

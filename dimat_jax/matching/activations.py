@@ -6,6 +6,7 @@ axis of agents or edges: `cross_moments` and `scores` are pure, `assign` runs on
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -220,7 +221,8 @@ def match_activations(
       batch_size: Splits the inputs along their first axis; all at once if None.
 
     Returns:
-      Group name to int32 permutation of the source. A group that is never read keeps the identity.
+      Group name to int32 permutation of the source. A group that is never read keeps the identity;
+      a warning names it.
 
     Raises:
       ValueError: For an unknown cost or choice of sites, networks of different leaves, inputs that
@@ -230,7 +232,20 @@ def match_activations(
     source = like(target, source, ("the target", "the source"))
     read = partial(_network_moments, symmetries, model_or_function)
     batches = [read(target, source, *batch) for batch in _split(inputs, batch_size)]
-    return assign(symmetries, scores(reduce(combine_moments, batches), cost, sites))
+    moments = reduce(combine_moments, batches)
+    warn_of_unread(symmetries, moments)
+    return assign(symmetries, scores(moments, cost, sites))
+
+
+def warn_of_unread(symmetries: Symmetries, moments: dict[GroupKey, list[Moments]]) -> None:
+    """Names the groups that activation matching cannot align, for want of a read site."""
+    read = {name for key in moments for name in key}
+    if unread := [name for name in symmetries.groups if name not in read]:
+        warnings.warn(
+            f"Activation matching leaves these groups as they are: {', '.join(unread)}. Their "
+            "units are read nowhere that activations can be taken.",
+            stacklevel=3,
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1))

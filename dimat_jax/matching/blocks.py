@@ -193,10 +193,10 @@ def _layout(
 
     occurrences: dict[Occurrence, None] = {}
     for named in inside:
-        axis, *outer = (axis_of(name, place) for name, place in named)
+        axes = [axis for name, place in named if (axis := axis_of(name, place)) is not None]
         # Where the site does not stand, or what it varies along does not, it moves nothing.
-        if axis is not None and None not in outer:
-            occurrences[Occurrence(named[0][0], axis, tuple(outer))] = None
+        if len(axes) == len(named):
+            occurrences[Occurrence(named[0][0], axes[0], tuple(axes[1:]))] = None
     return Layout(
         path,
         tuple(part.index for part in block),

@@ -13,6 +13,7 @@ class Reason(enum.Enum):
     OUTPUT = "an output"
     UNREAD = "not read with these inputs"
     CONSTANT = "a captured constant {}"
+    NUMBERED = "numbered positions (iota)"
     RANDOM_BITS = "random bits"
     SCAN_STEPS = "the steps of a scan"
     LOOP_CONDITION = "the condition of a loop"
@@ -20,6 +21,8 @@ class Reason(enum.Enum):
     PRIMITIVE = "{}"
     """What the primitive that is the detail computes depends on the order of positions."""
     STRIDED_SLICE = "a slice with a stride"
+    REVERSAL = "a reversal"
+    PADDING = "padding that crops, or goes in between"
     CONVOLUTION_WINDOW = "the window of a convolution"
     BATCH_GROUPS = "a convolution in batch groups"
     RESHAPE = "a reshape whose factors do not nest"
@@ -46,8 +49,11 @@ REPORTED = frozenset(
     {
         Reason.NO_RULE,
         Reason.CONSTANT,
+        Reason.NUMBERED,
         Reason.RANDOM_BITS,
         Reason.STRIDED_SLICE,
+        Reason.REVERSAL,
+        Reason.PADDING,
         Reason.BATCH_GROUPS,
         Reason.RESHAPE,
         Reason.BOUNDARY,

@@ -44,9 +44,12 @@ def convolve(h):
         (lambda h: jnp.linalg.qr(h)[0], Reason.NO_RULE, "no rule for the primitive 'qr'"),
         (add_random, Reason.RANDOM_BITS, "random bits"),
         (convolve, Reason.CONVOLUTION_WINDOW, "the window of a convolution"),
+        (lambda h: h[:, ::-1] + h, Reason.REVERSAL, "a reversal"),
+        (lambda h: h * jnp.arange(7), Reason.NUMBERED, "numbered positions"),
+        (lambda h: lax.pad(h, 0.0, ((0, 0, 0), (0, -1, 0))), Reason.PADDING, "padding that crops"),
         (lambda h: h.reshape(7, 4).cumsum(1), Reason.RESHAPE, "a reshape whose factors"),
     ],
-    ids="primitive slice no_rule random convolution reshape".split(),
+    ids="primitive slice no_rule random convolution reversal iota padding reshape".split(),
 )
 def test_the_kind_and_the_words_of_a_cause(between, reason, text):
     v = normal(0, a=(3, 7))

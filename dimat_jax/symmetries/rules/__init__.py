@@ -5,8 +5,9 @@ the axes of its outputs. It is sound if, whatever permutations of the remaining 
 the inputs, the primitive's outputs are reordered as their axes say.
 
 To add a primitive, write one function and decorate it with ``@rule("its_name")``, in the file of
-its family. Primitives are matched by name, since they move between modules from one JAX release to
-the next. Those that hold jaxprs (jit, scan, ...) are walked in `dimat_jax.symmetries.walk`.
+its family or anywhere else (`dimat_jax.symmetries.rule`). Primitives are matched by name, since
+they move between modules from one JAX release to the next. Those that hold jaxprs (jit, scan, ...)
+are walked in `dimat_jax.symmetries.walk`.
 """
 
 from dimat_jax.symmetries.rules import (

@@ -1,6 +1,7 @@
 """Primitives that read or write at computed positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dimat_jax.symmetries.axes import Axes, Axis, axis_size, cut, freeze, mixed_axis, unify
 from dimat_jax.symmetries.rules.segments import take_slice
@@ -35,11 +36,11 @@ def _gather(equation: Equation, x: Axes, indices: Axes) -> list[Axes]:
     numbers, (shape,) = equation.params["dimension_numbers"], equation.shapes
     freeze(indices[-1], equation.cause)
     # Axes without an index are picked from position 0 on.
-    indexed = [int(dim) for dim in numbers.start_index_map]
+    indexed = _ints(numbers.start_index_map)
     starts = {dim: 0 for dim in range(len(x)) if dim not in indexed}
     starts |= _starts_of_vector(equation.values[1], indexed)
     batching = numbers.operand_batching_dims
-    sizes = [int(size) for size in equation.params["slice_sizes"]]
+    sizes = _ints(equation.params["slice_sizes"])
     for dim in batching:
         sizes[dim] = axis_size(x[dim])
     batch = list(indices[:-1])
@@ -64,14 +65,14 @@ scatter-add scatter-sub scatter-mul scatter-min scatter-max
 def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[Axes]:
     """Whole windows, and parts at one known position, pass; all else that is indexed freezes."""
     numbers, why = equation.params["dimension_numbers"], equation.cause
-    batching = dict(
-        zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True)
-    )
-    gone = (*numbers.inserted_window_dims, *batching.values())
-    kept = [dim for dim in range(len(x)) if dim not in gone]
+    of_operand = _ints(numbers.operand_batching_dims)
+    from_indices = _ints(numbers.scatter_indices_batching_dims)
+    batching = dict(zip(from_indices, of_operand, strict=True))
+    inserted = _ints(numbers.inserted_window_dims)
+    kept = [dim for dim in range(len(x)) if dim not in (*inserted, *of_operand)]
     windows = sorted(numbers.update_window_dims)
     new = {dim: updates[window] for dim, window in zip(kept, windows, strict=True)}
-    new |= dict.fromkeys(numbers.inserted_window_dims, ((),))  # of a single position
+    new |= dict.fromkeys(inserted, ((),))  # of a single position
     freeze(indices[-1], why)
     several = False
     rest = [axis for dim, axis in enumerate(updates) if dim not in windows]
@@ -82,11 +83,16 @@ def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[
         several = True
         freeze(index, why)
         freeze(update, why)
-    indexed = [int(dim) for dim in numbers.scatter_dims_to_operand_dims]
+    indexed = _ints(numbers.scatter_dims_to_operand_dims)
     starts = {dim: 0 for dim in range(len(x)) if dim not in indexed}
     starts |= _starts_of_vector(equation.values[1], indexed)
     overwritten = equation.name == "scatter" and not several
     return [_written(equation, x, new, starts, overwritten)]
+
+
+def _ints(numbers: Iterable[Any]) -> list[int]:
+    """JAX has some of NumPy's among them."""
+    return [int(number) for number in numbers]
 
 
 def _starts(values: Sequence[Value]) -> Starts:
@@ -96,8 +102,9 @@ def _starts(values: Sequence[Value]) -> Starts:
 
 def _starts_of_vector(value: Value, dims: Sequence[int]) -> Starts:
     """Those in a single index vector."""
-    known = value is not None and value.ndim == 1
-    return dict(zip(dims, map(int, value), strict=True)) if known else {}
+    if value is None or value.ndim != 1:
+        return {}
+    return dict(zip(dims, _ints(value), strict=True))
 
 
 def _windows(equation: Equation, x: Axes, sizes: Sequence[int], starts: Starts) -> Axes:

@@ -5,6 +5,7 @@ from functools import reduce
 from typing import Any
 
 from dimat_jax.symmetries.axes import Axes, axis_size, freeze, mixed_axis, unify
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.contractions import REDUCTIONS
 from dimat_jax.symmetries.rules.table import Equation, freeze_dims, rule
 
@@ -88,7 +89,7 @@ def _fft(equation: Equation, x: Axes) -> list[Axes]:
 
 @rule("rev")
 def _rev(equation: Equation, x: Axes) -> list[Axes]:
-    return [freeze_dims(equation, x, equation.params["dimensions"])]
+    return [freeze_dims(equation, x, equation.params["dimensions"], Cause(Reason.REVERSAL))]
 
 
 @rule("sort")

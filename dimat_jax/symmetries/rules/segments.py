@@ -78,7 +78,7 @@ def _pad(equation: Equation, x: Axes, value: Axes) -> list[Axes]:
         low, high, interior = map(int, config)
         # Cropping and padding in between are rare: the axis is frozen.
         if min(low, high) < 0 or interior:
-            axes.append(freeze_dims(equation, x, [dim])[dim])
+            axes.append(freeze_dims(equation, x, [dim], Cause(Reason.PADDING))[dim])
         else:
             axes.append(_padding(low) + x[dim] + _padding(high))
     return [tuple(axes)]
