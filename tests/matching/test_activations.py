@@ -236,3 +236,42 @@ def test_networks_of_different_leaves_are_refused():
     chex.assert_trees_all_equal(
         same, match_activations(symmetries, function, target, source, *inputs)
     )
+
+
+def test_units_that_are_read_only_in_a_loop_are_recovered():
+    def function(v, x, steps):
+        def step(i, y):
+            return y + 0.1 * jnp.tanh(y @ v["up"]) @ v["down"]
+
+        return jax.lax.fori_loop(0, steps, step, x @ v["stem"]) @ v["head"]
+
+    rng = np.random.default_rng(0)
+    shapes = dict(stem=(5, 4), up=(4, 16), down=(16, 4), head=(4, 2))
+    target = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    inputs = rng.normal(size=(64, 5)).astype(np.float32), 10
+    symmetries = find_symmetries(function, target, *inputs)
+    permutations = with_outer(symmetries, drawn(symmetries, seed=1))
+    source = permute(symmetries, permutations, target)
+    found = match_activations(symmetries, function, target, source, *inputs)
+    for name, truth in invert(permutations).items():
+        np.testing.assert_array_equal(found[name], truth)
+
+
+def test_groups_that_are_never_read_are_named():
+    """Of code for one platform only, which may not compile on another, nothing is read."""
+
+    def function(v, x):
+        h = jnp.tanh(x @ v["a"])
+        inside = jax.lax.platform_dependent(x, cpu=lambda x: jnp.tanh(x @ v["b"]) @ v["c"])
+        return h @ v["d"] + inside
+
+    rng = np.random.default_rng(0)
+    shapes = dict(a=(3, 4), d=(4, 2), b=(3, 5), c=(5, 2))
+    target = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(20, 3)).astype(np.float32)
+    symmetries = find_symmetries(function, target, x)
+    source = permute(symmetries, {"a": np.array([1, 2, 3, 0]), "b": np.arange(5)[::-1]}, target)
+    with pytest.warns(UserWarning, match="leaves these groups as they are: b. Their units"):
+        found = match_activations(symmetries, function, target, source, x)
+    np.testing.assert_array_equal(found["b"], np.arange(5))
+    np.testing.assert_array_equal(found["a"], [3, 0, 1, 2])
