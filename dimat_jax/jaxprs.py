@@ -138,14 +138,16 @@ CALLS = {
 """The primitives that just evaluate a jaxpr on their operands, and the parameter that holds it."""
 
 
-IMPLEMENTED = ("maybe_set", "vprim")
-"""Equinox's primitives that are Python functions of arrays, written in other primitives."""
+IMPLEMENTED = {"maybe_set": "impl", "vprim": "impl", "call_hi_primitive": "to_lojax"}
+"""Primitives written in others (of Equinox; `lax.custom_root` from JAX 0.11 on), and the attribute
+that is the function of arrays."""
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
     if eqn.primitive.name in IMPLEMENTED:
-        implementation = functools.partial(eqn.primitive.impl, **eqn.params)
+        function = getattr(eqn.primitive, IMPLEMENTED[eqn.primitive.name])
+        implementation = functools.partial(function, **eqn.params)
         avals: list[Any] = [var.aval for var in eqn.invars]
         return jax.make_jaxpr(implementation)(
             *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
