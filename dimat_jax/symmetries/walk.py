@@ -34,6 +34,7 @@ from dimat_jax.symmetries.axes import (
 )
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules import (
+    ELEMENTWISE,
     RULES,
     SCATTER,
     Contraction,
@@ -228,9 +229,10 @@ def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -
     return outputs
 
 
-LEAVE_OUT = {"slice", "split", "unstack", "dynamic_slice", "gather"}
-LEAVE_OUT |= {"dynamic_update_slice", *SCATTER}
-"""Primitives that leave out, or write over, parts of what they read: those are not read by that."""
+CONSUME_NOTHING = {"slice", "split", "unstack", "dynamic_slice", "gather"}
+CONSUME_NOTHING |= {"dynamic_update_slice", *SCATTER, *ELEMENTWISE}
+"""Primitives that hand on what they read, or leave out or write over parts of it: those parts are
+not read by that."""
 
 
 def _account(
@@ -251,7 +253,7 @@ def _account(
             for root in atoms(((atom,),)):
                 if root.frozen:
                     record.first.setdefault(root.frozen, eqn)
-    if eqn.primitive.name not in LEAVE_OUT:
+    if eqn.primitive.name not in CONSUME_NOTHING:
         record.consumed |= _atoms_of(inputs) - _atoms_of(outputs)
 
 

@@ -19,10 +19,12 @@ from dimat_jax.symmetries.rules import (
     shapes,
 )
 from dimat_jax.symmetries.rules.contractions import Contraction, Kind, contractions
+from dimat_jax.symmetries.rules.elementwise import ELEMENTWISE
 from dimat_jax.symmetries.rules.indexing import SCATTER
 from dimat_jax.symmetries.rules.table import RULES, Equation, freeze_everything
 
 __all__ = [
+    "ELEMENTWISE",
     "RULES",
     "SCATTER",
     "Contraction",
