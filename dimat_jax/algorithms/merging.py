@@ -22,6 +22,7 @@ from dimat_jax.algorithms.base import (
     State,
     doubly_stochastic,
 )
+from dimat_jax.merging.average import narrow
 from dimat_jax.merging.merger import Merger
 from dimat_jax.merging.repair import Goal
 from dimat_jax.topology import Topology, Tree, fully_connected, random_peers
@@ -215,6 +216,7 @@ def average(
             if repair:
                 of_parent = merger.repair.read(parent, round.matching())
                 goal = merger.add(goal, weights[:, slot], of_parent)
+    total = narrow(total, variables)
     # REPAIR comes last: it corrects what recomputed statistics leave.
     if recompute and round.statistics is not None:
         total = merger.recompute(total, round.statistics())

@@ -23,6 +23,7 @@ from dimat_jax.matching import (
     match_universe,
     match_weights,
     scores,
+    warn_of_unread,
 )
 from dimat_jax.merging.batches import Batches
 from dimat_jax.symmetries import Symmetries, read_sites
@@ -86,6 +87,7 @@ def activation_matcher(
 
     @functools.cache
     def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
+        warn_of_unread(symmetries, moments)
         return repeat(execution, update, stopwatch, spec)
 
     def match(

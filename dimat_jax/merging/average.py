@@ -6,54 +6,73 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
 from dimat_jax.symmetries import Symmetries, permute
+from dimat_jax.symmetries.networks import dtype_of, is_averaged, like, wide
 from dimat_jax.types import Permutations, Variables
 
 
-def add_weighted(
-    total: Variables | None, weight: Float[Array, ""], variables: Variables
-) -> Variables:
+def add_weighted(total: Any, weight: Float[Array, ""], variables: Any) -> Any:
     """``total + weight * variables``, or ``weight * variables`` where there is no total yet.
 
-    Leaves that are not floats stay those of the total, or of the first variables.
+    The total is in float32 or complex64 at least, see `narrow`. Leaves that are neither real nor
+    complex numbers stay those of the total, or of the first variables.
     """
 
     def multiply(v):
-        return weight.astype(v.dtype) * v if jnp.issubdtype(v.dtype, jnp.floating) else v
+        if not is_averaged(v):
+            return v
+        dtype = canonicalize_dtype(wide(dtype_of(v)))
+        return weight.astype(dtype) * jnp.asarray(v).astype(dtype)
 
     def add(t, v):
-        return t + multiply(v) if jnp.issubdtype(t.dtype, jnp.floating) else t
+        return t + multiply(v) if is_averaged(v) else t
 
     return (
         jax.tree.map(multiply, variables) if total is None else jax.tree.map(add, total, variables)
     )
 
 
+def narrow(total: Any, variables: Any) -> Any:
+    """What `add_weighted` added up, in the dtypes of the variables; Python numbers stay such."""
+
+    def own(t, v):
+        if not is_averaged(v):
+            return t
+        if isinstance(v, (float, complex)) and not isinstance(t, jax.core.Tracer):
+            return type(v)(t)
+        return t.astype(canonicalize_dtype(dtype_of(v)))
+
+    return jax.tree.map(own, total, variables)
+
+
 def merge(
     symmetries: Symmetries,
-    variables_list: Sequence[Variables],
+    variables_list: Sequence[Any],
     weights: Sequence[float] | Float[Array | np.ndarray, " networks"],
     permutations_list: Sequence[Mapping[str, Any]],
-) -> Variables:
+) -> Any:
     """The permuted weighted average Σ_k w_k P_k x_k of several networks (DIMAT, algorithm 1).
 
     Running statistics are averaged with the rest; a run of the simulator recomputes them for the
-    merged network.
+    merged network. It is added up in float32 or complex64 at least.
 
     Args:
       symmetries: the model's permutation groups.
-      variables_list: the networks' variables.
+      variables_list: the networks' variables, pytrees with the same leaves.
       weights: one per network.
       permutations_list: one dict a network, group name → integer ``[*outer, size]``; a group that
         is absent stays as it is.
 
     Returns:
-      Variables of the same structure. Leaves that are not floats are the first network's.
+      Variables of the first network's structure and dtypes. Leaves that are neither real nor
+      complex numbers are the first network's.
 
     Raises:
-      ValueError: if the lists are empty or not of one length.
+      ValueError: if the lists are empty or not of one length, for networks of different leaves,
+        and what `permute` raises.
     """
     lengths = len(variables_list), len(weights), len(permutations_list)
     if len(set(lengths)) != 1 or not variables_list:
@@ -61,14 +80,16 @@ def merge(
             "merge needs as many networks as weights and permutations, at least one, "
             f"not {lengths[0]}, {lengths[1]} and {lengths[2]}."
         )
+    first = variables_list[0]
+    alike = [
+        like(first, other, ("network 0", f"network {k}")) for k, other in enumerate(variables_list)
+    ]
     total = None
-    for permutations, weight, variables in zip(
-        permutations_list, weights, variables_list, strict=True
-    ):
+    for permutations, weight, variables in zip(permutations_list, weights, alike, strict=True):
         aligned = permute(symmetries, permutations, variables)
         total = add_weighted(total, jnp.asarray(weight), aligned)
     assert total is not None
-    return total
+    return narrow(total, first)
 
 
 def permute_state(

@@ -13,6 +13,7 @@ from dimat_jax.symmetries.permutations import (
     permute,
     random_permutations,
 )
+from dimat_jax.symmetries.rules.table import rule
 from dimat_jax.symmetries.verification import verify
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "random_permutations",
     "read_activations",
     "read_sites",
+    "rule",
     "verify",
 ]

@@ -14,7 +14,7 @@ from dimat_jax.jaxprs import called, scan_of
 from dimat_jax.symmetries.axes import atoms, free_axis, frozen_axis
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.reasons import Cause, Reason
-from dimat_jax.symmetries.slices import PerSlice, settle
+from dimat_jax.symmetries.slices import PerSlice, blocks, settle
 from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
 
@@ -68,16 +68,24 @@ def analyse(
     outputs = walk(record, closed, arguments)
     for output in outputs:
         freeze_all(output.axes, Cause(Reason.OUTPUT))
-    # Leaves that are only handed on, by a loop's carry or a custom derivative, have no groups.
-    # What was touched may have been cut or unified since: its roots are asked for now.
-    read = {atom for touched in record.read_atoms for atom in atoms(((touched,),))}
-    in_order = {
-        leaves[i]: arguments[i]
-        for i in _reading_order(jaxpr)
-        if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
-    }
+    in_order = {leaves[i]: arguments[i] for i in _reading_order(jaxpr) if i in leaves}
     per_slice = settle(record.slices, record.carried)
+    _freeze_unread(record, in_order, per_slice)
     return Analysis(closed, used, in_order, record, per_slice)
+
+
+def _freeze_unread(record: Record, leaves: dict[str, Tensor], per_slice: PerSlice) -> None:
+    """Freezes the positions of leaves that are only handed on, or left out by slices.
+
+    Those of a table of positions beyond the example's length: longer inputs may read them.
+    """
+    # What was consumed may have been cut or unified since: its roots are asked for now.
+    read = {atom for consumed in record.consumed for atom in atoms(((consumed,),))}
+    for tensor in leaves.values():
+        for block, _ in blocks(tensor.axes, per_slice):
+            for atom in (atom for axis in block for atom in atoms(axis)):
+                if atom not in read:
+                    atom.frozen = atom.frozen or Cause(Reason.UNREAD)
 
 
 def _check_leaves(paths: list[str], leaves: list[Any]) -> None:

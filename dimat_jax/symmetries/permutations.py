@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from dimat_jax.symmetries.groups import Site, Symmetries, path_name, shape_of
+from dimat_jax.symmetries.networks import check_leaves
 from dimat_jax.types import Key
 
 
@@ -62,7 +63,7 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
     """The permutations, knowing which groups vary along which.
 
     Raises:
-      ValueError: for an unknown group, or a shape or dtype that does not fit.
+      ValueError: for an unknown group, a shape or dtype that does not fit, or an index twice.
     """
     for name, permutation in permutations.items():
         if name not in symmetries.groups:
@@ -77,7 +78,25 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
             raise ValueError(
                 f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
             )
+    _check_entries(permutations)
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
+
+
+def _check_entries(permutations: Mapping[str, Any]) -> None:
+    """Each index must be there once; what is being traced, or lies elsewhere, cannot be seen."""
+    for name, permutation in permutations.items():
+        traced = isinstance(permutation, jax.core.Tracer)
+        if traced or not getattr(permutation, "is_fully_addressable", True):
+            continue
+        rows = np.asarray(permutation)
+        rows = rows.reshape(-1, rows.shape[-1])
+        lacks = np.argwhere(np.sort(rows, -1) != np.arange(rows.shape[-1]))
+        if len(lacks):
+            missing = np.setdiff1d(np.arange(rows.shape[-1]), rows[lacks[0][0]])[0]
+            raise ValueError(
+                f"The permutation of group {name!r} lacks index {missing}: each of 0 to "
+                f"{rows.shape[-1] - 1} must be there once."
+            )
 
 
 def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
@@ -113,7 +132,7 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
       Variables of the same structure.
 
     Raises:
-      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or of
+      ValueError: for an unknown group, what is no permutation of it, a leaf that is missing or of
         another shape.
     """
     permutations = with_outer(symmetries, permutations)
@@ -121,17 +140,9 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
     for name, permutation in permutations.items():
         for site in symmetries.groups[name].sites:
             sites.setdefault(site.path, []).append((jnp.asarray(permutation), site))
+    check_leaves({path: symmetries.shapes.get(path) for path in sorted(sites)}, variables)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
     paths = [path_name(path) for path, _ in leaves]
-    if missing := sorted(set(sites) - set(paths)):
-        raise ValueError(f"The variables have no leaf {missing[0]!r}, which the symmetries name.")
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
-        expected = symmetries.shapes.get(path, np.shape(leaf))
-        if path in sites and np.shape(leaf) != expected:
-            raise ValueError(
-                f"Leaf {path!r} has shape {np.shape(leaf)} but the symmetries were found with "
-                f"{expected}. Stacked variables need a `jax.vmap` around `permute`."
-            )
     permuted = [
         _permute_leaf(path, leaf, sites[path]) if path in sites else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
@@ -196,10 +207,12 @@ def compose(
       permute(s, then, permute(s, first, v))``.
 
     Raises:
-      ValueError: for a group that varies, nobody knows along what.
+      ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
     if symmetries is not None:
         first, then = with_outer(symmetries, first), with_outer(symmetries, then)
+    _check_entries(first)
+    _check_entries(then)
     outer = {**_outer(first), **_outer(then)}
     composed = {}
     for name in {**first, **then}:
@@ -225,10 +238,11 @@ def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None
       Permutations with ``permute(s, invert(p), permute(s, p, v)) == v``.
 
     Raises:
-      ValueError: for a group that varies, nobody knows along what.
+      ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
     if symmetries is not None:
         permutations = with_outer(symmetries, permutations)
+    _check_entries(permutations)
     outer = _outer(permutations)
     # Outer groups first: the inverse of theirs says where the rows of the others go.
     inverse: dict[str, Array] = {}
