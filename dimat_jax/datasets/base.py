@@ -48,11 +48,6 @@ def data_directory(data_dir: Directory = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def in_a_line(error: Exception) -> str:
-    """An error's type and message on one line: tarfile's, for one, has a line for each codec."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 class DataNotFoundError(ValueError):
     """A data set is neither on this machine nor to be downloaded."""
 

@@ -18,7 +18,6 @@ from dimat_jax.datasets.base import (
     Directory,
     check,
     data_directory,
-    in_a_line,
 )
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.cifar_files import (
@@ -30,6 +29,7 @@ from dimat_jax.datasets.cifar_files import (
     read_folder,
 )
 from dimat_jax.datasets.download import download
+from dimat_jax.registry import in_a_line
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dimat_jax.datasets.base import Dataset, check, in_a_line
+from dimat_jax.datasets.base import Dataset, check
 from dimat_jax.datasets.decode import decode, is_jpeg
+from dimat_jax.registry import in_a_line
 
 
 def find(data_dir: Path, name: str) -> Path | None:

@@ -19,10 +19,10 @@ from dimat_jax.datasets.base import (
     Directory,
     check,
     data_directory,
-    in_a_line,
 )
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.decode import decode
+from dimat_jax.registry import in_a_line
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TITLE = "Tiny ImageNet"

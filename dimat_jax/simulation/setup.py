@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -18,6 +17,7 @@ from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.registry import choose
 from dimat_jax.simulation.checks import all_methods, check_options, check_own
+from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
 from dimat_jax.topology import Topology, stretched
@@ -239,28 +239,3 @@ def make_model(config: Config, dataset: Dataset) -> Model:
         )
     options = {} if config.norm is None else {"norm": config.norm}
     return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
-
-
-def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of one agent's variables and of an image; no weight is computed.
-
-    Raises:
-      ValueError: if the model cannot take the images, or has another number of classes.
-    """
-    dtype = jnp.result_type(float)
-    image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
-    abstract = jax.eval_shape(model.init, jax.random.key(0), image)
-    logits, _ = jax.eval_shape(model.apply, abstract, image)
-    expected = (1, dataset.num_classes)
-    if logits.shape != expected:
-        raise ValueError(
-            f"The model gives logits of shape {logits.shape} for one image: they must be of shape "
-            f"{expected}, as {dataset.name} has {dataset.num_classes} classes."
-        )
-    return jax.tree.map(lambda x: _floating(x, dtype), abstract), image
-
-
-def _floating(x: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """The same shape, in ``dtype`` if it is of floats."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)
