@@ -244,9 +244,9 @@ def expect(name: str, value: Any, kind: Any, what: str) -> None:
 def check_number(
     name: str,
     value: Any,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    least: int | float | None = None,
+    above: int | float | None = None,
+    most: int | float | None = None,
     whole: bool = False,
 ) -> None:
     """Raises a `ValueError` unless a value is a finite number, and in its range.

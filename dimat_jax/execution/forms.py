@@ -37,6 +37,8 @@ Step = Callable[[PyTree, PyTree, PyTree], PyTree]
 
 def over_devices(execution: Execution, function: Callable[..., PyTree], in_specs: Any) -> Callable:
     """A function of what lies on one device, lifted to all; it returns stacked arrays."""
+    if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
+        return function  # One device has everything.
     return jax.shard_map(
         function, mesh=execution.mesh, in_specs=in_specs, out_specs=AGENTS, check_vma=False
     )

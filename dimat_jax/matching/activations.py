@@ -91,7 +91,7 @@ def _site_moments(
     precise = jnp.promote_types(target.dtype, jnp.float32)
     target, source = target.astype(precise), source.astype(precise)
     target_mean, source_mean = target.mean(0), source.mean(0)
-    target, source = target - target_mean, source - source_mean
+    target, source = target - target_mean[None], source - source_mean[None]
     return Moments(
         count=jnp.asarray(len(target), precise),
         target_mean=target_mean,

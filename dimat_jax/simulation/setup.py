@@ -11,12 +11,12 @@ from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
 from dimat_jax.algorithms import Algorithm
-from dimat_jax.config import LEARNING_RATES, Config
+from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.registry import choose
-from dimat_jax.simulation.checks import all_methods, check_options, check_own
+from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
 from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
@@ -94,22 +94,20 @@ def prepare(
       ValueError: for anything that cannot be run, in one sentence.
     """
     # Cheap checks first: a wrong word in the configuration must not wait for a data set.
+    check_config(config)
     known = all_methods(methods)
     if methods and isinstance(config.methods, tuple | list):
         more = tuple(name for name in methods if name not in config.methods)
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
     check_own(model, dataset, graph)
-    named = {
-        "model": config.model if model is None else OWN,
-        "dataset": config.dataset if dataset is None else dataset.name,
-        "topology": config.topology if graph is None else graph.name,
-    }
-    graph = graph or topology.make(config.topology, config.agents)
+    named = names_of(config, model, dataset, graph)
+    graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
     graphs = choose_graphs(config, graph, chosen)
-    if model is None:
-        choose("model", config.model, models.FACTORIES)
+    if config.examples_per_agent == "auto":
+        most = EXAMPLES_PER_AGENT if dataset is None else None
+        config = dataclasses.replace(config, examples_per_agent=most)
     say(f"reading the data set {named['dataset']}")
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
     # Batch size and learning rate hang on the size of the shards, and these on the seed.
@@ -147,6 +145,39 @@ def prepare(
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
+
+
+def names_of(
+    config: Config, model: Model | None, dataset: Dataset | None, graph: Topology | None
+) -> dict[str, str]:
+    """What model, data set and graph are called, by the option that names them.
+
+    Raises:
+      ValueError: for a name that there is not, of what was not handed over; for options of a graph
+        that was.
+    """
+    if model is None:
+        choose("model", config.model, models.FACTORIES)
+    if dataset is None:
+        choose("data set", config.dataset, datasets.SOURCES)
+    if graph is None:
+        choose("topology", config.topology, topology.TOPOLOGIES)
+    elif config.topology_options:
+        raise ValueError("topology_options are those of a named topology: one was handed over.")
+    return {
+        "model": config.model if model is None else OWN,
+        "dataset": config.dataset if dataset is None else dataset.name,
+        "topology": config.topology if graph is None else graph.name,
+    }
+
+
+def make_graph(config: Config) -> Topology:
+    """The graph that the configuration names.
+
+    Raises:
+      ValueError: if it does not take the options, or so many agents.
+    """
+    return topology.make(config.topology, config.agents, **dict(config.topology_options))
 
 
 def choose_graphs(
@@ -187,6 +218,7 @@ def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
     shards = function(dataset.train_labels, config.agents, key, **options)
     before, after = shards if isinstance(shards, tuple) else (shards, shards)
     most = config.examples_per_agent
+    assert most != "auto"  # It is chosen by then.
     return [s[:most] for s in before], [s[:most] for s in after]
 
 
