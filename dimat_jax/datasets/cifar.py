@@ -177,12 +177,8 @@ def _download(cifar: Cifar, directory: Path) -> Path:
     try:
         download(URL + cifar.binary.archive, cifar.sha256, path)
     except DataNotFoundError as error:
-        note = ""
-        if (directory / cifar.name).is_dir():
-            note = (
-                f" ({directory / cifar.name} holds nothing that can be read without TensorFlow: "
-                "TFDS must prepare it with file_format='array_record'.)"
-            )
+        problem = prepared.problem(directory, cifar.name)
+        note = f" ({problem}.)" if problem else ""
         raise DataNotFoundError(
             f"{cifar.title} is not in {directory}, and {error} Put {cifar.python.archive} or "
             f"{cifar.binary.archive} from {URL}cifar.html there, or name another data "

@@ -13,6 +13,13 @@ MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}
 threads have beside the one arena of the process is limited to 64 MB a piece."""
 
 
+def usable_cores() -> int:
+    """The cores that this process may use; all there are where the system cannot say."""
+    if hasattr(os, "sched_getaffinity"):  # Neither macOS nor Windows has it.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def virtual_devices(agents: int, cores: int | None = None) -> int:
     """The number of virtual CPU devices that suits so many agents.
 
@@ -20,7 +27,7 @@ def virtual_devices(agents: int, cores: int | None = None) -> int:
     The smallest divisor of the agents that is at least the number of cores wastes nothing; where
     there is none below `MAX_CPU_DEVICES`, one device for each core, the last not quite full.
     """
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or usable_cores()
     # 5 agents on 2 cores: 5 devices of one agent, none masked. 67 agents: 2 devices of 34 lanes.
     divisors = (d for d in range(cores, min(agents, MAX_CPU_DEVICES) + 1) if agents % d == 0)
     return next(divisors, min(agents, cores, MAX_CPU_DEVICES))

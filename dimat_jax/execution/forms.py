@@ -10,7 +10,6 @@ give the same numbers; `dimat_jax.execution.placement.choose_execution` says whi
   in one compiled call. A lifted step is then a function to be traced inside `loop`.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dimat_jax.execution.devices import usable_cores
 from dimat_jax.execution.kernels import with_kernels
 from dimat_jax.execution.placement import AGENTS, REPLICATED, Execution, replicate
 from dimat_jax.execution.products import with_products
@@ -228,7 +228,7 @@ def vectorized(execution: Execution, update: Update) -> Step:
 
 def threads_each(execution: Execution) -> int:
     """How many cores there are for each of this process's devices, where these are CPU devices."""
-    return max(1, len(os.sched_getaffinity(0)) // len(execution.mesh.local_devices))
+    return max(1, usable_cores() // len(execution.mesh.local_devices))
 
 
 def chunks_in_sequence(
