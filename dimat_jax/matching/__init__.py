@@ -12,11 +12,12 @@ from dimat_jax.matching.activations import (
 )
 from dimat_jax.matching.assignment import assign
 from dimat_jax.matching.universe import match_universe, universe_objective
-from dimat_jax.matching.weights import match_weights, matching_objective
+from dimat_jax.matching.weights import check_matchable, match_weights, matching_objective
 
 __all__ = [
     "Moments",
     "assign",
+    "check_matchable",
     "combine_moments",
     "cross_moments",
     "match_activations",

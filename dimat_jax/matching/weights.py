@@ -84,6 +84,21 @@ def match_weights(
     return as_permutations(symmetries, chosen)
 
 
+def check_matchable(symmetries: Symmetries, variables: Any) -> None:
+    """Raises what `match_weights` would for any weights of a network.
+
+    Args:
+      symmetries: The groups.
+      variables: Those of the network; leaves may be `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: For a leaf whose groups cannot be taken apart.
+    """
+    # One 0 for a whole leaf: nothing but shapes matters.
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), variables)
+    _blocks(symmetries, zeros, zeros, "inner_product")
+
+
 def matching_objective(
     symmetries: Symmetries,
     permutations: Mapping[str, Any],

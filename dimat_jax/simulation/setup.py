@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import Algorithm
+from dimat_jax.algorithms import Algorithm, Merge
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
@@ -118,6 +118,8 @@ def prepare(
     model = model or make_model(config, dataset)
     abstract = abstract_inputs(model, dataset)
     say(f"finding the permutation groups of the model {named['model']}")
+    symmetries = find_symmetries(model, *abstract)
+    check_fit(chosen, model, symmetries, abstract)
     return Setup(
         config=dataclasses.replace(
             config, batch_size=batch_size, learning_rate=learning_rate, **named
@@ -131,7 +133,7 @@ def prepare(
         topology=graph,
         methods=chosen,
         graphs=graphs,
-        symmetries=find_symmetries(model, *abstract),
+        symmetries=symmetries,
         execution=choose_execution(
             config.agents,
             has_convolutions(model.apply, *abstract),
@@ -205,6 +207,22 @@ def choose_graphs(
                 f"{name} exchanges something in every step, so gossip_every must be 1, not {every}."
             )
     return graphs
+
+
+def check_fit(
+    methods: Mapping[str, Algorithm],
+    model: Model,
+    symmetries: Symmetries,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+) -> None:
+    """Raises a `ValueError` for a method that cannot merge the model: before it is pretrained."""
+    for name, algorithm in methods.items():
+        merges = [part for part in algorithm.parts().values() if isinstance(part, Merge)]
+        for merge in merges:
+            try:
+                merge.fits(model, symmetries, abstract)
+            except ValueError as error:
+                raise ValueError(f"The method {name!r} cannot merge this model: {error}") from error
 
 
 def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
