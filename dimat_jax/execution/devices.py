@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from dimat_jax.registry import check_number
+
 MAX_CPU_DEVICES = 64
 FORCED_DEVICES = "xla_force_host_platform_device_count"
 MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}
@@ -48,8 +50,8 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
       ValueError: if there is not at least one of each.
     """
     for name, value in (("agents", agents), ("devices", devices)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+        if value is not None or name == "agents":
+            check_number(name, value, least=1, whole=True)
     keep_memory()
     config: Any = jax.config
     if config.jax_num_cpu_devices > 0 or FORCED_DEVICES in os.environ.get("XLA_FLAGS", ""):

@@ -16,8 +16,16 @@ from jaxtyping import Array, Float
 
 from dimat_jax.matching.assignment import assign, positions_of
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
-from dimat_jax.registry import choose
-from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, read_sites
+from dimat_jax.registry import attempt, check_number, choose
+from dimat_jax.symmetries import (
+    GroupKey,
+    Permutations,
+    Symmetries,
+    check_network,
+    check_symmetries,
+    read_sites,
+)
+from dimat_jax.symmetries.analysis import FAILS, as_function
 from dimat_jax.types import Model
 
 SITES = ("all", "last")
@@ -209,7 +217,15 @@ def match_activations(
       ValueError: For an unknown cost or choice of sites, inputs that cannot be split, or
         activations that are not finite.
     """
-    read = partial(_network_moments, symmetries, model_or_function)
+    check_symmetries(symmetries)
+    for name, variables in (("target", target), ("source", source)):
+        check_network(symmetries, name, variables)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, whole=True)
+    choose("cost", cost, COSTS)
+    choose("choice of sites", sites, SITES)
+    as_function(model_or_function)  # It is a function.
+    read = partial(attempt, FAILS, _network_moments, symmetries, model_or_function)
     batches = [read(target, source, *batch) for batch in _split(inputs, batch_size)]
     return assign(symmetries, scores(reduce(combine_moments, batches), cost, sites))
 

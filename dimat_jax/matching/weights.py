@@ -20,9 +20,15 @@ from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
 from dimat_jax.matching.joint import Chosen, Outer, Table, choose_in_turn, group_scores, improve
-from dimat_jax.symmetries import Permutations, Symmetries, permute
+from dimat_jax.symmetries import (
+    Permutations,
+    Symmetries,
+    check_network,
+    check_symmetries,
+    permute,
+)
 from dimat_jax.symmetries.groups import path_name, shape_of
-from dimat_jax.types import Key
+from dimat_jax.types import Key, check_key
 
 MAX_JOINT_ENTRIES = 2**24
 """Largest number of entries of a table over several groups; beyond it their best is bounded."""
@@ -70,6 +76,11 @@ def match_weights(
         taken apart (parts concatenated inside a product of groups).
     """
     registry.choose("cost", cost, COSTS)
+    check_symmetries(symmetries)
+    check_key(key)
+    registry.check_number("max_iterations", max_iterations, least=0, whole=True)
+    for name, variables in (("target", target), ("source", source)):
+        check_network(symmetries, name, variables)
     outer = {name: group.outer for name, group in symmetries.groups.items()}
     blocks = _blocks(symmetries, target, source, cost)
     # The host's generator, seeded by the key: nothing of JAX runs within the loop.
@@ -131,6 +142,9 @@ def matching_objective(
       ValueError: For an unknown cost, group or shape.
     """
     registry.choose("cost", cost, COSTS)
+    check_symmetries(symmetries)
+    for name, variables in (("target", target), ("source", source)):
+        check_network(symmetries, name, variables)
     sides = (
         _weights(symmetries, target),
         _weights(symmetries, permute(symmetries, permutations, source)),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dimat_jax.symmetries import Symmetries, permute
+from dimat_jax.registry import attempt, expect, shown
+from dimat_jax.symmetries import Symmetries, check_network, check_symmetries, permute
 from dimat_jax.types import Permutations, Variables
 
 
@@ -55,6 +56,21 @@ def merge(
     Raises:
       ValueError: if the lists are empty or not of one length.
     """
+    check_symmetries(symmetries)
+    for name, values in (
+        ("variables_list", variables_list),
+        ("permutations_list", permutations_list),
+    ):
+        expect(name, values, list | tuple, "a list")
+    given, weights = weights, attempt("weights must be numbers", jnp.asarray, weights)
+    known = not isinstance(weights, jax.core.Tracer)
+    real = (
+        weights.ndim == 1
+        and jnp.issubdtype(weights.dtype, jnp.number)
+        and not jnp.iscomplexobj(weights)
+    )
+    if not real or (known and not np.isfinite(np.asarray(weights)).all()):
+        raise ValueError(f"weights must be a finite number for each network, not {shown(given)}.")
     lengths = len(variables_list), len(weights), len(permutations_list)
     if len(set(lengths)) != 1 or not variables_list:
         raise ValueError(
@@ -65,6 +81,7 @@ def merge(
     for permutations, weight, variables in zip(
         permutations_list, weights, variables_list, strict=True
     ):
+        check_network(symmetries, "A network", variables)
         aligned = permute(symmetries, permutations, variables)
         total = add_weighted(total, jnp.asarray(weight), aligned)
     assert total is not None

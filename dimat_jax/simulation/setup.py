@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -151,7 +151,7 @@ def prepare(
 
 def names_of(
     config: Config, model: Model | None, dataset: Dataset | None, graph: Topology | None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What model, data set and graph are called, by the option that names them.
 
     Raises:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from dimat_jax.symmetries.arguments import check_permutations, check_symmetries
 from dimat_jax.symmetries.groups import Site, Symmetries, path_name, shape_of
-from dimat_jax.types import Key
+from dimat_jax.types import Key, check_key
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -64,6 +65,8 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
     Raises:
       ValueError: for an unknown group, or a shape or dtype that does not fit.
     """
+    check_symmetries(symmetries)
+    check_permutations("permutations", permutations)
     for name, permutation in permutations.items():
         if name not in symmetries.groups:
             known = ", ".join(symmetries.groups) or "none"
@@ -72,10 +75,6 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
             raise ValueError(
                 f"The permutation of group {name!r} has shape {np.shape(permutation)} "
                 f"but must have shape {shape}."
-            )
-        if not jnp.issubdtype(dtype := jnp.asarray(permutation).dtype, jnp.integer):
-            raise ValueError(
-                f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
             )
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
 
@@ -90,6 +89,8 @@ def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
     Returns:
       Group name → int32 ``[*outer, size]``.
     """
+    check_key(key)
+    check_symmetries(symmetries)
     drawn = {}
     for i, name in enumerate(symmetries.groups):
         shape = shape_of(symmetries, name)
@@ -198,6 +199,8 @@ def compose(
     Raises:
       ValueError: for a group that varies, nobody knows along what.
     """
+    check_permutations("first", first)
+    check_permutations("then", then)
     if symmetries is not None:
         first, then = with_outer(symmetries, first), with_outer(symmetries, then)
     outer = {**_outer(first), **_outer(then)}
@@ -227,6 +230,7 @@ def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None
     Raises:
       ValueError: for a group that varies, nobody knows along what.
     """
+    check_permutations("permutations", permutations)
     if symmetries is not None:
         permutations = with_outer(symmetries, permutations)
     outer = _outer(permutations)
