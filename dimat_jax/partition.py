@@ -6,6 +6,7 @@ number of agents and the key only: not on devices, nor on x64.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -177,22 +178,22 @@ def stack(shards: list[Indices]) -> Int[np.ndarray, "agents examples"]:
 
 def _checked(labels: Labels, n: int) -> Integer[np.ndarray, " examples"]:
     """The labels on the host, if they can be split among ``n`` agents."""
-    labels = attempt("labels must be an array", np.asarray, labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    found: Any = attempt("labels must be an array", np.asarray, labels)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
         raise ValueError(
-            f"labels must be integers of shape [examples], not {labels.dtype} of shape "
-            f"{list(labels.shape)}."
+            f"labels must be integers of shape [examples], not {found.dtype} of shape "
+            f"{list(found.shape)}."
         )
     check_number("The number of agents", n, whole=True)
     if n < 1:
         raise ValueError(f"There are {n} agents: there must be at least 1.")
-    if n > len(labels):
+    if n > len(found):
         raise ValueError(
-            f"There are {n} agents and {len(labels)} examples: every agent needs at least one."
+            f"There are {n} agents and {len(found)} examples: every agent needs at least one."
         )
-    if labels.min() < 0:
-        raise ValueError(f"A label is {labels.min()}: labels must be 0 or more.")
-    return labels
+    if found.min() < 0:
+        raise ValueError(f"A label is {found.min()}: labels must be 0 or more.")
+    return found
 
 
 def _generator(key: Key) -> np.random.Generator:
