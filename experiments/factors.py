@@ -105,7 +105,6 @@ class Study(NamedTuple):
 
 
 CPU = Config(
-    preset="factors",
     dataset="cifar10",
     examples_per_agent=500,
     batch_size=50,
