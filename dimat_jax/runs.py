@@ -9,6 +9,8 @@ from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.metrics import Row, append_row
+from dimat_jax.registry import expect
+from dimat_jax.simulation.checks import check_config, check_types
 from dimat_jax.simulation.observer import Observer
 from dimat_jax.simulation.result import Result
 from dimat_jax.simulation.run import run
@@ -50,6 +52,9 @@ def simulate(
         and the step.
       KeyboardInterrupt: if it is interrupted.
     """
+    check_config(config)
+    if observer not in (None, "auto"):
+        expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
     def go(config: Config, observer: Observer) -> Result:
         return run(config, model, dataset, topology, methods, observer)
@@ -72,6 +77,7 @@ def run_and_record(
     # Here, so that a run that writes nothing does without matplotlib.
     from dimat_jax.report import folder
 
+    check_types(config)
     out = pathlib.Path(config.out)  # A user may have given a string.
     config = dataclasses.replace(config, out=out)
     folder.check_folder(out, config.overwrite)

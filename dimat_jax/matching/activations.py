@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Inexact, Shaped
 
 from dimat_jax.matching.assignment import assign, positions_of
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
-from dimat_jax.registry import choose
-from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, read_sites
+from dimat_jax.registry import attempt, check_number, choose
+from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, check_symmetries, read_sites
+from dimat_jax.symmetries.analysis import FAILS, as_function
 from dimat_jax.symmetries.networks import check_leaves, like, wide
 from dimat_jax.types import Model
 
@@ -97,7 +98,7 @@ def _site_moments(
     # Activations in bfloat16 are summed in float32, those in float64 as they are.
     target, source = (x.astype(canonicalize_dtype(wide(x.dtype))) for x in (target, source))
     target_mean, source_mean = target.mean(0), source.mean(0)
-    target, source = target - target_mean, source - source_mean
+    target, source = target - target_mean[None], source - source_mean[None]
     return Moments(
         count=jnp.asarray(len(target), target.real.dtype),
         target_mean=target_mean,
@@ -228,9 +229,15 @@ def match_activations(
       ValueError: For an unknown cost or choice of sites, networks of different leaves, inputs that
         cannot be split, or activations that are not finite.
     """
+    check_symmetries(symmetries)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, whole=True)
+    choose("cost", cost, COSTS)
+    choose("choice of sites", sites, SITES)
+    as_function(model_or_function)  # It is a function.
     check_leaves(symmetries.shapes, target, "the target")
     source = like(target, source, ("the target", "the source"))
-    read = partial(_network_moments, symmetries, model_or_function)
+    read = partial(attempt, FAILS, _network_moments, symmetries, model_or_function)
     batches = [read(target, source, *batch) for batch in _split(inputs, batch_size)]
     moments = reduce(combine_moments, batches)
     warn_of_unread(symmetries, moments)

@@ -22,10 +22,10 @@ from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
 from dimat_jax.matching.joint import Chosen, Outer, Table, choose_in_turn, group_scores, improve
-from dimat_jax.symmetries import Permutations, Symmetries, permute
+from dimat_jax.symmetries import Permutations, Symmetries, check_symmetries, permute
 from dimat_jax.symmetries.groups import shape_of
 from dimat_jax.symmetries.networks import check_leaves, leaves_by_path, like, wide
-from dimat_jax.types import Key
+from dimat_jax.types import Key, check_key
 
 MAX_JOINT_ENTRIES = 2**24
 """Largest number of entries of a table over several groups; beyond it their best is bounded."""
@@ -76,6 +76,8 @@ def match_weights(
       ValueError: For an unknown cost, networks of different leaves, or weights that are not finite.
     """
     registry.choose("cost", cost, COSTS)
+    check_key(key)
+    registry.check_number("max_iterations", max_iterations, least=0, whole=True)
     blocks, left = _blocks(symmetries, *_checked(symmetries, target, source), cost)
     if left:
         warnings.warn(
@@ -142,6 +144,7 @@ def matching_objective(
 
 def _checked(symmetries: Symmetries, target: Any, source: Any) -> tuple[Any, Any]:
     """Both networks, in one structure."""
+    check_symmetries(symmetries)
     check_leaves(symmetries.shapes, target, "the target")
     return target, like(target, source, ("the target", "the source"))
 

@@ -9,8 +9,9 @@ import numpy as np
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
-from dimat_jax.symmetries import Symmetries, permute
-from dimat_jax.symmetries.networks import dtype_of, is_averaged, like, wide
+from dimat_jax.registry import attempt, expect, shown
+from dimat_jax.symmetries import Symmetries, check_symmetries, permute
+from dimat_jax.symmetries.networks import check_leaves, dtype_of, is_averaged, like, wide
 from dimat_jax.types import Permutations, Variables
 
 
@@ -74,6 +75,21 @@ def merge(
       ValueError: if the lists are empty or not of one length, for networks of different leaves,
         and what `permute` raises.
     """
+    check_symmetries(symmetries)
+    for name, values in (
+        ("variables_list", variables_list),
+        ("permutations_list", permutations_list),
+    ):
+        expect(name, values, list | tuple, "a list")
+    given, weights = weights, attempt("weights must be numbers", jnp.asarray, weights)
+    known = not isinstance(weights, jax.core.Tracer)
+    real = (
+        weights.ndim == 1
+        and jnp.issubdtype(weights.dtype, jnp.number)
+        and not jnp.iscomplexobj(weights)
+    )
+    if not real or (known and not np.isfinite(np.asarray(weights)).all()):
+        raise ValueError(f"weights must be a finite number for each network, not {shown(given)}.")
     lengths = len(variables_list), len(weights), len(permutations_list)
     if len(set(lengths)) != 1 or not variables_list:
         raise ValueError(
@@ -81,6 +97,7 @@ def merge(
             f"not {lengths[0]}, {lengths[1]} and {lengths[2]}."
         )
     first = variables_list[0]
+    check_leaves(symmetries.shapes, first, "network 0")
     alike = [
         like(first, other, ("network 0", f"network {k}")) for k, other in enumerate(variables_list)
     ]

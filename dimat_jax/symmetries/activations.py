@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dimat_jax.symmetries.analysis import analyse
+from dimat_jax.symmetries.arguments import check_symmetries
 from dimat_jax.symmetries.discovery import symmetries_of
 from dimat_jax.symmetries.extract import extract
 from dimat_jax.symmetries.groups import GroupKey, Symmetries
@@ -36,6 +37,7 @@ def read_activations(
       axis of fixed positions (scanned layers), that axis comes first: ``[*outer, ..., size]``; one
       that varies along another group has that group's axis just before its own.
     """
+    check_symmetries(symmetries)
     sites = read_sites(symmetries, model_or_function)
 
     def read(variables: Any, *inputs: Any) -> dict[str, list[Array]]:

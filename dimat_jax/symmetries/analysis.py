@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dimat_jax.jaxprs import called, scan_of
+from dimat_jax.registry import attempt, expect
 from dimat_jax.symmetries.axes import atoms, free_axis, frozen_axis
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.reasons import Cause, Reason
@@ -37,10 +38,16 @@ class Analysis(NamedTuple):
     per_slice: PerSlice
 
 
+FAILS = "The function does not take these variables and inputs"
+"""What is said where it fails on them."""
+
+
 def as_function(model_or_function: Model | Callable[..., Any]) -> Callable[..., Any]:
     """A model's evaluation logits as a function ``f(variables, *inputs)``; functions unchanged."""
     if not isinstance(model_or_function, Model):
+        expect("model_or_function", model_or_function, Callable, "a dj.Model or a function")
         return model_or_function
+    expect("The model's apply", model_or_function.apply, Callable, "a function")
     apply: Callable[..., Any] = model_or_function.apply
     return lambda variables, *inputs: apply(variables, *inputs)[0]
 
@@ -52,7 +59,8 @@ def analyse(
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     paths = [path_name(path) for path, _ in flat]
     _check_leaves(paths, [leaf for _, leaf in flat])
-    closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
+    trace = jax.make_jaxpr(as_function(model_or_function))
+    closed = attempt(FAILS, trace, variables, *inputs)
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     closed = ClosedJaxpr(jaxpr, closed.consts)
     arguments: list[Tensor] = []
@@ -95,7 +103,7 @@ def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
         raise ValueError(f"Two leaves of the variables have the path {twice!r}; rename one.")
     for path, leaf in zip(paths, leaves, strict=True):
         if callable(leaf):
-            raise TypeError(
+            raise ValueError(
                 f"The leaf {path!r} of the variables is a function. Of an Equinox module, pass the "
                 f"arrays: `arrays, static = eqx.partition(module, eqx.is_array)`, and a function "
                 f"that calls `eqx.combine(arrays, static)`."

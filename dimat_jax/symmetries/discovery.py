@@ -37,9 +37,8 @@ def find_symmetries(
       The groups.
 
     Raises:
-      TypeError: for variables that hold functions, and what tracing the function raises if it does
-        not accept these arguments.
-      ValueError: for two leaves of the same path, as of ``{"a": {"b": x}, "a/b": y}``.
+      ValueError: for a function that does not take these arguments; for variables that hold
+        functions, or two leaves of the same path, as of ``{"a": {"b": x}, "a/b": y}``.
     """
     return symmetries_of(analyse(model_or_function, variables, *inputs))
 

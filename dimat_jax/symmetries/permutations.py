@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from dimat_jax.symmetries.arguments import check_permutations, check_symmetries
 from dimat_jax.symmetries.groups import Site, Symmetries, path_name, shape_of
 from dimat_jax.symmetries.networks import check_leaves
-from dimat_jax.types import Key
+from dimat_jax.types import Key, check_key
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -65,6 +66,8 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
     Raises:
       ValueError: for an unknown group, a shape or dtype that does not fit, or an index twice.
     """
+    check_symmetries(symmetries)
+    check_permutations("permutations", permutations)
     for name, permutation in permutations.items():
         if name not in symmetries.groups:
             known = ", ".join(symmetries.groups) or "none"
@@ -74,29 +77,7 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
                 f"The permutation of group {name!r} has shape {np.shape(permutation)} "
                 f"but must have shape {shape}."
             )
-        if not jnp.issubdtype(dtype := jnp.asarray(permutation).dtype, jnp.integer):
-            raise ValueError(
-                f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
-            )
-    _check_entries(permutations)
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
-
-
-def _check_entries(permutations: Mapping[str, Any]) -> None:
-    """Each index must be there once; what is being traced, or lies elsewhere, cannot be seen."""
-    for name, permutation in permutations.items():
-        traced = isinstance(permutation, jax.core.Tracer)
-        if traced or not getattr(permutation, "is_fully_addressable", True):
-            continue
-        rows = np.asarray(permutation)
-        rows = rows.reshape(-1, rows.shape[-1])
-        lacks = np.argwhere(np.sort(rows, -1) != np.arange(rows.shape[-1]))
-        if len(lacks):
-            missing = np.setdiff1d(np.arange(rows.shape[-1]), rows[lacks[0][0]])[0]
-            raise ValueError(
-                f"The permutation of group {name!r} lacks index {missing}: each of 0 to "
-                f"{rows.shape[-1] - 1} must be there once."
-            )
 
 
 def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
@@ -109,6 +90,8 @@ def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
     Returns:
       Group name → int32 ``[*outer, size]``.
     """
+    check_key(key)
+    check_symmetries(symmetries)
     drawn = {}
     for i, name in enumerate(symmetries.groups):
         shape = shape_of(symmetries, name)
@@ -209,10 +192,10 @@ def compose(
     Raises:
       ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
+    check_permutations("first", first)
+    check_permutations("then", then)
     if symmetries is not None:
         first, then = with_outer(symmetries, first), with_outer(symmetries, then)
-    _check_entries(first)
-    _check_entries(then)
     outer = {**_outer(first), **_outer(then)}
     composed = {}
     for name in {**first, **then}:
@@ -240,9 +223,9 @@ def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None
     Raises:
       ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
+    check_permutations("permutations", permutations)
     if symmetries is not None:
         permutations = with_outer(symmetries, permutations)
-    _check_entries(permutations)
     outer = _outer(permutations)
     # Outer groups first: the inverse of theirs says where the rows of the others go.
     inverse: dict[str, Array] = {}

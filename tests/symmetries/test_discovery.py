@@ -263,7 +263,7 @@ def test_two_leaves_of_one_path_are_refused():
 
 def test_functions_among_the_leaves_are_refused():
     module = eqx.filter_eval_shape(eqx.nn.MLP, 3, 2, 5, 1, key=jax.random.key(0))
-    with pytest.raises(TypeError, match=r"'activation' .* is a function.*eqx\.partition"):
+    with pytest.raises(ValueError, match=r"'activation' .* is a function.*eqx\.partition"):
         find_symmetries(lambda module, x: jax.vmap(module)(x), module, jnp.ones((1, 3)))
 
 
