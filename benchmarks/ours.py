@@ -178,17 +178,17 @@ def count_merge(work: Work, topology: str) -> dict[str, Any]:
       number of assignments of each size; bytes of one network.
     """
     setup = prepare_run(work, topology=topology)
-    variables, image = setup.abstract
-    images = jax.ShapeDtypeStruct((work.batch, *image.shape[1:]), image.dtype)
+    variables, one = setup.abstract
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((work.batch, *x.shape[1:]), x.dtype), one)
     edges = int(np.count_nonzero(setup.topology.mixing_matrix(0)) - work.agents)
-    sites = jax.eval_shape(read_sites(setup.symmetries, setup.model), variables, images)
+    sites = jax.eval_shape(read_sites(setup.symmetries, setup.task.outputs), variables, batch)
     shapes = [
         (x.size // units, units)
         for key, of_key in sites.items()
         for x in of_key
         for units in [math.prod(setup.symmetries.groups[group].size for group in key)]
     ]
-    forward = operations(lambda v, x: setup.model.apply(v, x)[0], variables, images)
+    forward = operations(setup.task.outputs, variables, batch)
     network = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(variables))
     sizes = collections.Counter(group.size for group in setup.symmetries.groups.values())
     correlations = sum(2.0 * rows * units**2 for rows, units in shapes)

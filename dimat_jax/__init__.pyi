@@ -6,11 +6,13 @@ from . import models as models
 from . import partition as partition
 from . import report as report
 from . import symmetries as symmetries
+from . import tasks as tasks
 from . import topology as topology
 from . import types as types
 from .algorithms import communication as communication
 from .config import PRESETS as PRESETS
 from .config import Config as Config
+from .datasets import Data as Data
 from .datasets import Dataset as Dataset
 from .execution.devices import prepare_devices as prepare_devices
 from .matching import match_activations as match_activations
@@ -34,5 +36,7 @@ from .symmetries import permute as permute
 from .symmetries import random_permutations as random_permutations
 from .symmetries import read_activations as read_activations
 from .symmetries import verify as verify
+from .tasks import classification as classification
 from .topology import Topology as Topology
 from .types import Model as Model
+from .types import Task as Task

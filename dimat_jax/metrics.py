@@ -32,17 +32,22 @@ class Row(TypedDict):
     """Epochs trained since the start, pretraining included."""
     phase: Phase
     """What has just ended."""
-    test_accuracy: float
-    """Mean over agents, 0 to 1."""
-    test_accuracy_std: float
+    test_loss: float | None
+    """Mean over agents. Every metric of the task has the same entries, ``test_accuracy`` and so on:
+    those of a classification are listed here."""
+    test_loss_std: float
     """Sample standard deviation over agents; 0 of a single one."""
+    test_loss_agents: list[float]
+    merged_loss: float | None
+    """Of the mean of all agents' networks, in one frame where merges have found one, with
+    statistics of everyone's examples: as if they were all merged now; None if not asked for."""
+    test_accuracy: float
+    """0 to 1."""
+    test_accuracy_std: float
     test_accuracy_agents: list[float]
+    merged_accuracy: float | None
     test_accuracy_classes: list[list[float]]
     """Of each agent on each class, rounded to four digits: ``[agents][classes]``."""
-    merged_accuracy: float | None
-    """Of the mean of all agents' networks, in one frame where merges have found one, with
-    statistics of everyone's images: as if they were all merged now; None if not asked for."""
-    test_loss: float | None
     train_loss: float | None
     consensus_distance: float | None
     """√(1/n Σ_i ‖x_i − x̄‖²) over the parameters, each agent's units in the order that they have."""
@@ -126,9 +131,43 @@ def last_rows(rows: Iterable[Row], method: str) -> dict[Stage, dict[int, Row]]:
     return {stage: found[stage] for stage in stages_of(rows) if stage in found}
 
 
-def accuracies(by_seed: Mapping[int, Row]) -> Float[np.ndarray, " agents_of_all_seeds"]:
-    """The test accuracy of every agent of every seed, 0 to 1."""
-    values = (np.asarray(row["test_accuracy_agents"], float) for row in by_seed.values())
+class Measure(NamedTuple):
+    """What methods are compared by: a metric of the rows, and how it is written.
+
+    Attributes:
+      name: of the metric.
+      title: in words, with its unit.
+      better: 1 if more is better, else -1.
+      scale: what is multiplied by it where it is written.
+      digits: after the decimal point.
+      unit: of what one is ahead by.
+      sign: after a number.
+    """
+
+    name: str
+    title: str
+    better: int
+    scale: float
+    digits: int
+    unit: str
+    sign: str = ""
+
+
+ACCURACY = Measure("accuracy", "test accuracy in %", 1, 100.0, 1, "points", " %")
+LOSS = Measure("loss", "test loss", -1, 1.0, 3, "of loss")
+
+
+def measure_of(rows: Iterable[Row]) -> Measure:
+    """What the methods of a run are compared by: accuracy, if there is one, else loss."""
+    return ACCURACY if any("test_accuracy" in row for row in rows) else LOSS
+
+
+def values_of(
+    by_seed: Mapping[int, Row], measure: Measure = ACCURACY
+) -> Float[np.ndarray, " agents_of_all_seeds"]:
+    """What is measured of every agent of every seed; accuracies from 0 to 1."""
+    name = f"test_{measure.name}_agents"
+    values = (np.asarray(row.get(name), float) for row in by_seed.values())
     return np.concatenate([np.zeros(0), *values])
 
 

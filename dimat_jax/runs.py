@@ -7,7 +7,7 @@ from typing import Literal
 
 from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets import Data, Dataset
 from dimat_jax.metrics import Row, append_row
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import check_config, check_types
@@ -16,16 +16,17 @@ from dimat_jax.simulation.result import Result
 from dimat_jax.simulation.run import run
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.topology import Topology
-from dimat_jax.types import Model
+from dimat_jax.types import Model, Task
 
 
 def simulate(
     config: Config = Config(),
     *,
     model: Model | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Data | None = None,
     topology: Topology | None = None,
     methods: Mapping[str, Algorithm] | None = None,
+    task: Task | None = None,
     observer: Observer | None | Literal["auto"] = "auto",
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -38,10 +39,11 @@ def simulate(
         ``metrics.jsonl`` (a row as soon as it is measured), ``summary.json``, ``tables.md`` and
         ``accuracy.png``; otherwise nothing is written.
       model: used instead of ``config.model``.
-      dataset: used instead of ``config.dataset``.
+      dataset: used instead of ``config.dataset``: images with labels, or any examples.
       topology: used instead of ``config.topology``.
       methods: of one's own, name to `dimat_jax.algorithms.Algorithm`, besides those that there are;
         those that ``config.methods`` does not name follow the ones that it does.
+      task: what agents learn, instead of to classify by a model.
       observer: is told of what happens; None: nobody is. By default progress is shown where
         somebody looks on, on a terminal or in a notebook. A run that leaves its results in a folder
         ends where a method diverges, whatever the observer says.
@@ -57,7 +59,7 @@ def simulate(
         expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
     def go(config: Config, observer: Observer) -> Result:
-        return run(config, model, dataset, topology, methods, observer)
+        return run(config, model, dataset, topology, methods, task, observer)
 
     if observer != "auto":
         return run_and_record(config, go, observer or Observer())

@@ -31,8 +31,16 @@ Permutations = dict[str, Int[Array, "*outer units"]]
 """Group name → permutation. Index k of a permuted axis is index ``p[k]`` of the given one."""
 
 
-Prepare = Callable[..., Float[Array, "batch height width channels"]]
-"""Images as stored, uint8 ``[batch, height, width, channels]``, to what models take: normalised."""
+Batch = Any
+"""Examples: a pytree whose leaves share a leading axis ``batch``, as ``{"inputs": ..., "labels":
+...}`` where images are classified."""
+
+Metric = Float[Array, " batch"] | tuple[Float[Array, " batch"], Float[Array, " batch"]]
+"""A number of each example, whose mean over examples is reported; or a sum and a count of each, as
+of tokens: then Σ sum / Σ count is."""
+
+Prepare = Callable[..., Batch]
+"""Examples as stored, to what a task takes: images normalised, for one."""
 
 
 class InitFn(Protocol):
@@ -51,6 +59,32 @@ class ApplyFn(Protocol):
         train: bool = False,
         key: Key | None = None,
     ) -> tuple[Logits, Variables]: ...
+
+
+class LossFn(Protocol):
+    """The loss of each example; the returned variables carry updated statistics when ``train``."""
+
+    def __call__(  # noqa: D102
+        self, variables: Variables, batch: Batch, key: Key | None = None, train: bool = False
+    ) -> tuple[Float[Array, " batch"], dict[str, Metric], Variables]: ...
+
+
+class Task(NamedTuple):
+    """What an agent learns, as pure functions of one agent.
+
+    Attributes:
+      init: ``init(key, batch) -> variables``, a dict with ``params``, and any other collections.
+        Only the shapes and dtypes of the batch matter.
+      loss: ``loss(variables, batch, key=None, train=False) -> (losses, metrics, variables)``. One
+        loss for each example, whose mean is minimised; a dict name → `Metric`; and the variables,
+        with updated statistics in training and as they were given otherwise.
+      outputs: ``outputs(variables, batch)``, any pytree: what must stay as it is when hidden units
+        are permuted, in evaluation mode.
+    """
+
+    init: Callable[[Key, Batch], Variables]
+    loss: LossFn
+    outputs: Callable[[Variables, Batch], Any]
 
 
 class Model(NamedTuple):

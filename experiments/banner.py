@@ -11,18 +11,19 @@ if TYPE_CHECKING:
 
 def print_banner(console: Console, setup: "Setup") -> None:
     """Says what is about to run, on which data, and how it is evaluated."""
+    from dimat_jax.datasets import examples_of
     from dimat_jax.report.tables import counted
     from dimat_jax.simulation.setup import OWN
 
-    config, dataset = setup.config, setup.dataset
-    if dataset.stand_in_for is not None:
-        console.print(f"NOT THE REAL DATA: {dataset.name}", style="bold red", soft_wrap=True)
-    tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
+    config, data = setup.config, setup.data
+    if data.stand_in_for is not None:
+        console.print(f"NOT THE REAL DATA: {data.name}", style="bold red", soft_wrap=True)
+    tests, examples = examples_of(data.test), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
     named = config.model if config.model == OWN else f"{config.model}, width {config.width:g}"
     lines = {
-        "data": f"{dataset.name}, {config.partition}, {examples:,} of the "
-        f"{len(dataset.train_labels):,} training images for each agent",
+        "data": f"{data.name}, {config.partition}, {examples:,} of the "
+        f"{examples_of(data.train):,} training examples for each agent",
         "model": f"{named}, {counted(len(setup.symmetries.groups), 'permutation group')}",
         "agents": f"{config.agents}, {setup.topology.name}, spectral gap "
         f"{setup.topology.spectral_gap:.3f}; devices: {setup.execution.mesh.size}",
@@ -31,7 +32,7 @@ def print_banner(console: Console, setup: "Setup") -> None:
         f"{counted(config.epochs_per_round, 'epoch')}; {config.optimizer}, learning rate "
         f"{config.learning_rate:g}, batch {config.batch_size}",
         "merging": images_for_merging(setup),
-        "evaluation": f"on {some:,} fixed test images along the way, on all {tests:,} at the end",
+        "evaluation": f"on {some:,} fixed test examples along the way, on all {tests:,} at the end",
         "kernels": about_kernels(setup),
         "results": str(config.out),
     }
@@ -61,7 +62,7 @@ def about_kernels(setup: "Setup") -> str | None:
 
 def images_for_merging(setup: "Setup") -> str:
     """On how many images units are compared and statistics recomputed: agents may hold too few."""
-    from dimat_jax.simulation.images import split_evenly
+    from dimat_jax.simulation.examples import split_evenly
 
     config = setup.config
     held = min(rounds.shape[1] for _, rounds in setup.shards.values())

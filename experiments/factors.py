@@ -299,8 +299,8 @@ def tried(
             continue
         if row is not None:
             rows.setdefault(event.method, []).append(row)
-        if event.ends and state.final_accuracy is not None:
-            ends[event.method] = float(state.final_accuracy.mean())
+        if event.ends and state.final is not None:
+            ends[event.method] = float(state.final["accuracy"].mean())
     return {
         name.removesuffix("_tried"): kept(rows[name], end, session.setup.config.rounds)
         for name, end in ends.items()

@@ -228,7 +228,7 @@ def run_cell(config: Config, dataset: "Dataset", observer: "Observer") -> Outcom
     start, diverged = time.monotonic(), []
     watching = observer._replace(on_diverged=lambda method, error: diverged.append(method))
     result = simulate(config, dataset=dataset, observer=watching)
-    all_tests = {m: final.test_accuracy.tolist() for (m, _), final in result.finals.items()}
+    all_tests = {m: final.measured["accuracy"].tolist() for (m, _), final in result.finals.items()}
     rows = [row for row in result.history if row["method"] not in diverged]
     seconds = time.monotonic() - start
     plain = plain_of(config)

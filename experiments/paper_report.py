@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from dimat_jax.metrics import PRETRAINING, Row, Stage, accuracies, last_rows, spread
+from dimat_jax.metrics import PRETRAINING, Row, Stage, last_rows, spread, values_of
 from dimat_jax.registry import METHODS
 from dimat_jax.report.figures import COLORS, STYLES, curve
 from dimat_jax.report.leads import ALONE, Lead, lead
@@ -114,9 +114,9 @@ def line(runs: Runs, method: str) -> Line:
     )
     return Line(
         method,
-        accuracies(merged) if merged else np.array([]),
-        accuracies(first) if first else np.array([]),
-        accuracies(trained) if trained else np.array([]),
+        values_of(merged) if merged else np.array([]),
+        values_of(first) if first else np.array([]),
+        values_of(trained) if trained else np.array([]),
         np.concatenate([outcome.all_tests[method] for outcome in done]),
         np.array([row["merged_accuracy"] for row in last if row.get("merged_accuracy")]),
         merge,
@@ -125,7 +125,7 @@ def line(runs: Runs, method: str) -> Line:
     )
 
 
-def percent(values: Float[np.ndarray, " values"]) -> str:
+def shown(values: Float[np.ndarray, " values"]) -> str:
     """Mean ± standard deviation of shares in per cent; no deviation of one; a dash for none."""
     std = spread(100 * values)
     deviation = "" if std is None else f" ± {std:.1f}"
@@ -155,8 +155,8 @@ def table_of(setting: Setting, runs: Runs) -> Table:
     body = [
         [
             METHODS[found.method].label + some_seeds(runs, found.method),
-            *map(percent, (found.merged, found.first, found.trained, found.end)),
-            percent(found.mean_model),
+            *map(shown, (found.merged, found.first, found.trained, found.end)),
+            shown(found.mean_model),
             ahead(found.over_trained),
             ahead(found.over_end),
             megabytes(found.bytes_sent),
@@ -235,7 +235,7 @@ def published_in(setting: Setting) -> Mapping[str, str]:
 def pretraining(runs: Runs) -> str:
     """The accuracy from which all methods start."""
     found = last_rows(rows_of(runs), PRETRAINING).get(Stage(0, "pretrain"))
-    return f"Pretraining: {percent(accuracies(found))}. " if found else ""
+    return f"Pretraining: {shown(values_of(found))}. " if found else ""
 
 
 def some_seeds(runs: Runs, method: str) -> str:
@@ -430,7 +430,7 @@ def points(runs: Runs, method: str) -> list[tuple[str, Float[np.ndarray, " agent
     done = {seed: outcome for seed, outcome in runs.items() if method in outcome.all_tests}
     stages = last_rows(rows_of(done), method).items()
     found = [
-        (str(stage), accuracies(rows), float(np.mean([r["bytes_sent"] for r in rows.values()])))
+        (str(stage), values_of(rows), float(np.mean([r["bytes_sent"] for r in rows.values()])))
         for stage, rows in stages
     ]
     trained, final = last_trained(rows_of(done), method), line(runs, method)

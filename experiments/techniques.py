@@ -156,7 +156,7 @@ def compare(options: Options, command: str) -> None:
             for row in measure_network(network, setup, observer):
                 rows.append(row)
                 print(json.dumps(row), file=file, flush=True)
-    names = {setup.dataset.name for setup in setups.values()}
+    names = {setup.data.name for setup in setups.values()}
     print(write_report(options.report or folder, rows, ", ".join(names), command))
     print(f"Written to {folder}")
 
@@ -190,6 +190,7 @@ def make_setup(options: Options, network: Network) -> "Setup":
     """
     import numpy as np
 
+    from dimat_jax.datasets import examples_of
     from dimat_jax.simulation.setup import prepare
 
     config = Config(
@@ -213,7 +214,7 @@ def make_setup(options: Options, network: Network) -> "Setup":
         seeds=options.seeds,
     )
     setup = prepare(config)
-    available = len(setup.dataset.train_labels)
+    available = examples_of(setup.data.train)
     if network.examples < BATCH_SIZE:
         raise ValueError(f"examples must be at least {BATCH_SIZE}, not {network.examples}.")
     number = min(network.examples, available)
@@ -354,12 +355,13 @@ def mixtures(
 
 def scores(session: "Session", variables: "Variables") -> tuple["np.ndarray", "np.ndarray"]:
     """Test accuracy, 0 to 1, and test loss of every agent."""
-    import numpy as np
+    import jax
 
-    tests = session.parts.tests
-    number = int((tests[1] >= 0).sum())
-    score = session.parts.evaluate(variables, tests)
-    return np.asarray(score.correct).sum(-1) / number, np.asarray(score.loss) / number
+    from dimat_jax.training.evaluation import values_of
+
+    score = session.parts.evaluate(variables, session.parts.tests)
+    measured = values_of(jax.device_get(score))
+    return measured["accuracy"], measured["loss"]
 
 
 if __name__ == "__main__":

@@ -110,19 +110,20 @@ def sent(
 def sent_on_demand(found: Batches | Tree, agents: int, variables: Variables) -> float:
     """Bytes that an agent sends, in the mean over agents, of what a merge asked for.
 
-    Images that all agents have in common go from the agent that holds one to all others; images of
+    Examples that all agents have in common go from the agent that holds one to all others; those of
     each agent's own stay where they are. Along a tree one network goes over each edge, with its
     statistics.
 
     Args:
-      found: the images, or the tree.
+      found: the examples, or the tree.
       agents: how many there are.
       variables: one agent's.
     """
     if isinstance(found, Tree):
         edges = int((found.parents != np.arange(agents)).sum())
         return edges / agents * variables_bytes(variables)
-    return found.images.nbytes * (agents - 1) / agents if found.shared else 0.0
+    held = sum(x.nbytes for x in jax.tree.leaves(found.examples))
+    return held * (agents - 1) / agents if found.shared else 0.0
 
 
 def rounds_per_epoch(

@@ -10,7 +10,6 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -30,7 +29,7 @@ from dimat_jax.merging.repair import Goal
 from dimat_jax.merging.units import find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, Tree, fully_connected, random_peers
-from dimat_jax.types import Model, Permutations, Variables
+from dimat_jax.types import Batch, Permutations, Task, Variables
 
 SLOTS_AT_ONCE = 4
 """Neighbours of an agent that are held at the same time: more of them share one forward pass of the
@@ -182,9 +181,9 @@ def check_model(
     align: Align,
     frame: Frame | None,
     repair: bool,
-    model: Model,
+    task: Task,
     symmetries: Symmetries,
-    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    abstract: tuple[Variables, Batch],
 ) -> None:
     """Whether a model can be merged so; the first arguments as of `neighbor_average`.
 
@@ -197,7 +196,7 @@ def check_model(
             "The model has no permutation group: there is nothing to align, and merging averages.",
             stacklevel=2,
         )
-    if repair and not find_units(symmetries, model, *abstract).found:
+    if repair and not find_units(symmetries, task.outputs, *abstract).found:
         raise ValueError(
             "REPAIR finds no layer that it can correct: it needs a bias after each, and both used "
             "once and outside loops."

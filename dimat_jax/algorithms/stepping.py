@@ -15,7 +15,7 @@ from dimat_jax.execution.placement import Execution, place
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.training.local import batch_gradient
 from dimat_jax.training.state import AgentState, count_loss
-from dimat_jax.types import Model, Prepare, Variables
+from dimat_jax.types import Prepare, Task, Variables
 
 
 class GossipState(NamedTuple):
@@ -62,7 +62,7 @@ class At(NamedTuple):
     own: Bool[Array, "*lanes"]
 
 
-def gradient_update(model: Model, prepare: Prepare) -> Update:
+def gradient_update(task: Task, prepare: Prepare) -> Update:
     """Takes one agent's gradient at one point.
 
     The carry is its `GradientPass`; the operands are `At`, the agent's key, step and `epoch_order`;
@@ -73,7 +73,7 @@ def gradient_update(model: Model, prepare: Prepare) -> Update:
         at, key, step, order = operands
         variables = {**carry.statistics, "params": at.params}
         gradient, loss, changed = batch_gradient(
-            model, prepare, variables, key, step, order, resident
+            task, prepare, variables, key, step, order, resident
         )
         # Every pass runs the agent's own batch; only the one at its own parameters is training.
         statistics = {

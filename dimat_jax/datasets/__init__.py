@@ -16,6 +16,8 @@ from dimat_jax.datasets.base import DataNotFoundError as DataNotFoundError
 from dimat_jax.datasets.base import Dataset as Dataset
 from dimat_jax.datasets.base import Directory
 from dimat_jax.datasets.base import check as check
+from dimat_jax.datasets.data import Data as Data
+from dimat_jax.datasets.data import examples_of as examples_of
 
 SOURCES: Mapping[str, Callable[[Directory, Directory], Dataset]] = registry.DATASETS
 """Name → ``load(data_dir, cache_dir)``."""

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
+from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update, map_agents, repeat
 from dimat_jax.execution.placement import Execution, place, to_host, zeros
 from dimat_jax.execution.timing import Stopwatch
@@ -27,7 +28,7 @@ from dimat_jax.matching import (
 )
 from dimat_jax.merging.batches import Batches
 from dimat_jax.symmetries import Symmetries, read_sites
-from dimat_jax.types import Key, Model, Permutations, Prepare, Variables
+from dimat_jax.types import Batch, Key, Permutations, Prepare, Task, Variables
 
 COUNTER = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -44,20 +45,20 @@ class MatchState(NamedTuple):
     batch: Int[Array, "*lanes"]
 
 
-def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
+def match_update(symmetries: Symmetries, task: Task, prepare: Prepare) -> Update:
     """Adds the moments of one batch to one agent's `MatchState`.
 
     The operands are the variables of the target, those of each source, and the rows of the batches
-    ``[batches, batch]``; the resident arrays are the images on the agent's device.
+    ``[batches, batch]``; the resident arrays are the examples on the agent's device.
     """
-    read = read_sites(symmetries, model)
+    read = read_sites(symmetries, task.outputs)
 
-    def update(state: MatchState, operands: Any, images: Any) -> MatchState:
+    def update(state: MatchState, operands: Any, examples: Any) -> MatchState:
         target, sources, rows = operands
-        x = normalise(images[rows[state.batch]])
-        activations = read(target, x)
+        batch = prepare(take(examples, rows[state.batch]))
+        activations = read(target, batch)
         moments = [
-            combine_moments(before, cross_moments(symmetries, activations, read(source, x)))
+            combine_moments(before, cross_moments(symmetries, activations, read(source, batch)))
             for before, source in zip(state.moments, sources, strict=True)
         ]
         return MatchState(moments, state.batch + 1)
@@ -67,10 +68,10 @@ def match_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Up
 
 def activation_matcher(
     execution: Execution,
-    model: Model,
+    task: Task,
     symmetries: Symmetries,
-    normalise: Prepare,
-    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    prepare: Prepare,
+    abstract: tuple[Variables, Batch],
     stopwatch: Stopwatch,
 ) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
     """Builds ``(target, sources, batches) -> permutations``, one per source.
@@ -78,12 +79,12 @@ def activation_matcher(
     Those of each agent bring the source into the frame of ``target``, by activations on the agent's
     batches. None at all for a model without hidden units to align.
     """
-    activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
+    activations = jax.eval_shape(read_sites(symmetries, task.outputs), *abstract)
     moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
     if not jax.tree.leaves(moments):
         return lambda target, sources, batches: []  # There is nothing to align.
     scoring = map_agents(execution, scores, stopwatch)
-    update = match_update(symmetries, model, normalise)
+    update = match_update(symmetries, task, prepare)
 
     @functools.cache
     def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
@@ -98,7 +99,7 @@ def activation_matcher(
             # batches on the devices, and only scores [units, units] come to the host.
             nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
             operands = target, tuple(sources), batches.rows
-            state = matching(batches.spec)(nothing, operands, batches.images, batches.number)
+            state = matching(batches.spec)(nothing, operands, batches.examples, batches.number)
             tables = to_host(execution, [scoring(moments) for moments in state.moments])
         with stopwatch.measure("assign"):
             return [place(execution, assign(symmetries, table)) for table in tables]

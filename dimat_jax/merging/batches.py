@@ -1,29 +1,29 @@
-"""Images that agents run networks on in a merge, and where they lie."""
+"""Examples that agents run networks on in a merge, and where they lie."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int
 
 from dimat_jax.execution.placement import AGENTS, REPLICATED
 
 
 class Batches(NamedTuple):
-    """Images that agents run networks on.
+    """Examples that agents run networks on.
 
     Attributes:
-      rows: int32 ``[lanes, batches, batch]``, rows of ``images`` on the agent's device.
-      images: uint8 ``[rows, height, width, channels]``.
-      shared: whether all images lie on every device; else each device holds those of its agents.
+      rows: int32 ``[lanes, batches, batch]``, rows of ``examples`` on the agent's device.
+      examples: a pytree ``[rows, ...]``.
+      shared: whether all examples lie on every device; else each device holds those of its agents.
     """
 
     rows: Int[Array, "lanes batches batch"]
-    images: UInt8[Array, "rows height width channels"]
+    examples: Any
     shared: bool = False
 
     @property
     def spec(self) -> PartitionSpec:
-        """How the images lie on the devices."""
+        """How the examples lie on the devices."""
         return REPLICATED if self.shared else AGENTS
 
     @property

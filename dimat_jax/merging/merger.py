@@ -22,7 +22,7 @@ from dimat_jax.merging.frames import compose_along
 from dimat_jax.merging.repair import Goal, make_repair
 from dimat_jax.merging.statistics import make_recompute
 from dimat_jax.symmetries import Symmetries, permute
-from dimat_jax.types import Model, Permutations, Prepare, Variables
+from dimat_jax.types import Batch, Permutations, Prepare, Task, Variables
 
 
 class Merger(NamedTuple):
@@ -71,20 +71,20 @@ class Repair(NamedTuple):
 
 def make_merger(
     execution: Execution,
-    model: Model,
+    task: Task,
     symmetries: Symmetries,
-    normalise: Prepare,
-    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    prepare: Prepare,
+    abstract: tuple[Variables, Batch],
     stopwatch: Stopwatch,
 ) -> Merger:
     """Builds the parts of a merge round; each is compiled when it is first used.
 
     Args:
       execution: the form in which the population runs.
-      model: the model of all agents.
-      symmetries: its permutation groups.
-      normalise: images as stored → what the model takes.
-      abstract: shapes of one agent's variables, and of a batch of what the model takes.
+      task: what all agents learn.
+      symmetries: the permutation groups of its outputs.
+      prepare: ``(batch) -> batch``, from examples as stored to what the task takes.
+      abstract: shapes of one agent's variables, and of a batch of what the task takes.
       stopwatch: gets the seconds of ``match``, ``assign``, ``mix``, ``statistics``, ``compile``.
     """
     of_agents = NamedSharding(execution.mesh, AGENTS)
@@ -92,8 +92,8 @@ def make_merger(
     permuting = map_agents(execution, functools.partial(permute, symmetries), stopwatch)
     permuting_state = map_agents(execution, functools.partial(permute_state, symmetries), stopwatch)
     adding = map_agents(execution, add_weighted, stopwatch, donate=0)
-    recompute = make_recompute(execution, model, normalise, abstract[0], stopwatch)
-    read, correct = make_repair(execution, model, symmetries, normalise, abstract, stopwatch)
+    recompute = make_recompute(execution, task, prepare, abstract[0], stopwatch)
+    read, correct = make_repair(execution, task, symmetries, prepare, abstract, stopwatch)
 
     def composing(permutations: Permutations, ancestors: Any) -> Permutations:
         found = to_host(execution, permutations)
@@ -110,7 +110,7 @@ def make_merger(
         symmetries=symmetries,
         match={
             "activations": activation_matcher(
-                execution, model, symmetries, normalise, abstract, stopwatch
+                execution, task, symmetries, prepare, abstract, stopwatch
             ),
             "weights": weight_matcher(execution, symmetries, stopwatch),
             "universe": universe_matcher(execution, symmetries, stopwatch),

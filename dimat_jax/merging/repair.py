@@ -22,6 +22,7 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update, map_agents, repeat
 from dimat_jax.execution.placement import Execution, zeros
 from dimat_jax.execution.timing import Stopwatch
@@ -30,7 +31,7 @@ from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.units import Dims, Unit, Units, find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.symmetries.groups import path_name
-from dimat_jax.types import Model, Prepare, Variables
+from dimat_jax.types import Batch, Prepare, Task, Variables
 
 EPSILON = 1e-5
 """Added to variances, as BatchNorm does: units that hardly change are not blown up."""
@@ -68,25 +69,25 @@ Goal = dict[str, Preactivations]
 
 def batch_preactivations(
     symmetries: Symmetries,
-    model: Model,
+    task: Task,
     variables: Variables,
-    x: Float[Array, "batch ..."],
+    batch: Batch,
     goal: Goal | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The mean and variance of each hidden unit's preactivations on one batch.
 
     Args:
       symmetries: the model's groups.
-      model: evaluated, so that BatchNorm uses its running statistics.
+      task: evaluated, so that BatchNorm uses its running statistics.
       variables: of the network.
-      x: what the model takes.
+      batch: what the task takes.
       goal: if given, preactivations are brought to it on this batch, layer after layer, so that
         later layers see what earlier ones will give once they are corrected.
 
     Returns:
       Two dicts, path of the bias → array of its shape: of what was there before correction.
     """
-    units = find_units(symmetries, model, variables, x)
+    units = find_units(symmetries, task.outputs, variables, batch)
     by_path = {unit.path: unit for unit in units.found}
     means: dict[str, Array] = {}
     variances: dict[str, Array] = {}
@@ -108,7 +109,7 @@ def batch_preactivations(
         scale = to_axes(wanted.deviation, unit.dims, value.ndim) / jnp.sqrt(variance + EPSILON)
         return (value - mean) * scale + to_axes(wanted.mean, unit.dims, value.ndim)
 
-    evaluate(units.jaxpr, jax.tree.leaves((variables, x)), equation)
+    evaluate(units.jaxpr, jax.tree.leaves((variables, batch)), equation)
     return means, variances
 
 
@@ -163,18 +164,18 @@ def fold(units: Sequence[Unit], variables: Variables, found: Goal, goal: Goal) -
     return structure.unflatten(leaves.values())
 
 
-def preactivation_update(symmetries: Symmetries, model: Model, normalise: Prepare) -> Update:
+def preactivation_update(symmetries: Symmetries, task: Task, prepare: Prepare) -> Update:
     """Adds the moments of one batch to one agent's `PreactivationSum`.
 
     The operands are its variables, the goal that earlier layers are brought to (None: they are left
     as they are), and the rows of its batches ``[batches, batch]``; the resident arrays are the
-    images ``[rows, height, width, channels]`` on its device.
+    examples ``[rows, ...]`` on its device.
     """
 
-    def update(total: PreactivationSum, operands: Any, images: Any) -> PreactivationSum:
+    def update(total: PreactivationSum, operands: Any, examples: Any) -> PreactivationSum:
         variables, goal, rows = operands
-        x = normalise(images[rows[total.batch]])
-        moments = batch_preactivations(symmetries, model, variables, x, goal)
+        batch = prepare(take(examples, rows[total.batch]))
+        moments = batch_preactivations(symmetries, task, variables, batch, goal)
         mean, variance = jax.tree.map(jnp.add, (total.mean, total.variance), moments)
         return PreactivationSum(mean, variance, total.batch + 1)
 
@@ -183,10 +184,10 @@ def preactivation_update(symmetries: Symmetries, model: Model, normalise: Prepar
 
 def make_repair(
     execution: Execution,
-    model: Model,
+    task: Task,
     symmetries: Symmetries,
-    normalise: Prepare,
-    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    prepare: Prepare,
+    abstract: tuple[Variables, Batch],
     stopwatch: Stopwatch,
 ) -> tuple[Callable[[Variables, Batches], Goal], Callable[[Variables, Goal, Batches], Variables]]:
     """Builds what reads and what corrects the moments of all agents' units.
@@ -196,7 +197,7 @@ def make_repair(
       use warns of layers that cannot be corrected.
     """
     averaging = map_agents(execution, mean_preactivations, stopwatch)
-    update = preactivation_update(symmetries, model, normalise)
+    update = preactivation_update(symmetries, task, prepare)
     counter = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
@@ -205,7 +206,7 @@ def make_repair(
 
     @functools.cache
     def units() -> Units:
-        found = find_units(symmetries, model, *abstract)
+        found = find_units(symmetries, task.outputs, *abstract)
         if found.missing:
             warnings.warn(
                 f"REPAIR leaves these layers uncorrected: {', '.join(found.missing)}. It needs a "
@@ -215,10 +216,11 @@ def make_repair(
         return found
 
     def read(variables: Variables, goal: Goal | None, batches: Batches) -> Goal:
-        moments = {u.bias: jax.ShapeDtypeStruct(u.shape, abstract[1].dtype) for u in units().found}
+        dtype = jnp.result_type(float)
+        moments = {u.bias: jax.ShapeDtypeStruct(u.shape, dtype) for u in units().found}
         nothing = PreactivationSum(*zeros(execution, (moments, moments, counter)))
         operands = variables, goal, batches.rows
-        total = reading(batches.spec)(nothing, operands, batches.images, batches.number)
+        total = reading(batches.spec)(nothing, operands, batches.examples, batches.number)
         return averaging(total)
 
     @functools.cache

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update, repeat
 from dimat_jax.execution.placement import Execution, zeros
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.jaxprs import Path, called, evaluate, scan_of
 from dimat_jax.merging.batches import Batches
-from dimat_jax.types import Model, Prepare, Variables
+from dimat_jax.types import Batch, Prepare, Task, Variables
 
 RUNNING = ("mean", "var")
 """What Flax, Linen and NNX alike, calls the running statistics of a BatchNorm."""
@@ -28,7 +29,7 @@ LARGE = 2.0**60
 """A running statistic beside which no batch's own can be seen."""
 
 
-def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch ..."]) -> Any:
+def batch_statistics(task: Task, variables: Variables, batch: Batch) -> Any:
     """The statistics of one batch itself, whatever momentum the model's BatchNorm has.
 
     A running statistic becomes ``m * old + (1 - m) * batch``. From ``old = 0`` that is the batch's
@@ -37,9 +38,9 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
     NNX stops gradients there.)
 
     Args:
-      model: the model.
+      task: of the agent.
       variables: its variables.
-      x: a batch of what the model takes.
+      batch: as the task takes it.
 
     Returns:
       A pytree like ``variables["batch_stats"]``. What is not the running mean or variance of a
@@ -47,11 +48,11 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
       that is frozen), is returned as it was given.
     """
     leaves, structure = jax.tree.flatten(variables["batch_stats"])
-    running = [i for i, moves in enumerate(moved_by_training(model, variables, x)) if moves]
+    running = [i for i, moves in enumerate(moved_by_training(task, variables, batch)) if moves]
     if not running:
         return variables["batch_stats"]
 
-    def take(leaves):
+    def chosen(leaves):
         return [leaves[i] for i in running]
 
     def replaced(values):
@@ -62,17 +63,17 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
 
     def after(old):
         state = {**variables, "batch_stats": replaced(old)}
-        _, state = model.apply(state, x, train=True, key=jax.random.key(0))
-        return take(jax.tree.leaves(state["batch_stats"]))
+        _, _, state = task.loss(state, batch, key=jax.random.key(0), train=True)
+        return chosen(jax.tree.leaves(state["batch_stats"]))
 
     # BatchNorm of momentum m: from 0 comes (1 - m) batch, from LARGE comes m LARGE (to rounding).
-    start = [jnp.stack([jnp.zeros_like(x), jnp.full_like(x, LARGE)]) for x in take(leaves)]
+    start = [jnp.stack([jnp.zeros_like(x), jnp.full_like(x, LARGE)]) for x in chosen(leaves)]
 
     def statistic(given, share, far):
         moves = far != LARGE  # With a momentum of 1 they stay what they are.
         return jnp.where(moves, share / jnp.where(moves, 1 - far / LARGE, 1), given)
 
-    both = zip(take(leaves), jax.vmap(after)(start), strict=True)
+    both = zip(chosen(leaves), jax.vmap(after)(start), strict=True)
     return replaced([statistic(given, *found) for given, found in both])
 
 
@@ -82,27 +83,26 @@ def running_statistics(variables: Variables) -> list[bool]:
     return [jax.tree_util.keystr(path[-1:], simple=True) in RUNNING for path in paths]
 
 
-def moved_by_training(
-    model: Model, variables: Variables, x: Float[Array, "batch ..."] | jax.ShapeDtypeStruct
-) -> list[bool]:
+def moved_by_training(task: Task, variables: Variables, batch: Batch) -> list[bool]:
     """Which running statistics a training pass makes from its batch, found in its jaxpr.
 
     Args:
-      model: the model.
+      task: of the agent.
       variables: its variables; leaves may be `jax.ShapeDtypeStruct`.
-      x: a batch of what the model takes, likewise.
+      batch: as the task takes it, likewise.
 
     Returns:
       For each leaf of ``variables["batch_stats"]``.
     """
 
-    def after(x, variables):
-        _, state = model.apply(variables, x, train=True, key=jax.random.key(0))
+    def after(batch, variables):
+        _, _, state = task.loss(variables, batch, key=jax.random.key(0), train=True)
         return jax.tree.leaves(state["batch_stats"])
 
-    given = len(jax.tree.leaves(x)), len(jax.tree.leaves(variables))
-    from_x = [True] * given[0] + [False] * given[1]
-    found = evaluate(jax.make_jaxpr(after)(x, variables), from_x, depends, lambda _: False)
+    given = len(jax.tree.leaves(batch)), len(jax.tree.leaves(variables))
+    from_batch = [True] * given[0] + [False] * given[1]
+    closed = jax.make_jaxpr(after)(batch, variables)
+    found = evaluate(closed, from_batch, depends, lambda _: False)
     running = running_statistics(variables)
     return [named and moves for named, moves in zip(running, found, strict=True)]
 
@@ -136,16 +136,17 @@ class StatisticsMean(NamedTuple):
     batch: Int[Array, "*agents"]
 
 
-def statistics_update(model: Model, normalise: Prepare) -> Update:
+def statistics_update(task: Task, prepare: Prepare) -> Update:
     """Takes the statistics of one batch into one agent's `StatisticsMean`.
 
     The operands are its variables and the rows of its batches ``[batches, batch]``; the resident
-    arrays are the images ``[rows, height, width, channels]`` on its device.
+    arrays are the examples ``[rows, ...]`` on its device.
     """
 
-    def update(carry: StatisticsMean, operands: Any, images: Any) -> StatisticsMean:
+    def update(carry: StatisticsMean, operands: Any, examples: Any) -> StatisticsMean:
         variables, rows = operands
-        statistics = batch_statistics(model, variables, normalise(images[rows[carry.batch]]))
+        batch = prepare(take(examples, rows[carry.batch]))
+        statistics = batch_statistics(task, variables, batch)
         number = carry.batch + 1
 
         # What is the same in all batches stays what it is, to the last bit.
@@ -161,8 +162,8 @@ def statistics_update(model: Model, normalise: Prepare) -> Update:
 
 def make_recompute(
     execution: Execution,
-    model: Model,
-    normalise: Prepare,
+    task: Task,
+    prepare: Prepare,
     abstract: Variables,
     stopwatch: Stopwatch,
 ) -> Callable[[Variables, Batches], Variables]:
@@ -170,14 +171,14 @@ def make_recompute(
 
     Args:
       execution: the form in which the population runs.
-      model: the model of all agents.
-      normalise: images as stored → what the model takes.
+      task: what all agents learn.
+      prepare: ``(batch) -> batch``, from examples as stored.
       abstract: shapes of one agent's variables.
       stopwatch: gets the compile time.
     """
     if "batch_stats" not in abstract:
         return lambda variables, batches: variables
-    update = statistics_update(model, normalise)
+    update = statistics_update(task, prepare)
     counter = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
@@ -187,7 +188,7 @@ def make_recompute(
     def recompute(variables: Variables, batches: Batches) -> Variables:
         nothing = StatisticsMean(*zeros(execution, (abstract["batch_stats"], counter)))
         operands = variables, batches.rows
-        found = averaging(batches.spec)(nothing, operands, batches.images, batches.number)
+        found = averaging(batches.spec)(nothing, operands, batches.examples, batches.number)
         return {**variables, "batch_stats": found.mean}
 
     return recompute

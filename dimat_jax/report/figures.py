@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, spread
+from dimat_jax.metrics import Row, Stage, last_rows, measure_of, methods_of, spread, values_of
 from dimat_jax.report.leads import ALONE
 from dimat_jax.report.tables import NO_LABELS
 
@@ -26,7 +26,7 @@ CRUSHED = 10
 
 
 class Curve(NamedTuple):
-    """A method's accuracy over a run, in per cent; of a single agent ``std`` is 0."""
+    """A method's accuracy, in per cent, or loss over a run; of a single agent ``std`` is 0."""
 
     stages: list[Stage]
     rounds: Float[np.ndarray, " stages"]
@@ -71,7 +71,8 @@ def curve(rows: Sequence[Row], method: str) -> Curve:
       The curve; a merge stands half a round before the training that follows it.
     """
     stages = last_rows(rows, method)
-    values = [100 * accuracies(by_seed) for by_seed in stages.values()]
+    measure = measure_of(rows)
+    values = [measure.scale * values_of(by_seed, measure) for by_seed in stages.values()]
     sent = [np.mean([row["bytes_sent"] for row in by_seed.values()]) for by_seed in stages.values()]
     return Curve(
         list(stages),
@@ -114,7 +115,7 @@ def accuracy_figure(
             right.axhline(found.mean[-1], label=look.label, color=look.color, linestyle=look.style)
     left.set_xlabel("round  (open: just after the merge, filled: after training)")
     right.set_xlabel("megabytes sent by an agent")
-    left.set_ylabel("test accuracy in % (± std of agents, seeds)")
+    left.set_ylabel(f"{measure_of(rows).title} (± std of agents, seeds)")
     left.xaxis.get_major_locator().set_params(integer=True)
     scale_bytes(right, [found.megabytes[-1] for found in curves.values()])
     figure.legend(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dimat_jax.config import Config
-from dimat_jax.metrics import PRETRAINING, finite
+from dimat_jax.metrics import PRETRAINING, finite, measure_of
 from dimat_jax.report.figures import accuracy_figure
 from dimat_jax.report.leads import comparisons
 from dimat_jax.report.summary import commit, summarize, versions
@@ -65,7 +65,7 @@ def open_folder(setup: Setup) -> None:
     """
     folder = out_of(setup)
     description = {
-        "dataset": setup.dataset.name,
+        "dataset": setup.data.name,
         "config": plain(setup.config),
         "versions": versions(),
         "commit": commit(),
@@ -88,8 +88,8 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    config, dataset, rows = result.setup.config, result.setup.dataset, result.history
-    name, folder, labels = dataset.name, out_of(result.setup), labels_of(result)
+    config, data, rows = result.setup.config, result.setup.data, result.history
+    name, folder, labels = data.name, out_of(result.setup), labels_of(result)
     summary = summarize(rows, name, plain(config), all_tests_of(result), labels, stopped)
     with writing_to(folder):
         write_json(folder / SUMMARY_FILE, summary)
@@ -98,7 +98,7 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     sections = [f"# {name}", *filter(None, [stopped])]
     sections += [f"{table.title}\n\n{to_markdown(table)}" for table in tables_of(result)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
-    made_up = dataset.synthetic or dataset.stand_in_for is not None
+    made_up = data.synthetic or data.stand_in_for is not None
     figure = accuracy_figure(rows, name, subtitle, made_up, labels)
     with writing_to(folder):
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -112,17 +112,17 @@ def tables_of(result: Result) -> list[Table]:
     found = [
         accuracy_table(rows, labels=labels),
         merged_table(rows, labels),
-        lead_table(comparisons(rows, all_tests_of(result)), labels),
+        lead_table(comparisons(rows, all_tests_of(result)), labels, measure_of(rows)),
         cost_table(rows, labels),
     ]
     return [table for table in found if table is not None]
 
 
 def all_tests_of(result: Result) -> dict[str, dict[int, Float[np.ndarray, " agents"]]]:
-    """For each method and seed that ended the agents' accuracies, on all test images."""
+    """For each method and seed that ended what is compared of the agents, on all test examples."""
     found: dict[str, dict[int, Float[np.ndarray, " agents"]]] = {}
     for (method, seed), final in result.finals.items():
-        found.setdefault(method, {})[seed] = final.test_accuracy
+        found.setdefault(method, {})[seed] = final.measured[measure_of(result.history).name]
     return found
 
 

@@ -1,12 +1,12 @@
 """Who is ahead of whom: differences of mean accuracies, paired by seed, and how sure they are."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import PRETRAINING, Row, Stage, last_rows, methods_of, spread
+from dimat_jax.metrics import PRETRAINING, Row, Stage, last_rows, measure_of, methods_of, spread
 
 ALONE = "local_only"
 """Agents that train by themselves: what is not ahead of them has not earned its bytes."""
@@ -23,7 +23,7 @@ POINTS = {
 
 
 class Lead(NamedTuple):
-    """The difference of two methods' mean accuracies at one point, 0 to 1.
+    """By how much one method's mean accuracy is higher at one point, or its mean loss lower.
 
     Attributes:
       mean: over the seeds that both have run.
@@ -75,22 +75,25 @@ def points_of(
     over: str,
 ) -> dict[str, Lead]:
     """The leads of one method over another, at each point that both have reached."""
+    measure = measure_of(rows)
+    name = f"test_{measure.name}"
     stages = [last_rows(rows, method) for method in (of, over)]
     merges = sorted({stage for found in stages for stage in found if stage.phase == "merge"})
     ours, theirs = (last_of_each_seed(rows, method) for method in (of, over))
     # What a run that was interrupted has not trained to its end is not compared with what is.
     ended = [s for s in ours.keys() & theirs.keys() if ours[s]["epoch"] == theirs[s]["epoch"]]
     means = {
-        "first_merge": [means_of(at(found, merges[0])) for found in stages if merges],
-        "last_merge": [means_of(at(found, merges[-1])) for found in stages if merges],
-        "final": [{s: found[s]["test_accuracy"] for s in ended} for found in (ours, theirs)],
+        "first_merge": [means_of(at(found, merges[0]), name) for found in stages if merges],
+        "last_merge": [means_of(at(found, merges[-1]), name) for found in stages if merges],
+        "final": [means_of({s: found[s] for s in ended}, name) for found in (ours, theirs)],
         "all_tests": [
             {seed: float(values.mean()) for seed, values in all_tests.get(method, {}).items()}
             for method in (of, over)
         ],
     }
-    leads = {name: lead(*both) for name, both in means.items() if both}
-    return {name: found for name, found in leads.items() if found is not None}
+    order = slice(None, None, measure.better)  # Of losses the lower one is ahead.
+    leads = {point: lead(*both[order]) for point, both in means.items() if both}
+    return {point: found for point, found in leads.items() if found is not None}
 
 
 def at(stages: Mapping[Stage, Mapping[int, Row]], merge: Stage) -> Mapping[int, Row]:
@@ -104,9 +107,9 @@ def last_of_each_seed(rows: Sequence[Row], method: str) -> dict[int, Row]:
     return {row["seed"]: row for row in rows if row["method"] == method}
 
 
-def means_of(by_seed: Mapping[int, Row]) -> dict[int, float]:
-    """The mean accuracy of each seed."""
-    return {seed: row["test_accuracy"] for seed, row in by_seed.items()}
+def means_of(by_seed: Mapping[int, Row], name: str) -> dict[int, float]:
+    """An entry of each seed's row: a mean over agents."""
+    return {seed: cast(dict[str, float], row)[name] for seed, row in by_seed.items()}
 
 
 def lead(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Lead | None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -22,8 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dimat_jax.metrics import Row
-from dimat_jax.report.tables import NO_LABELS, percent
+from dimat_jax.metrics import Row, measure_of, values_of
+from dimat_jax.report.tables import NO_LABELS, shown
 from dimat_jax.report.terminal import terminal
 from dimat_jax.simulation.observer import Observer
 
@@ -39,9 +38,10 @@ def describe(row: Row, labels: Mapping[str, str] = NO_LABELS) -> str:
     else:
         name = labels.get(row["method"], row["method"])
         parts += [name, f"round {row['round']}", f"after {row['phase']}"]
-    accuracy = percent(np.asarray(row["test_accuracy_agents"], float))
+    measure = measure_of([row])
+    value = shown(values_of({0: row}, measure), measure)
     speed = f", {row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
-    return f"{', '.join(parts)}: accuracy {accuracy} %{speed}"
+    return f"{', '.join(parts)}: {measure.name} {value}{measure.sign}{speed}"
 
 
 @contextlib.contextmanager

@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import PRETRAINING, Row, accuracies, last_rows, methods_of, spread
+from dimat_jax.metrics import (
+    ACCURACY,
+    LOSS,
+    PRETRAINING,
+    Row,
+    last_rows,
+    measure_of,
+    methods_of,
+    spread,
+    values_of,
+)
 from dimat_jax.report.leads import POINTS, comparisons
 from dimat_jax.report.tables import NO_LABELS, mean_and_spread, points_ahead
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+MEASURES = {measure.name: measure for measure in (ACCURACY, LOSS)}
 LIBRARIES = ("dimat_jax", "dimat_jax_cpu", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
@@ -38,14 +49,15 @@ def summarize(
 
     Returns:
       ``dataset``, ``complete``, ``stopped``, ``config``, ``versions``, ``commit``, ``labels``.
-      ``pretrained``: ``mean`` and ``std`` (of the sample; None of a single value) of the accuracy
-      over all agents of all seeds, 0 to 1. ``accuracy``: for each method the same after the
-      ``first_merge`` and at the end, ``final``. ``leads``: what
-      `dimat_jax.report.leads.comparisons` finds, agents alone first. ``bytes_sent``: by an agent,
-      for each method.
+      ``measure``: accuracy, or loss. ``pretrained``: its ``mean`` and ``std`` (of the sample; None
+      of a single value) over all agents of all seeds, accuracies from 0 to 1. ``accuracy``, or
+      ``loss``: for each method the same after the ``first_merge`` and at the end, ``final``.
+      ``leads``: what `dimat_jax.report.leads.comparisons` finds, agents alone first.
+      ``bytes_sent``: by an agent, for each method.
     """
     milestones = {method: milestones_of(rows, method) for method in methods_of(rows)}
     pretrained = [row for row in rows if row["method"] == PRETRAINING]
+    measure = measure_of(rows) if rows else ACCURACY
     return {
         "dataset": dataset,
         "complete": stopped is None,
@@ -54,9 +66,12 @@ def summarize(
         "versions": versions(),
         "commit": commit(),
         "labels": dict(labels),
-        "pretrained": mean_and_std(accuracies(last_by_seed(pretrained))) if pretrained else None,
-        "accuracy": {
-            method: {name: mean_and_std(accuracies(by_seed)) for name, by_seed in found.items()}
+        "measure": measure.name,
+        "pretrained": mean_and_std(values_of(last_by_seed(pretrained), measure))
+        if pretrained
+        else None,
+        measure.name: {
+            method: {name: mean_and_std(values_of(rows, measure)) for name, rows in found.items()}
             for method, found in milestones.items()
         },
         "all_tests": {
@@ -96,29 +111,35 @@ def mean_and_std(values: Float[np.ndarray, " values"]) -> dict[str, float | None
 
 def headline(summary: Mapping[str, Any]) -> str:
     """Who leads and by how much, a line for each pair of methods; empty for a single method."""
-    return "\n".join(filter(None, (lead_line(x, summary["labels"]) for x in summary["leads"])))
+    return "\n".join(filter(None, (lead_line(x, summary) for x in summary["leads"])))
 
 
-def lead_line(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def lead_line(found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """By how much one method is ahead of another; empty where they cannot be compared."""
+    labels, measure = summary["labels"], MEASURES[summary["measure"]]
     leads = {name: found[name] for name in ("first_merge", "final") if name in found}
     if not leads:
         return ""
     seeds = max(lead["seeds"] for lead in leads.values())
     of, over = (labels.get(found[role], found[role]) for role in ("of", "over"))
-    said = [f"{points_ahead(**lead)} points {POINTS[name]}" for name, lead in leads.items()]
+    said = [
+        f"{points_ahead(**lead, measure=measure)} {measure.unit} {POINTS[name]}"
+        for name, lead in leads.items()
+    ]
     shown = "of one seed" if seeds == 1 else f"95% intervals over {seeds} seeds"
     return f"{of} against {over}: {', '.join(said)}; {shown}."
 
 
 def final_line(summary: Mapping[str, Any]) -> str:
-    """Each method's accuracy at the end, on all test images; empty where none has ended."""
+    """What each method comes to on all test examples; empty where none has ended."""
+    measure = MEASURES[summary["measure"]]
     parts = (
-        f"{summary['labels'].get(method, method)} {mean_and_spread(**found)} %"
+        f"{summary['labels'].get(method, method)} "
+        f"{mean_and_spread(**found, measure=measure)}{measure.sign}"
         for method, found in summary["all_tests"].items()
     )
     said = ", ".join(parts)
-    return f"On all test images at the end: {said}." if said else ""
+    return f"On all test examples at the end: {said}." if said else ""
 
 
 def versions() -> dict[str, str | None]:

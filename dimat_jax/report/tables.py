@@ -9,7 +9,18 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dimat_jax.metrics import Row, Stage, accuracies, last_rows, methods_of, spread, stages_of
+from dimat_jax.metrics import (
+    ACCURACY,
+    Measure,
+    Row,
+    Stage,
+    last_rows,
+    measure_of,
+    methods_of,
+    spread,
+    stages_of,
+    values_of,
+)
 from dimat_jax.report.leads import POINTS, Comparison
 
 PARTS = ("compile", "train", "match", "assign", "mix", "statistics", "evaluate")  # in this order
@@ -37,7 +48,7 @@ def accuracy_table(
     most_rounds: int | None = None,
     labels: Mapping[str, str] = NO_LABELS,
 ) -> Table:
-    """Test accuracy after pretraining, after each merge and after each training, by method.
+    """Test accuracy, or loss, after pretraining, each merge and each training, by method.
 
     Args:
       rows: of any number of seeds.
@@ -45,57 +56,71 @@ def accuracy_table(
       labels: what methods are called, by name; those that are absent by their name.
 
     Returns:
-      Per cent, mean ± standard deviation of the sample, over all agents of all seeds together.
+      Mean ± standard deviation of the sample, over all agents of all seeds together.
     """
-    methods = methods_of(rows)
+    methods, measure = methods_of(rows), measure_of(rows)
     seeds = len({row["seed"] for row in rows})
     cells = {method: last_rows(rows, method) for method in methods}
-    lines = [
-        [str(stage), *(percent(accuracies(cells[m].get(stage, {}))) for m in methods)]
-        for stage in stages_of(rows)
-    ]
+
+    def cell(stage: Stage, method: str) -> str:
+        return shown(values_of(cells[method].get(stage, {}), measure), measure)
+
+    lines = [[str(stage), *(cell(stage, m) for m in methods)] for stage in stages_of(rows)]
     rounds = sorted({stage.round for stage in stages_of(rows)} - {0})
     if most_rounds is not None and len(rounds) > most_rounds:
         lines = leave_out(lines, stages_of(rows), rounds, most_rounds)
-    title = f"Test accuracy in %, mean ± std over all agents of {counted(seeds, 'seed')}"
+    title = f"{sentence(measure.title)}, mean ± std over all agents of {counted(seeds, 'seed')}"
     return Table(title, ["after", *(labels.get(m, m) for m in methods)], lines)
 
 
 def merged_table(rows: Sequence[Row], labels: Mapping[str, str] = NO_LABELS) -> Table | None:
-    """Accuracy of the merged model, the mean of all agents' networks, by stage and method.
+    """Accuracy, or loss, of the merged model, the mean of all agents' networks, by stage.
 
     Args:
       rows: of any number of seeds.
       labels: as in `accuracy_table`.
 
     Returns:
-      Per cent, mean ± standard deviation over seeds; None where nobody has measured it.
+      Mean ± standard deviation over seeds; None where nobody has measured it.
     """
-    measured = [row for row in rows if row.get("merged_accuracy") is not None]
+    measure = measure_of(rows)
+    measured = [row for row in rows if row.get(f"merged_{measure.name}") is not None]
     if not measured:
         return None
     methods = methods_of(rows)
     cells = {method: last_rows(measured, method) for method in methods}
-    lines = [
-        [str(stage), *(percent(merged_accuracies(cells[m].get(stage, {}))) for m in methods)]
-        for stage in stages_of(measured)
-    ]
+
+    def cell(stage: Stage, method: str) -> str:
+        return shown(merged_values(cells[method].get(stage, {}), measure), measure)
+
+    lines = [[str(stage), *(cell(stage, m) for m in methods)] for stage in stages_of(measured)]
     seeds = counted(len({row["seed"] for row in rows}), "seed")
-    title = f"Test accuracy in % of the merged model, the mean of all agents' networks, {seeds}"
+    of = "of the merged model, the mean of all agents' networks"
+    title = f"{sentence(measure.title)} {of}, {seeds}"
     return Table(title, ["after", *(labels.get(m, m) for m in methods)], lines)
 
 
-def merged_accuracies(by_seed: Mapping[int, Row]) -> Float[np.ndarray, " seeds"]:
-    """The accuracy of each seed's merged model, 0 to 1."""
-    return np.array([row.get("merged_accuracy") for row in by_seed.values()], float)
+def merged_values(by_seed: Mapping[int, Row], measure: Measure) -> Float[np.ndarray, " seeds"]:
+    """What is measured of each seed's merged model."""
+    return np.array([row.get(f"merged_{measure.name}") for row in by_seed.values()], float)
 
 
-def lead_table(found: Sequence[Comparison], labels: Mapping[str, str] = NO_LABELS) -> Table | None:
-    """By how much methods are ahead of others, in points; None where there are none to compare.
+def sentence(words: str) -> str:
+    """Words as the beginning of a sentence."""
+    return words[:1].upper() + words[1:]
+
+
+def lead_table(
+    found: Sequence[Comparison],
+    labels: Mapping[str, str] = NO_LABELS,
+    measure: Measure = ACCURACY,
+) -> Table | None:
+    """By how much methods are ahead of others; None where there are none to compare.
 
     Args:
       found: as `comparisons` finds them.
       labels: as in `accuracy_table`.
+      measure: in which.
     """
     seeds = max((lead.seeds for pair in found for lead in pair.points.values()), default=0)
     if not seeds:
@@ -104,23 +129,34 @@ def lead_table(found: Sequence[Comparison], labels: Mapping[str, str] = NO_LABEL
         [
             f"{labels.get(pair.of, pair.of)} over {labels.get(pair.over, pair.over)}",
             *(
-                points_ahead(*pair.points[name], of=seeds) if name in pair.points else EMPTY
+                points_ahead(*pair.points[name], of=seeds, measure=measure)
+                if name in pair.points
+                else EMPTY
                 for name in POINTS
             ),
         ]
         for pair in found
     ]
     sure = "of one seed" if seeds == 1 else f"mean and 95% interval over {seeds} seeds"
-    return Table(f"Ahead by so many points, {sure}", ["ahead", *POINTS.values()], lines)
+    much = "so many points" if measure is ACCURACY else f"so much {measure.unit}"
+    return Table(f"Ahead by {much}, {sure}", ["ahead", *POINTS.values()], lines)
 
 
 def points_ahead(
-    mean: float, interval: Sequence[float] | None, seeds: int, of: int | None = None
+    mean: float,
+    interval: Sequence[float] | None,
+    seeds: int,
+    of: int | None = None,
+    measure: Measure = ACCURACY,
 ) -> str:
-    """A lead in points with its interval; with its seeds, if they are fewer than ``of``."""
-    text = f"{100 * mean:+.1f}"
+    """A lead with its interval; with its seeds, if they are fewer than ``of``."""
+
+    def signed(value: float) -> str:
+        return f"{measure.scale * value:+.{measure.digits}f}"
+
+    text = signed(mean)
     if interval is not None:
-        text += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in interval))
+        text += " [{}, {}]".format(*map(signed, interval))
     return text if of is None or seeds == of else f"{text} ({counted(seeds, 'seed')})"
 
 
@@ -164,14 +200,17 @@ def costs(rows: Sequence[Row], parts: Sequence[str]) -> list[str]:
     return [megabytes(sent), *map(seconds, spent), speed]
 
 
-def percent(values: Float[np.ndarray, " values"]) -> str:
-    """Mean ± spread of shares, in per cent; a dash for none."""
-    return mean_and_spread(float(values.mean()), spread(values)) if len(values) else EMPTY
+def shown(values: Float[np.ndarray, " values"], measure: Measure = ACCURACY) -> str:
+    """Mean ± spread, accuracies in per cent; a dash for none."""
+    if not len(values):
+        return EMPTY
+    return mean_and_spread(float(values.mean()), spread(values), measure)
 
 
-def mean_and_spread(mean: float, std: float | None) -> str:
-    """Shares in per cent; a single value has no spread."""
-    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+def mean_and_spread(mean: float, std: float | None, measure: Measure = ACCURACY) -> str:
+    """Accuracies in per cent; a single value has no spread."""
+    both = (mean,) if std is None else (mean, std)
+    return " ± ".join(f"{measure.scale * x:.{measure.digits}f}" for x in both)
 
 
 def megabytes(count: float) -> str:

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dimat_jax import datasets, partition
 from dimat_jax.algorithms import METHODS, Algorithm, Gossip, Merge
 from dimat_jax.config import Config
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets import Data, Dataset
 from dimat_jax.metrics import PRETRAINING
 from dimat_jax.registry import check_number, choose, expect, shown
 from dimat_jax.topology import Topology
 from dimat_jax.training.optimizers import OPTIMIZERS
-from dimat_jax.types import Model
+from dimat_jax.types import Model, Task
 
 TAKEN: dict[type, tuple[Any, str]] = {
     str: (str, "a string"),
@@ -25,7 +25,8 @@ TAKEN: dict[type, tuple[Any, str]] = {
 """Type of an option → what is taken for it, and how to say that."""
 HANDED_OVER = {
     "model": (Model, "dj.from_linen(module) and dj.from_nnx(make_module) make one of Flax's"),
-    "dataset": (Dataset, "dj.Dataset(...) makes one of arrays"),
+    "dataset": (Dataset | Data, "dj.Dataset(...) makes one of arrays"),
+    "task": (Task, "dj.classification(model) makes one"),
     "topology": (Topology, "dj.topology.from_matrix(array) and from_graph(graph) make one"),
 }
 """What may be handed over instead of a name → its type, and how to come by it."""
@@ -114,15 +115,17 @@ def check_tuple(name: str, kinds: tuple[Any, ...], value: Any) -> None:
         check_type(name, kind, item)
 
 
-def check_own(model: Any, dataset: Any, graph: Any) -> None:
+def check_own(model: Any, dataset: Any, graph: Any, task: Any = None) -> None:
     """Raises a `ValueError` if what was handed over instead of a name is something else."""
-    given = {"model": model, "dataset": dataset, "topology": graph}
+    given = {"model": model, "dataset": dataset, "topology": graph, "task": task}
     for name, (kind, hint) in HANDED_OVER.items():
         if given[name] is not None and not isinstance(given[name], kind):
             raise ValueError(
-                f"{name} must be a dj.{kind.__name__}, not a {type(given[name]).__name__}: {hint}; "
-                "a name goes into the Config."
+                f"{name} must be a dj.{getattr(kind, '__name__', 'Dataset')}, not a "
+                f"{type(given[name]).__name__}: {hint}; a name goes into the Config."
             )
+    if model is not None and task is not None:
+        raise ValueError("task says what agents learn: model must be left out beside it.")
 
 
 def all_methods(given: Any) -> dict[str, Algorithm]:

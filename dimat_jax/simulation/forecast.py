@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dimat_jax.algorithms import Algorithm
+from dimat_jax.datasets import examples_of
 from dimat_jax.simulation.plan import Action, Event
 from dimat_jax.simulation.setup import Setup
 
@@ -87,7 +88,7 @@ def kind_of(event: Event, methods: Mapping[str, Algorithm]) -> Kind:
 
 def work_of(event: Event, setup: Setup) -> float:
     """The work of an event in forward passes of one image; at least one."""
-    config, tests = setup.config, len(setup.dataset.test_labels)
+    config, tests = setup.config, examples_of(setup.data.test)
     images = 0
     match event.action:
         case Action.TRAIN:

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Int
 
+from dimat_jax.datasets.data import examples_of
 from dimat_jax.execution.placement import AGENTS, replicate, shard, to_host
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.batches import Batches
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import Symmetries, permute
-from dimat_jax.training.evaluation import zero_score
+from dimat_jax.training.evaluation import Score, Tests, zero_score
 from dimat_jax.types import Permutations, Variables
 
 
@@ -47,18 +47,18 @@ def mean_evaluation(
     setup: Setup,
     recompute: Callable[[Variables, Batches], Variables],
     evaluating: Callable[..., Any],
-    tests: tuple[np.ndarray, np.ndarray],
+    tests: Tests,
     stopwatch: Stopwatch,
-) -> Callable[[Permutations, Variables, Batches], Int[np.ndarray, "classes"]]:
-    """Builds ``(frame, variables, pool) -> correct``: test images that the mean network gets right.
+) -> Callable[[Permutations, Variables, Batches], Score]:
+    """Builds ``(frame, variables, pool) -> score`` of the mean network, on the host.
 
-    All lanes hold the same network, and each works on a part of the images.
+    All lanes hold the same network, and each works on a part of the test examples.
 
     Args:
       setup: what the run works with.
       recompute: see `dimat_jax.merging.merger.Merger`.
       evaluating: the lifted `dimat_jax.training.evaluation.evaluate_update`, repeated.
-      tests: batches of test images.
+      tests: test examples in batches.
       stopwatch: gets the compile time.
     """
     execution, config = setup.execution, setup.config
@@ -67,23 +67,25 @@ def mean_evaluation(
         out_shardings=NamedSharding(execution.mesh, AGENTS),
     )
     averaging = compiled(averaging, stopwatch)
-    # As many batches for each agent; the last may be empty, of the label "none".
-    each = -(-len(tests[0]) // execution.agents)
-    missing = each * execution.agents - len(tests[0])
-    images, labels = (
-        np.concatenate([x, np.full((missing, *x.shape[1:]), fill, x.dtype)])
-        for x, fill in zip(tests, (0, -1), strict=True)
+    # As many batches for each agent; the last may be empty, of no weight.
+    batches = examples_of(tests)
+    each = -(-batches // execution.agents)
+    missing = each * execution.agents - batches
+    examples = jax.tree.map(
+        lambda x: np.concatenate([x, np.repeat(x[:1], missing, 0)]), tests.examples
     )
+    weights = np.concatenate([tests.weights, np.zeros((missing, *tests.weights.shape[1:]))])
+    parts = Tests(examples, weights.astype(tests.weights.dtype))
     first = np.asarray(each * execution.agent_of_lane, np.int32)
 
-    def correct(frame: Permutations, variables: Variables, pool: Batches) -> Any:
+    def evaluate(frame: Permutations, variables: Variables, pool: Batches) -> Score:
         mean = averaging(frame, variables)
         if config.recompute_statistics and "batch_stats" in mean:
             # Each lane has the statistics of its own part of the pool: their mean is everyone's.
             mean = averaging({}, recompute(mean, pool))
-        score = zero_score(execution.all_lanes, setup.dataset.num_classes)
+        score = zero_score(execution.all_lanes, setup.metrics, setup.classes)
         score = shard(execution, score._replace(batch=jnp.asarray(first)))
-        score = evaluating(score, mean, replicate(execution, (images, labels)), each)
-        return to_host(execution, score.correct).sum(0)
+        score = evaluating(score, mean, replicate(execution, parts), each)
+        return jax.tree.map(lambda x: x.sum(0), to_host(execution, score))
 
-    return correct
+    return evaluate

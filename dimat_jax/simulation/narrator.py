@@ -2,6 +2,7 @@
 
 import time
 
+from dimat_jax.datasets import examples_of
 from dimat_jax.metrics import PRETRAINING
 from dimat_jax.simulation.forecast import (
     Costs,
@@ -102,7 +103,7 @@ class Narrator:
 
 def describe(setup: Setup, event: Event) -> str:
     """An event in words: whose it is, when, and what happens."""
-    config, tests = setup.config, len(setup.dataset.test_labels)
+    config, tests = setup.config, examples_of(setup.data.test)
     parts = [f"seed {event.seed}"]
     if event.action is not Action.START:
         method = event.method
@@ -125,5 +126,5 @@ def describe(setup: Setup, event: Event) -> str:
             what = "recomputing statistics"
         case Action.MEASURE:
             some = min(config.test_examples or tests, tests)
-            what = f"evaluating on {f'all {tests:,}' if event.ends else f'{some:,}'} test images"
+            what = f"evaluating on {f'all {tests:,}' if event.ends else f'{some:,}'} test examples"
     return f"{', '.join(parts)}: {what}"

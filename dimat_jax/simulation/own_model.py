@@ -11,6 +11,7 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.merging.statistics import moved_by_training, running_statistics
 from dimat_jax.registry import attempt
 from dimat_jax.symmetries.groups import path_name
+from dimat_jax.tasks import classification
 from dimat_jax.types import Model, Variables
 
 TRAINED = 2
@@ -30,7 +31,7 @@ def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.Shap
     init = functools.partial(jax.eval_shape, model.init)
     variables = attempt(f"The model's init fails on images of shape {shape}", init, key, image)
     check_variables(variables)
-    abstract = jax.tree.map(lambda x: _floating(x, dtype), variables)
+    abstract = to_default_floats(variables)
     for train in (False, True):
         size = TRAINED if train else 1
         images = jax.ShapeDtypeStruct((size, *shape[1:]), dtype)
@@ -141,7 +142,8 @@ def warn_of_training_mode(model: Model, variables: Variables, images: Any) -> No
     """
     if "batch_stats" not in variables or not any(running_statistics(variables)):
         return
-    if not any(moved_by_training(model, variables, images)):
+    batch = {"inputs": images, "labels": jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)}
+    if not any(moved_by_training(classification(model), variables, batch)):
         warnings.warn(
             "Training moves none of the model's batch_stats: if they are not frozen on purpose, "
             "its training mode is not switched on (training= of dj.from_linen names it).",
@@ -149,7 +151,12 @@ def warn_of_training_mode(model: Model, variables: Variables, images: Any) -> No
         )
 
 
-def _floating(x: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """The same shape, in ``dtype`` if it is of floats."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)
+def to_default_floats(variables: Variables) -> Variables:
+    """The same shapes; floats are of JAX's default type."""
+    dtype = jnp.result_type(float)
+
+    def change(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)
+
+    return jax.tree.map(change, variables)

@@ -19,18 +19,17 @@ from dimat_jax.algorithms.stepping import (
     gossip_training,
     gradient_update,
 )
-from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.execution.forms import lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, make_merger
-from dimat_jax.simulation.images import Shards, some_tests
+from dimat_jax.simulation.examples import Shards, some_tests
 from dimat_jax.simulation.mean_network import mean_evaluation
 from dimat_jax.simulation.measure import consensus_distance, is_finite
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import permute
-from dimat_jax.training.evaluation import Score, evaluate_update, zero_score
+from dimat_jax.training.evaluation import Score, Tests, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
 from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule, round_factor
 from dimat_jax.training.state import AgentState, init_population
@@ -67,53 +66,47 @@ class Parts(NamedTuple):
       aligned_distance: ``(permutations, variables) -> []``, the same after these permutations.
       finite: ``(variables) -> [lanes]``, likewise.
       merger: the parts of a merge round.
-      mean_correct: ``(frame, variables, pool) -> [classes]``, see
+      evaluate_mean: ``(frame, variables, pool) -> score``, see
         `dimat_jax.simulation.mean_network`.
-      tests: the test images of the evaluations along the way, in batches.
-      all_tests: all test images.
+      tests: the test examples of the evaluations along the way.
+      all_tests: all of them.
       stopwatch: where the time goes.
     """
 
     init: Callable[[Key], AgentState]
     train: Callable[[AgentState, Shards, Key, int], AgentState]
     gossip: Callable[[Gossip], GossipParts]
-    evaluate: Callable[[Variables, tuple[np.ndarray, np.ndarray]], Score]
+    evaluate: Callable[[Variables, Tests], Score]
     fresh: Callable[[AgentState], AgentState]
     consensus_distance: Callable[[Variables], Float[Array, ""]]
     aligned_distance: Callable[[Permutations, Variables], Float[Array, ""]]
     finite: Callable[[Variables], Bool[Array, "lanes"]]
     merger: Merger
-    mean_correct: Callable[[Permutations, Variables, Batches], Int[np.ndarray, "classes"]]
-    tests: tuple[np.ndarray, np.ndarray]
-    all_tests: tuple[np.ndarray, np.ndarray]
+    evaluate_mean: Callable[[Permutations, Variables, Batches], Score]
+    tests: Tests
+    all_tests: Tests
     stopwatch: Stopwatch
 
 
 def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Parts:
     """Builds the parts; each is compiled when it is first used. ``tell`` as in `Stopwatch`."""
-    config, execution, model = setup.config, setup.execution, setup.model
+    config, execution, task, data = setup.config, setup.execution, setup.task, setup.data
     stopwatch = Stopwatch(tell)
     optimizer = OPTIMIZERS[config.optimizer]()
-    mean, std = (
-        jnp.asarray(x, jnp.result_type(float))
-        for x in channel_statistics(setup.dataset.train_images)
-    )
-    augment = setup.augment
 
-    def prepare_test(images):
-        return normalize(images, mean, std)
+    def prepare(batch):
+        return batch if data.prepare is None else data.prepare(batch)
 
-    def prepare(key, images):
-        return prepare_test(augment(key, images))
+    def prepare_training(key, batch):
+        return prepare(batch if data.augment is None else data.augment(key, batch))
 
     order = make_order(setup, stopwatch)
-    update = train_update(model, optimizer, schedule_of(setup), prepare, config.proximal)
+    update = train_update(task, optimizer, schedule_of(setup), prepare_training, config.proximal)
     training = repeat(execution, update, stopwatch, AGENTS)
-    gradient_step = lift(execution, gradient_update(model, prepare), stopwatch, AGENTS)
+    gradient_step = lift(execution, gradient_update(task, prepare_training), stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
-        resident = shards.images, shards.labels
-        return training(state, order(shards, key, epoch), resident, shards.steps)
+        return training(state, order(shards, key, epoch), shards.examples, shards.steps)
 
     @functools.cache
     def gossip(part: Gossip) -> GossipParts:
@@ -121,13 +114,13 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         running = gossip_training(execution, part, schedule, gradient_step, stopwatch)
         return make_gossip_parts(setup, part, running, order, stopwatch)
 
-    evaluating = repeat(execution, evaluate_update(model, prepare_test), stopwatch)
+    evaluating = repeat(execution, evaluate_update(task, prepare, setup.classes), stopwatch)
     initialise = map_agents(execution, optimizer.init, stopwatch)
 
-    def evaluate(variables: Variables, tests: tuple[np.ndarray, np.ndarray]) -> Score:
-        resident = replicate(execution, tests)
-        score = shard(execution, zero_score(execution.all_lanes, setup.dataset.num_classes))
-        return evaluating(score, variables, resident, len(tests[0]))
+    def evaluate(variables: Variables, tests: Tests) -> Score:
+        score = zero_score(execution.all_lanes, setup.metrics, setup.classes)
+        score = shard(execution, score)
+        return evaluating(score, variables, replicate(execution, tests), len(tests.weights))
 
     distance = functools.partial(consensus_distance, agents=execution.agents)
 
@@ -136,10 +129,8 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
             jax.vmap(functools.partial(permute, setup.symmetries))(permutations, variables)
         )
 
-    merger = make_merger(
-        execution, model, setup.symmetries, prepare_test, setup.abstract, stopwatch
-    )
-    tests = some_tests(setup.dataset, config.test_examples)
+    merger = make_merger(execution, task, setup.symmetries, prepare, setup.abstract, stopwatch)
+    tests = some_tests(data, config.test_examples)
     return Parts(
         init=make_init(setup, optimizer, stopwatch),
         train=train,
@@ -150,9 +141,9 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         aligned_distance=compiled(jax.jit(aligned_distance), stopwatch),
         finite=map_agents(execution, is_finite, stopwatch),
         merger=merger,
-        mean_correct=mean_evaluation(setup, merger.recompute, evaluating, tests, stopwatch),
+        evaluate_mean=mean_evaluation(setup, merger.recompute, evaluating, tests, stopwatch),
         tests=tests,
-        all_tests=some_tests(setup.dataset, None),
+        all_tests=some_tests(data, None),
         stopwatch=stopwatch,
     )
 
@@ -161,11 +152,11 @@ def make_init(
     setup: Setup, optimizer: optax.GradientTransformation, stopwatch: Stopwatch
 ) -> Callable[[Key], AgentState]:
     """Builds `Parts.init`: computed on one device, then spread over all."""
-    agents, image_shape = setup.execution.agents, setup.dataset.train_images.shape[1:]
+    agents, batch = setup.execution.agents, setup.abstract[1]
     same = setup.config.init == "same"
 
     def initial(key: Key) -> AgentState:
-        return init_population(setup.model, optimizer, key, agents, image_shape, same)
+        return init_population(setup.task, optimizer, key, agents, batch, same)
 
     # Compiling each leaf's random generator is all the work that initial weights are: on CPU, code
     # that need not be fast takes a fifth of it.
@@ -187,7 +178,7 @@ def make_order(setup: Setup, stopwatch: Stopwatch) -> Callable[[Shards, Key, int
         return compiled(jax.jit(order), stopwatch)
 
     def order(shards: Shards, key: Key, epoch: int) -> Array:
-        rows = ordering(shards.examples, shards.steps)(key, np.int32(epoch))
+        rows = ordering(shards.number, shards.steps)(key, np.int32(epoch))
         return shard(execution, rows)
 
     return order
@@ -214,8 +205,8 @@ def make_gossip_parts(
         return jax.tree.map(jnp.copy, starting(agents, graph))
 
     def train(agents, state, graph, shards, key, epoch):
-        resident, rows = (shards.images, shards.labels), order(shards, key, epoch)
-        return running(agents, state, rows, resident, graph, shards.steps)
+        rows = order(shards, key, epoch)
+        return running(agents, state, rows, shards.examples, graph, shards.steps)
 
     return GossipParts(start, resuming, train)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import Row, spread
+from dimat_jax.metrics import Row, measure_of, spread
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.types import Permutations, Variables
@@ -20,12 +20,12 @@ class Final(NamedTuple):
     Attributes:
       variables: stacked ``[agents, ...]``, on the host: with many methods and seeds they would fill
         the devices.
-      test_accuracy: of each agent, on all test images.
+      measured: metric → its value for each agent, on all test examples.
       permutations: those of the last merge round, see `dimat_jax.algorithms.Merged`.
     """
 
     variables: Variables
-    test_accuracy: Float[np.ndarray, "agents"]
+    measured: dict[str, Float[np.ndarray, "agents"]]
     permutations: list[Permutations]
 
 
@@ -38,7 +38,7 @@ class Result(NamedTuple):
         seed; None where all did.
       symmetries: the model's permutation groups.
       finals: (method, seed) → where it ended.
-      setup: what the run worked with, its data set among it.
+      setup: what the run worked with, its data among it.
     """
 
     history: list[Row]
@@ -50,10 +50,11 @@ class Result(NamedTuple):
     def __repr__(self) -> str:
         """What was run and where it ended, in at most `LINES` lines of `COLUMNS` columns."""
         config, setup = self.setup.config, self.setup
+        title = measure_of(self.history).title
         lines = [
-            setup.dataset.name,
+            setup.data.name,
             f"{config.model} × {config.width:g}, {config.agents} agents, {setup.topology.name}",
-            f"seeds {', '.join(map(str, config.seeds))}; test accuracy in % at the end, ± std:",
+            f"seeds {', '.join(map(str, config.seeds))}; {title} at the end, ± std:",
         ]
         methods = [end_of(self, name) for name in setup.methods]
         room = LINES - 1 - len(lines)
@@ -64,10 +65,13 @@ class Result(NamedTuple):
 
 
 def end_of(result: Result, method: str) -> str:
-    """A method's accuracy at the end, over all agents of the seeds that it finished."""
-    ends = [found.test_accuracy for (name, _), found in result.finals.items() if name == method]
-    values = 100 * np.concatenate([np.zeros(0), *ends])
+    """What a method comes to at the end, over all agents of the seeds that it finished."""
+    measure = measure_of(result.history)
+    finals = [found for (name, _), found in result.finals.items() if name == method]
+    values = measure.scale * np.concatenate(
+        [np.zeros(0), *(found.measured[measure.name] for found in finals)]
+    )
     std = spread(values)
-    mean = f"{values.mean():.1f}" if len(values) else "did not end"
-    deviation = "" if std is None else f" ± {std:.1f}"
+    mean = f"{values.mean():.{measure.digits}f}" if len(values) else "did not end"
+    deviation = "" if std is None else f" ± {std:.{measure.digits}f}"
     return f"{result.setup.methods[method].label}: {mean}{deviation}"

@@ -14,7 +14,7 @@ from dimat_jax.merging.average import narrow
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import common_frame
 from dimat_jax.merging.merger import Merger
-from dimat_jax.simulation.images import Shards, common_batches, own_batches
+from dimat_jax.simulation.examples import Shards, common_batches, own_batches
 from dimat_jax.simulation.parts import Parts
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import Position, RoundKeys, RunState

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets import Data, Dataset
 from dimat_jax.execution.placement import to_host
 from dimat_jax.metrics import PRETRAINING, Row
 from dimat_jax.simulation.measure import Diverged
@@ -16,15 +16,16 @@ from dimat_jax.simulation.session import Session, prepare_run, session_of
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import RunState
 from dimat_jax.topology import Topology
-from dimat_jax.types import Model
+from dimat_jax.types import Model, Task
 
 
 def run(
     config: Config,
     model: Model | None,
-    dataset: Dataset | None,
+    dataset: Dataset | Data | None,
     topology: Topology | None,
     methods: Mapping[str, Algorithm] | None,
+    task: Task | None,
     observer: Observer,
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -37,7 +38,7 @@ def run(
       KeyboardInterrupt: if it is interrupted. The observer is given what there is.
     """
     setup = prepare_run(
-        config, model, dataset, topology, methods, lambda what: observer.on_phase(what, 0.0)
+        config, model, dataset, topology, methods, task, lambda what: observer.on_phase(what, 0.0)
     )
     observer.on_start(setup)
     narrator = Narrator(setup, observer)
@@ -100,6 +101,6 @@ def result_of(setup: Setup, history: list[Row], finals: dict[tuple[str, int], Fi
 
 def final_of(session: Session, state: RunState) -> Final:
     """Where a method has ended, on the host."""
-    assert state.final_accuracy is not None
+    assert state.final is not None
     variables = to_host(session.setup.execution, state.agents.variables)
-    return Final(variables, state.final_accuracy, list(state.permutations))
+    return Final(variables, state.final, list(state.permutations))

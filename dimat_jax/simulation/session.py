@@ -6,7 +6,7 @@ or stop it does so between two calls.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from dimat_jax.algorithms import Exchange, Merge, exchanges
 from dimat_jax.algorithms.communication import sent, sent_on_demand
 from dimat_jax.config import Config
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets import Data, Dataset
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
 from dimat_jax.execution.placement import replicate, to_host
@@ -23,7 +23,7 @@ from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merging.batches import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.simulation.checks import all_methods, check_options
-from dimat_jax.simulation.images import Shards, place_shards, pooled_batches
+from dimat_jax.simulation.examples import Shards, place_shards, pooled_batches
 from dimat_jax.simulation.measure import Diverged, check_finite, units_moved
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
@@ -38,7 +38,8 @@ from dimat_jax.simulation.rounds import (
 from dimat_jax.simulation.setup import Setup, prepare
 from dimat_jax.simulation.state import MethodState, Position, RunState, round_keys, seed_keys
 from dimat_jax.topology import Topology
-from dimat_jax.types import Model
+from dimat_jax.training.evaluation import Score, Tests, values_of
+from dimat_jax.types import Model, Task
 
 
 def on_own_mesh(method: Callable) -> Callable:
@@ -320,28 +321,20 @@ class Session(NamedTuple):
             merged = None
             if self.setup.config.evaluate_merged:
                 pool = self.pools(position.seed, position.method >= 0)
-                merged = parts.mean_correct(state.frame or {}, variables, pool)
+                merged = values_of(parts.evaluate_mean(state.frame or {}, variables, pool))
             distance = float(parts.consensus_distance(variables))
             aligned = distance if state.frame == {} else None
             if state.frame:
                 aligned = float(parts.aligned_distance(state.frame, variables))
-        labels, classes = parts.tests[1], score.correct.shape[-1]
-        of_class = np.bincount(labels[labels >= 0], minlength=classes)
-        tests = of_class.sum()
-        accuracy = score.correct.sum(-1) / tests
-        by_class = np.round(score.correct / np.maximum(of_class, 1), 4)
-        return Row(
+        measured = values_of(score)
+        row = dict(
             method=self.method_of(state),
             seed=position.seed,
             round=position.round,
             epoch=position.epoch,
             phase=phase,
-            test_accuracy=float(accuracy.mean()),
-            test_accuracy_std=float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0,
-            test_accuracy_agents=accuracy.tolist(),
-            test_accuracy_classes=by_class.tolist(),
-            merged_accuracy=None if merged is None else float(merged.sum() / tests),
-            test_loss=float(score.loss.mean()) / tests,
+            **metric_entries(measured, merged),
+            **class_entries(self.setup.classes, parts.tests, score),
             train_loss=state.train_loss,
             consensus_distance=distance,
             consensus_distance_aligned=aligned,
@@ -350,16 +343,17 @@ class Session(NamedTuple):
             images_per_second=state.images_per_second,
             seconds=parts.stopwatch.take(),
         )
+        return cast(Row, row)
 
     def _measure(self, state: RunState, event: Event) -> tuple[RunState, Row | None]:
-        """An event of `Action.MEASURE`: the last of a method is on all test images, too."""
-        parts, tests = self.parts, len(self.setup.dataset.test_labels)
+        """An event of `Action.MEASURE`: the last of a method is on all test examples, too."""
+        parts = self.parts
         if event.ends:
             # Before the row, whose seconds hold those of this evaluation.
             with parts.stopwatch.measure("evaluate"):
                 score = parts.evaluate(state.agents.variables, parts.all_tests)
-                correct = to_host(self.setup.execution, score.correct)
-            state = state._replace(final_accuracy=correct.sum(-1) / tests)
+                final = values_of(to_host(self.setup.execution, score))
+            state = state._replace(final=final)
         if event.phase == "pretrain":
             state = state._replace(pretrained=state.agents)
         if event.phase is None:
@@ -368,13 +362,42 @@ class Session(NamedTuple):
         return state, self.measure(state, event.phase)
 
 
+def metric_entries(
+    measured: Mapping[str, np.ndarray], merged: Mapping[str, np.ndarray] | None
+) -> dict[str, Any]:
+    """The entries of a row for each metric: of the agents, and of the mean of their networks.
+
+    Args:
+      measured: metric → value of each agent.
+      merged: metric → value of their mean; None: it was not asked for.
+    """
+    row: dict[str, Any] = {}
+    for name, values in measured.items():
+        row[f"test_{name}"] = float(values.mean())
+        row[f"test_{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        row[f"test_{name}_agents"] = values.tolist()
+        row[f"merged_{name}"] = None if merged is None else float(merged[name])
+    return row
+
+
+def class_entries(classes: int | None, tests: Tests, score: Score) -> dict[str, Any]:
+    """The entry of a row for the accuracy of each agent on each class, if there are classes."""
+    if classes is None:
+        return {}
+    labels = tests.examples["labels"][tests.weights > 0]
+    of_class = np.bincount(labels, minlength=classes)
+    by_class = np.round(score.classes / np.maximum(of_class, 1), 4)
+    return {"test_accuracy_classes": by_class.tolist()}
+
+
 def make_session(
     config: Config = Config(),
     *,
     model: Model | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Data | None = None,
     topology: Topology | None = None,
     methods: Mapping | None = None,
+    task: Task | None = None,
 ) -> Session:
     """Checks a configuration and makes a run that is ready to go; nothing is compiled yet.
 
@@ -384,20 +407,22 @@ def make_session(
       dataset: used instead of ``config.dataset``.
       topology: used instead of ``config.topology``.
       methods: of one's own, by name, besides those of the registry.
+      task: used instead of the classification by a model.
 
     Raises:
       ValueError: for a configuration that cannot be run.
     """
-    setup = prepare_run(config, model, dataset, topology, methods)
+    setup = prepare_run(config, model, dataset, topology, methods, task)
     return session_of(setup)
 
 
 def prepare_run(
     config: Config,
     model: Model | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Data | None = None,
     topology: Topology | None = None,
     methods: Mapping | None = None,
+    task: Task | None = None,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
@@ -405,7 +430,7 @@ def prepare_run(
     say("starting JAX")
     prepare_devices(config.agents, config.devices)
     keep_compilations()
-    return prepare(config, model, dataset, topology, methods, say)
+    return prepare(config, model, dataset, topology, methods, task, say)
 
 
 @on_own_mesh

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -14,14 +13,17 @@ from dimat_jax.algorithms import Algorithm, Merge
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
+from dimat_jax.datasets.data import Data, examples_of, of_images
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.registry import choose
 from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
 from dimat_jax.simulation.own_model import abstract_inputs
+from dimat_jax.simulation.own_task import abstract_batch, abstract_task, check_data, classes_of
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
+from dimat_jax.tasks import classification
 from dimat_jax.topology import Topology, stretched
-from dimat_jax.types import Key, Model, Variables
+from dimat_jax.types import Batch, Key, Model, Task, Variables
 
 BATCH_SIZE = 50
 STEPS_PER_EPOCH = 10
@@ -37,12 +39,14 @@ class Setup(NamedTuple):
     Attributes:
       config: with every default filled in; model, data set and graph that were handed over instead
         of named are in it as `OWN` and by their own names.
-      batch_size: images in an agent's batch.
+      batch_size: examples in an agent's batch.
       learning_rate: of the local optimizer.
-      dataset: the data set actually used.
-      model: the model of all agents.
-      abstract: shapes and dtypes of one agent's variables, and of one image as the model takes it.
-      augment: ``(key, images) -> images``, as stored, for training.
+      data: the examples actually used.
+      task: what all agents learn.
+      abstract: shapes and dtypes of one agent's variables, and of a batch of one example as the
+        task takes it.
+      metrics: the names of what the task measures besides its loss.
+      classes: how many classes examples have; None: none, or no accuracy of them.
       topology: the graph.
       methods: the methods of the run, by name, in their order.
       graphs: for each method the graph on which each of its parts works (`Algorithm.parts`).
@@ -57,10 +61,11 @@ class Setup(NamedTuple):
     config: Config
     batch_size: int
     learning_rate: float
-    dataset: Dataset
-    model: Model
-    abstract: tuple[Variables, jax.ShapeDtypeStruct]
-    augment: Augmentation
+    data: Data
+    task: Task
+    abstract: tuple[Variables, Batch]
+    metrics: tuple[str, ...]
+    classes: int | None
     topology: Topology
     methods: dict[str, Algorithm]
     graphs: dict[str, dict[str, Topology]]
@@ -74,9 +79,10 @@ class Setup(NamedTuple):
 def prepare(
     config: Config,
     model: Model | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Data | None = None,
     graph: Topology | None = None,
     methods: Mapping[str, Algorithm] | None = None,
+    task: Task | None = None,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Checks a configuration and makes what it names; nothing is compiled.
@@ -88,6 +94,7 @@ def prepare(
       graph: used instead of ``config.topology``.
       methods: of one's own, by name, besides those of the registry; those that ``config.methods``
         does not name follow them.
+      task: used instead of the classification by a model.
       say: is told of what takes a while, when it begins.
 
     Raises:
@@ -100,8 +107,8 @@ def prepare(
         more = tuple(name for name in methods if name not in config.methods)
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
-    check_own(model, dataset, graph)
-    named = names_of(config, model, dataset, graph)
+    check_own(model, dataset, graph, task)
+    named = names_of(config, model or task, dataset, graph)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
     graphs = choose_graphs(config, graph, chosen)
@@ -109,34 +116,34 @@ def prepare(
         most = EXAMPLES_PER_AGENT if dataset is None else None
         config = dataclasses.replace(config, examples_per_agent=most)
     say(f"reading the data set {named['dataset']}")
-    dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+    data, images = load(config, dataset)
     # Batch size and learning rate hang on the size of the shards, and these on the seed.
-    divided = {seed: divide(config, dataset, seed_keys(seed).partition) for seed in config.seeds}
+    divided = {seed: divide(config, data, seed_keys(seed).partition) for seed in config.seeds}
     epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
     batch_size = choose_batch_size(config, min(epoch_examples))
     learning_rate = choose_learning_rate(config, batch_size)
-    model = model or make_model(config, dataset)
-    abstract = abstract_inputs(model, dataset)
+    task, abstract, metrics = choose_task(config, task, model, data, images)
     say(f"finding the permutation groups of the model {named['model']}")
-    symmetries = find_symmetries(model, *abstract)
-    check_fit(chosen, model, symmetries, abstract)
+    symmetries = find_symmetries(task.outputs, *abstract)
+    check_fit(chosen, task, symmetries, abstract)
     return Setup(
         config=dataclasses.replace(
             config, batch_size=batch_size, learning_rate=learning_rate, **named
         ),
         batch_size=batch_size,
         learning_rate=learning_rate,
-        dataset=dataset,
-        model=model,
+        data=data,
+        task=task,
         abstract=abstract,
-        augment=choose_augmentation(config, dataset),
+        metrics=metrics,
+        classes=classes_of(data, images) if "accuracy" in metrics else None,
         topology=graph,
         methods=chosen,
         graphs=graphs,
         symmetries=symmetries,
         execution=choose_execution(
             config.agents,
-            has_convolutions(model.apply, *abstract),
+            has_convolutions(task.outputs, *abstract),
             config.devices,
             config.agents_at_once,
         ),
@@ -149,8 +156,50 @@ def prepare(
     )
 
 
+def load(config: Config, dataset: Dataset | Data | None) -> tuple[Data, Dataset | None]:
+    """The examples of a run; and as images with labels, if they are such.
+
+    Raises:
+      ValueError: for a data set that cannot be had, or is none.
+    """
+    if isinstance(dataset, Data):
+        if config.augmentation is not None:
+            raise ValueError("augmentation is of images: dj.Data has its own, augment.")
+        return check_data(dataset), None
+    images = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+    return of_images(images, choose_augmentation(config, images)), images
+
+
+def choose_task(
+    config: Config, task: Task | None, model: Model | None, data: Data, images: Dataset | None
+) -> tuple[Task, tuple[Variables, Batch], tuple[str, ...]]:
+    """What agents learn: a task of one's own, or to classify by a model.
+
+    Returns:
+      The task; shapes of an agent's variables and of a batch; the names of the metrics.
+
+    Raises:
+      ValueError: for a task or a model that does not fit the data.
+    """
+    if task is None and images is not None:
+        model = model or make_model(config, images.num_classes)
+        variables, _ = abstract_inputs(model, images)
+        return classification(model), (variables, abstract_batch(data, 1)), ("accuracy",)
+    if task is None:
+        classes = classes_of(data, None)
+        if classes is None:
+            raise ValueError(
+                f"{data.name} has no integer labels to classify by: task= says what agents learn."
+            )
+        task = classification(model or make_model(config, classes))
+    return task, *abstract_task(task, data)
+
+
 def names_of(
-    config: Config, model: Model | None, dataset: Dataset | None, graph: Topology | None
+    config: Config,
+    model: Model | Task | None,
+    dataset: Dataset | Data | None,
+    graph: Topology | None,
 ) -> dict[str, Any]:
     """What model, data set and graph are called, by the option that names them.
 
@@ -211,29 +260,39 @@ def choose_graphs(
 
 def check_fit(
     methods: Mapping[str, Algorithm],
-    model: Model,
+    task: Task,
     symmetries: Symmetries,
-    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+    abstract: tuple[Variables, Batch],
 ) -> None:
     """Raises a `ValueError` for a method that cannot merge the model: before it is pretrained."""
     for name, algorithm in methods.items():
         merges = [part for part in algorithm.parts().values() if isinstance(part, Merge)]
         for merge in merges:
             try:
-                merge.fits(model, symmetries, abstract)
+                merge.fits(task, symmetries, abstract)
             except ValueError as error:
                 raise ValueError(f"The method {name!r} cannot merge this model: {error}") from error
 
 
-def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
+def divide(config: Config, data: Data, key: Key) -> tuple[list, list]:
     """Gives each agent its training examples, at most ``config.examples_per_agent`` of them.
 
     Returns:
       Index arrays of each agent for pretraining, and for the rounds; mostly the same.
+
+    Raises:
+      ValueError: for a partition by class of examples without classes.
     """
+    labels = data.labels
+    if labels is None:
+        if config.partition != "iid":
+            raise ValueError(
+                f"{data.name} has no labels: partition must be iid, not {config.partition!r}."
+            )
+        labels = np.zeros(examples_of(data.train), np.int32)
     options = {"alpha": config.alpha} if config.partition == "dirichlet" else {}
     function = partition.PARTITIONS[config.partition]
-    shards = function(dataset.train_labels, config.agents, key, **options)
+    shards = function(labels, config.agents, key, **options)
     before, after = shards if isinstance(shards, tuple) else (shards, shards)
     most = config.examples_per_agent
     assert most != "auto"  # It is chosen by then.
@@ -275,8 +334,8 @@ def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:
     return datasets.AUGMENTATIONS[config.augmentation or dataset.augmentation]
 
 
-def make_model(config: Config, dataset: Dataset) -> Model:
-    """Makes the model that the configuration names, for the data set's classes.
+def make_model(config: Config, num_classes: int) -> Model:
+    """Makes the model that the configuration names, for so many classes.
 
     Raises:
       ValueError: if it does not take the options.
@@ -288,4 +347,4 @@ def make_model(config: Config, dataset: Dataset) -> Model:
             f"left out, not {config.norm!r}."
         )
     options = {} if config.norm is None else {"norm": config.norm}
-    return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
+    return models.make(config.model, num_classes=num_classes, width=config.width, **options)

@@ -87,7 +87,7 @@ class RunState(NamedTuple):
         nothing was aligned.
       train_loss: mean over agents and steps of the last epoch; None if a merge came after it.
       images_per_second: of the last epoch, all agents together; likewise.
-      final_accuracy: of each agent on all test images, once the method has ended.
+      final: metric → its value for each agent on all test examples, once the method has ended.
     """
 
     position: Position
@@ -101,4 +101,4 @@ class RunState(NamedTuple):
     units_moved: float | None = None
     train_loss: float | None = None
     images_per_second: float | None = None
-    final_accuracy: Float[np.ndarray, "agents"] | None = None
+    final: dict[str, Float[np.ndarray, "agents"]] | None = None

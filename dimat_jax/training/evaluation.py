@@ -1,73 +1,128 @@
-"""Evaluation of one agent on test images; `dimat_jax.execution` lifts it to all agents."""
+"""Evaluation of one agent on test examples; `dimat_jax.execution` lifts it to all agents."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
+from dimat_jax.datasets.data import examples_of, take
 from dimat_jax.execution.forms import Update
-from dimat_jax.types import Model, Prepare, Variables
+from dimat_jax.types import Metric, Prepare, Task, Variables
+
+LOSS = "loss"
+"""What the task's loss is called among the metrics."""
+
+
+class Total(NamedTuple):
+    """What a metric adds up to: its value is ``sum / count``.
+
+    Attributes:
+      sum: of the examples' values. shape=()
+      count: of examples, or of what they are made of. shape=()
+    """
+
+    sum: Float[Array, "*agents"]
+    count: Float[Array, "*agents"]
 
 
 class Score(NamedTuple):
     """What evaluation adds up; stacked with a leading ``agents`` axis.
 
     Attributes:
-      correct: number of test images of each class classified correctly, int32. shape=(classes,)
-      loss: sum of their losses. shape=()
+      totals: by metric, `LOSS` among them.
+      classes: Σ of the accuracy over the examples of each class. shape=(classes,), or () without.
       batch: the next batch, int32. shape=()
     """
 
-    correct: Int[Array, "*agents classes"]
-    loss: Float[Array, "*agents"]
+    totals: dict[str, Total]
+    classes: Float[Array, "*agents_classes"]
     batch: Int[Array, "*agents"]
 
 
-def zero_score(agents: int, classes: int) -> Score:
-    """The score of every agent before any image, in buffers of its own: it will be donated."""
-    return Score(
-        correct=jnp.zeros((agents, classes), jnp.int32),
-        loss=jnp.zeros(agents, jnp.result_type(float)),
-        batch=jnp.zeros(agents, jnp.int32),
-    )
+class Tests(NamedTuple):
+    """Test examples in batches.
 
-
-def test_batches(
-    images: UInt8[np.ndarray, "examples height width channels"],
-    labels: Int[np.ndarray, "examples"],
-    batch_size: int,
-) -> tuple[UInt8[np.ndarray, "batches batch ..."], Int[np.ndarray, "batches batch"]]:
-    """Cuts test images into batches; the last is filled up with the label -1, "none"."""
-    batches = -(-len(images) // batch_size)
-    missing = batches * batch_size - len(images)
-    images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-    labels = np.concatenate([labels, np.full(missing, -1)]).astype(np.int32)
-    shape = batches, batch_size
-    return images.reshape(*shape, *images.shape[1:]), labels.reshape(shape)
-
-
-def evaluate_update(model: Model, normalise: Prepare) -> Update:
-    """Adds one batch of test images to one agent's `Score`.
-
-    The operands are its variables; the resident arrays are those of `test_batches`.
+    Attributes:
+      examples: a pytree ``[batches, batch, ...]``.
+      weights: 1, or 0 of what fills up the last batch. shape=(batches, batch)
     """
 
-    def update(score: Score, variables: Variables, resident: Any) -> Score:
-        images, labels = resident
-        y = labels[score.batch]
-        logits, _ = model.apply(variables, normalise(images[score.batch]))
-        # Images that fill up the last batch have the label -1: no class is that, and none may be
-        # looked up.
-        hits = (logits.argmax(-1) == y)[:, None] & (
-            y[:, None] == jnp.arange(logits.shape[-1])[None]
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
-        return Score(
-            correct=score.correct + hits.sum(0, dtype=jnp.int32),
-            loss=score.loss + jnp.where(y >= 0, losses, 0).sum().astype(score.loss.dtype),
-            batch=score.batch + 1,
-        )
+    examples: Any
+    weights: Float[np.ndarray | Array, "batches batch"]
+
+
+def zero_score(agents: int, metrics: Iterable[str], classes: int | None) -> Score:
+    """The score of every agent before any example, in buffers of its own: it will be donated.
+
+    Args:
+      agents: number of agents.
+      metrics: names of what the task measures besides its loss.
+      classes: how many there are; None: the examples have none.
+    """
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((agents, *shape), jnp.result_type(float))
+
+    totals = {name: Total(zeros(), zeros()) for name in (LOSS, *metrics)}
+    of_classes = zeros() if classes is None else zeros(classes)
+    return Score(totals, of_classes, jnp.zeros(agents, jnp.int32))
+
+
+def values_of(score: Score) -> dict[str, Float[np.ndarray, "*agents"]]:
+    """The value of each metric, from a score on the host."""
+    return {
+        name: np.asarray(total.sum, float) / np.asarray(total.count, float)
+        for name, total in score.totals.items()
+    }
+
+
+def test_batches(examples: Any, batch_size: int) -> Tests:
+    """Cuts test examples into batches; the last is filled up with the first example."""
+    number = examples_of(examples)
+    batches = -(-number // batch_size)
+    filled = batches * batch_size
+    rows = np.arange(filled)
+    cut = take(examples, np.where(rows < number, rows, 0))
+    shape = batches, batch_size
+    weights = (rows < number).astype(np.float32).reshape(shape)
+    return Tests(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), cut), weights)
+
+
+def evaluate_update(task: Task, prepare: Prepare, classes: int | None = None) -> Update:
+    """Adds one batch of test examples to one agent's `Score`.
+
+    The operands are its variables; the resident arrays are `Tests`.
+
+    Args:
+      task: what is measured.
+      prepare: ``(batch) -> batch``, from examples as stored.
+      classes: if given, the accuracy is added up by ``labels`` of the batch, too.
+    """
+
+    def update(score: Score, variables: Variables, resident: Tests) -> Score:
+        batch, counts = take((resident.examples, resident.weights), score.batch)
+        losses, metrics, _ = task.loss(variables, prepare(batch))
+
+        def add(total: Total, metric: Metric) -> Total:
+            values, each = metric if isinstance(metric, tuple) else (metric, jnp.ones_like(losses))
+            dtype = total.sum.dtype
+            return Total(
+                *(
+                    before + jnp.where(counts > 0, x, 0).sum().astype(dtype)
+                    for before, x in zip(total, (values, each), strict=True)
+                )
+            )
+
+        measured = {LOSS: losses, **metrics}
+        totals = {name: add(total, measured[name]) for name, total in score.totals.items()}
+        of_classes = score.classes
+        if classes is not None:
+            hits = metrics["accuracy"] * counts
+            same = batch["labels"][:, None] == jnp.arange(classes)[None]
+            of_classes += jnp.where(same, hits[:, None], 0).sum(0).astype(of_classes.dtype)
+        return Score(totals, of_classes, score.batch + 1)
 
     return update

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update
 from dimat_jax.training.state import AgentState, count_loss
-from dimat_jax.types import Key, Model, Prepare, Variables
+from dimat_jax.types import Key, Prepare, Task, Variables
 
 
 @functools.partial(
@@ -53,7 +54,7 @@ def epoch_order(
 
 
 def train_update(
-    model: Model,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     prepare: Prepare,
@@ -62,23 +63,22 @@ def train_update(
     """One agent's training step.
 
     Args:
-      model: its model.
+      task: what it learns.
       optimizer: gives the direction (`dimat_jax.training.optimizers.OPTIMIZERS`).
       schedule: step → learning rate.
-      prepare: ``(key, images uint8) -> x``: augments and normalises.
+      prepare: ``(key, batch) -> batch``, from examples as stored: augments them, for one.
       proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ (x − anchor) is added to the
         gradient of an agent that has an anchor.
 
     Returns:
       An update whose carry is an `AgentState`, whose operand is the agent's `epoch_order`, and
-      whose resident arrays are the images ``[rows, height, width, channels]`` and labels
-      ``[rows]`` on the agent's device.
+      whose resident arrays are the examples ``[rows, ...]`` on the agent's device.
     """
 
     def update(state: AgentState, order: Int[Array, "steps batch"], resident: Any) -> AgentState:
         params = state.variables["params"]
         gradients, loss, variables = batch_gradient(
-            model, prepare, state.variables, state.key, state.step, order, resident
+            task, prepare, state.variables, state.key, state.step, order, resident
         )
         if state.anchor is not None:
             gradients = jax.tree.map(
@@ -101,7 +101,7 @@ def train_update(
 
 
 def batch_gradient(
-    model: Model,
+    task: Task,
     prepare: Prepare,
     variables: Variables,
     key: Key,
@@ -112,27 +112,27 @@ def batch_gradient(
     """The gradient of the loss on one step's batch.
 
     Args:
-      model: the model.
-      prepare: ``(key, images uint8) -> x``.
+      task: gives the losses.
+      prepare: ``(key, batch) -> batch``, from examples as stored.
       variables: where the gradient is taken.
       key: the agent's.
       step: since the start of the run. Batch and augmentation depend on key and step alone, so that
         all methods see the same.
       order: the agent's `epoch_order`.
-      resident: images and labels on the agent's device.
+      resident: examples on the agent's device.
 
     Returns:
       The gradient, the loss, and the variables with updated running statistics.
     """
-    images, labels = resident
     # `step` counts from the start of the run; each epoch has an order of its own.
     rows = order[step % order.shape[0]]
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
-    x, y = prepare(augment_key, images[rows]), labels[rows]
+    batch = prepare(augment_key, take(resident, rows))
 
     def loss_of(params):
-        logits, changed = model.apply({**variables, "params": params}, x, train=True, key=model_key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), changed
+        at = {**variables, "params": params}
+        losses, _, changed = task.loss(at, batch, key=model_key, train=True)
+        return losses.mean(), changed
 
     (loss, changed), gradient = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
     return gradient, loss, changed

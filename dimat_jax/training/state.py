@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.types import Key, Model, Variables
+from dimat_jax.types import Batch, Key, Task, Variables
 
 
 class AgentState(NamedTuple):
@@ -35,11 +35,11 @@ class AgentState(NamedTuple):
 
 
 def init_population(
-    model: Model,
+    task: Task,
     optimizer: optax.GradientTransformation,
     key: Key,
     agents: int,
-    image_shape: tuple[int, ...],
+    batch: Batch,
     same: bool = False,
 ) -> AgentState:
     """Makes every agent's initial state.
@@ -47,11 +47,11 @@ def init_population(
     Compute it on one device: it is then the same bit for bit wherever it is used after.
 
     Args:
-      model: the model of all agents.
+      task: what all agents learn.
       optimizer: the local optimizer.
       key: the same key, the same population.
       agents: number of agents.
-      image_shape: ``(height, width, channels)``.
+      batch: shapes and dtypes of a batch as the task takes it.
       same: whether all agents start from the same weights.
 
     Returns:
@@ -59,13 +59,13 @@ def init_population(
     """
     init_key, step_key = jax.random.split(key)
     dtype = jnp.result_type(float)
-    image = jnp.zeros((1, *image_shape), dtype)
+    example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
 
     def init_one(keys: tuple[Key, Key]) -> AgentState:
         init_key, step_key = keys
         variables = jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-            model.init(init_key, image),
+            task.init(init_key, example),
         )
         return AgentState(
             variables=variables,

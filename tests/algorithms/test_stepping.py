@@ -33,7 +33,7 @@ from dimat_jax.execution.forms import lift
 from dimat_jax.execution.placement import AGENTS, place
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.models.convnet import ConvNet
-from dimat_jax.simulation.images import Shards, place_shards
+from dimat_jax.simulation.examples import Shards, place_shards
 from dimat_jax.simulation.parts import make_parts
 from dimat_jax.simulation.setup import prepare
 from dimat_jax.simulation.state import seed_keys

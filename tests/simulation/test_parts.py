@@ -16,7 +16,7 @@ from helpers.small_runs import (
 )
 
 import dimat_jax as dj
-from dimat_jax.simulation.images import place_shards
+from dimat_jax.simulation.examples import place_shards
 from dimat_jax.simulation.parts import make_parts, schedule_of
 from dimat_jax.simulation.setup import prepare
 from dimat_jax.simulation.state import seed_keys

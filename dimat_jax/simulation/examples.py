@@ -1,35 +1,32 @@
-"""The images of a run, on the devices: the agents' shards, batches to match on, test images."""
+"""The examples of a run, on the devices: the agents' shards, batches to match on, tests."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt8
 
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets.data import Data, examples_of, take
 from dimat_jax.execution.placement import FORWARD_BATCH, pad, place, replicate, shard
 from dimat_jax.merging.batches import Batches
 from dimat_jax.simulation.setup import Setup
-from dimat_jax.training.evaluation import test_batches
+from dimat_jax.training.evaluation import Tests, test_batches
 from dimat_jax.training.local import epoch_order
 from dimat_jax.types import Key
 
-POOLED_IMAGES = 1024
+POOLED_EXAMPLES = 1024
 
 
 class Shards(NamedTuple):
     """The agents' training examples, where they lie on the devices.
 
     Attributes:
-      images: uint8 ``[lanes * examples, height, width, channels]``; each device holds its agents'.
-      labels: int32 ``[lanes * examples]``.
-      examples: rows of each agent.
+      examples: a pytree ``[lanes * number, ...]``; each device holds its agents'.
+      number: examples of each agent.
       steps: batches of an epoch.
     """
 
-    images: UInt8[Array, "rows height width channels"]
-    labels: Int[Array, "rows"]
-    examples: int
+    examples: Any
+    number: int
     steps: int
 
 
@@ -46,64 +43,63 @@ def place_shards(setup: Setup, seed: int, part: int, pooled: bool = False) -> Sh
     if pooled:
         rows = np.random.default_rng(seed).permutation(rows.ravel()).reshape(rows.shape)
     rows = pad(setup.execution, rows).reshape(-1)
-    images, labels = setup.dataset.train_images[rows], setup.dataset.train_labels[rows]
-    images, labels = shard(setup.execution, (images, labels))
+    examples = shard(setup.execution, take(setup.data.train, rows))
     steps = setup.epoch_examples[part] // setup.batch_size
-    return Shards(images, labels, setup.shards[seed][part].shape[1], steps)
+    return Shards(examples, setup.shards[seed][part].shape[1], steps)
 
 
 def own_batches(setup: Setup, shards: Shards, key: Key, number: int) -> Batches:
-    """Up to so many of each agent's own images, drawn for each key."""
+    """Up to so many of each agent's own examples, drawn for each key."""
     execution = setup.execution
-    batches, size = split_evenly(min(number, shards.examples))
+    batches, size = split_evenly(min(number, shards.number))
     # A random order of each agent's shard, as for training, of which only the beginning is used.
     order = epoch_order(
         key,
         0,
         execution.agents,
-        shards.examples,
+        shards.number,
         batches,
         size,
         execution.lanes,
         execution.all_lanes,
     )
-    return Batches(shard(execution, order), shards.images)
+    return Batches(shard(execution, order), shards.examples)
 
 
 def common_batches(setup: Setup, shards: Shards, key: Key, number: int, agents: int) -> Batches:
-    """Up to so many images that are the same for all: of so many agents, the first ones."""
-    pool = shards.examples * agents
+    """Up to so many examples that are the same for all: of so many agents, the first ones."""
+    pool = shards.number * agents
     batches, size = split_evenly(min(number, pool))
-    images = shards.images[jax.random.permutation(key, pool)[: batches * size]]
+    drawn = jax.random.permutation(key, pool)[: batches * size]
     # Drawn from the shards as they lie on the devices, then copied to all: rows count from 0.
     rows = np.arange(batches * size, dtype=np.int32).reshape(1, batches, size)
     rows = place(setup.execution, np.tile(rows, (setup.execution.agents, 1, 1)))
-    return Batches(rows, replicate(setup.execution, images), shared=True)
+    examples = replicate(setup.execution, take(shards.examples, drawn))
+    return Batches(rows, examples, shared=True)
 
 
 def pooled_batches(setup: Setup, shards: Shards, key: Key) -> Batches:
-    """A batch for each agent of images of all of them, `POOLED_IMAGES` or more in all.
+    """A batch for each agent of examples of all of them, `POOLED_EXAMPLES` or more in all.
 
     Nothing is counted as sent for it: it is there for what a run measures of one network.
     """
-    agents, pool = setup.execution.agents, shards.examples * setup.execution.agents
-    size = min(shards.examples, max(FORWARD_BATCH, POOLED_IMAGES // agents))
-    images = shards.images[jax.random.permutation(key, pool)[: agents * size]]
+    agents, pool = setup.execution.agents, shards.number * setup.execution.agents
+    size = min(shards.number, max(FORWARD_BATCH, POOLED_EXAMPLES // agents))
+    drawn = jax.random.permutation(key, pool)[: agents * size]
+    examples = replicate(setup.execution, take(shards.examples, drawn))
     rows = np.arange(agents * size, dtype=np.int32).reshape(agents, 1, size)
-    return Batches(place(setup.execution, rows), replicate(setup.execution, images), shared=True)
+    return Batches(place(setup.execution, rows), examples, shared=True)
 
 
 def split_evenly(number: int) -> tuple[int, int]:
-    """The number of batches, and their size, for so many images."""
+    """The number of batches, and their size, for so many examples."""
     batches = -(-number // FORWARD_BATCH)
     return batches, number // batches
 
 
-def some_tests(dataset: Dataset, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed part of the test images, in batches: the same in every run, of every class."""
-    rows = np.arange(len(dataset.test_labels))
+def some_tests(data: Data, number: int | None) -> Tests:
+    """A fixed part of the test examples, in batches: the same in every run."""
+    rows = np.arange(examples_of(data.test))
     if number is not None and number < len(rows):
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:number])
-    return test_batches(
-        dataset.test_images[rows], dataset.test_labels[rows], min(FORWARD_BATCH, len(rows))
-    )
+    return test_batches(take(data.test, rows), min(FORWARD_BATCH, len(rows)))

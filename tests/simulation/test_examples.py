@@ -8,7 +8,7 @@ from helpers.small_runs import linear_softmax, noise, small_config
 import dimat_jax as dj
 from dimat_jax import topology
 from dimat_jax.execution.placement import AGENTS, FORWARD_BATCH, REPLICATED
-from dimat_jax.simulation.images import (
+from dimat_jax.simulation.examples import (
     common_batches,
     own_batches,
     place_shards,

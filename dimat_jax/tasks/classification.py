@@ -1,0 +1,32 @@
+"""Classification: softmax cross-entropy and accuracy."""
+
+from typing import Any
+
+import optax
+
+from dimat_jax.types import Batch, Key, Model, Task, Variables
+
+
+def classification(model: Model) -> Task:
+    """The task of classifying ``{"inputs": [batch, ...], "labels": int [batch]}``.
+
+    Metrics: ``accuracy``. Outputs: the logits.
+
+    Args:
+      model: gives logits ``[batch, classes]``.
+    """
+
+    def init(key: Key, batch: Batch) -> Variables:
+        return model.init(key, batch["inputs"])
+
+    def loss(
+        variables: Variables, batch: Batch, key: Key | None = None, train: bool = False
+    ) -> tuple[Any, dict[str, Any], Variables]:
+        logits, after = model.apply(variables, batch["inputs"], train=train, key=key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return losses, {"accuracy": logits.argmax(-1) == batch["labels"]}, after
+
+    def outputs(variables: Variables, batch: Batch) -> Any:
+        return model.apply(variables, batch["inputs"])[0]
+
+    return Task(init, loss, outputs)
