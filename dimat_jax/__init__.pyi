@@ -37,6 +37,8 @@ from .symmetries import random_permutations as random_permutations
 from .symmetries import read_activations as read_activations
 from .symmetries import verify as verify
 from .tasks import classification as classification
+from .tasks import language_model as language_model
+from .tasks import regression as regression
 from .topology import Topology as Topology
 from .types import Model as Model
 from .types import Task as Task

@@ -60,8 +60,16 @@ class Config:
     """Whether methods that merge do so once more after the last training."""
     gossip_every: int = 1
     """Steps between two exchanges of methods that exchange something while they train."""
-    optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     """The local optimizer; momentum is 0.9."""
+    weight_decay: float = 0.0
+    """Times the parameters, added to the gradient (L2), or with adamw to the step."""
+    clip: float | None = None
+    """Largest norm of an agent's gradient; longer ones are shortened. None: no limit."""
+    warmup_epochs: int = 0
+    """Epochs at the start of the run in which the learning rate rises linearly from 0."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes in training."""
     learning_rate: float | None = None
     """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.02 at a batch of 50, and
     in proportion to it."""
@@ -189,4 +197,4 @@ agents: ``matching_data="shared", statistics_data="shared"``."""
 EXAMPLES_PER_AGENT = 500
 """What ``examples_per_agent="auto"`` is of a data set that is named."""
 
-LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3}
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3, "adamw": 1e-3}

@@ -158,8 +158,9 @@ LOSS = Measure("loss", "test loss", -1, 1.0, 3, "of loss")
 
 
 def measure_of(rows: Iterable[Row]) -> Measure:
-    """What the methods of a run are compared by: accuracy, if there is one, else loss."""
-    return ACCURACY if any("test_accuracy" in row for row in rows) else LOSS
+    """What the methods of a run are compared by: accuracy, but loss of language and of numbers."""
+    classified = any("test_accuracy" in row and "test_perplexity" not in row for row in rows)
+    return ACCURACY if classified else LOSS
 
 
 def values_of(

@@ -75,9 +75,13 @@ DATASETS: Registry[Callable] = Registry(
         "tiny_imagenet": "tiny_imagenet:load",
         "digits": "digits:load",
         "shapes": "shapes:load",
+        "tiny_shakespeare": "text:load_tiny_shakespeare",
+        "python_docs": "text:load_python_docs",
+        "breast_cancer": "tables:load_breast_cancer",
+        "diabetes": "tables:load_diabetes",
     },
 )
-"""Each ``(data_dir, cache_dir) -> Dataset``."""
+"""Each ``(data_dir, cache_dir) -> Dataset``, of images, or ``Data``."""
 
 AUGMENTATIONS: Registry[Callable] = Registry(
     "dimat_jax.datasets",
@@ -109,6 +113,7 @@ MODELS: Registry[Callable] = Registry(
         "resnet20": "resnet:resnet20",
         "resnet50": "resnet:resnet50",
         "vit": "vit:vit",
+        "gpt": "gpt:gpt",
     },
 )
 """Each ``(num_classes, width, **options) -> Model``."""

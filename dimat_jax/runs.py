@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import optax
+
 from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Data, Dataset
@@ -27,6 +29,7 @@ def simulate(
     topology: Topology | None = None,
     methods: Mapping[str, Algorithm] | None = None,
     task: Task | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     observer: Observer | None | Literal["auto"] = "auto",
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -44,6 +47,8 @@ def simulate(
       methods: of one's own, name to `dimat_jax.algorithms.Algorithm`, besides those that there are;
         those that ``config.methods`` does not name follow the ones that it does.
       task: what agents learn, instead of to classify by a model.
+      optimizer: of every agent, instead of ``config.optimizer``: any of Optax's, with its own
+        learning rate, schedule, decay, clipping. ``config.round_rate`` multiplies its steps.
       observer: is told of what happens; None: nobody is. By default progress is shown where
         somebody looks on, on a terminal or in a notebook. A run that leaves its results in a folder
         ends where a method diverges, whatever the observer says.
@@ -59,7 +64,7 @@ def simulate(
         expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
     def go(config: Config, observer: Observer) -> Result:
-        return run(config, model, dataset, topology, methods, task, observer)
+        return run(config, model, dataset, topology, methods, task, optimizer, observer)
 
     if observer != "auto":
         return run_and_record(config, go, observer or Observer())

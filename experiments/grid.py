@@ -250,6 +250,7 @@ def load_data(name: str, data_dir: pathlib.Path | None, most_tests: int | None) 
     from dimat_jax import datasets
 
     found = datasets.load(name, data_dir=data_dir)
+    assert isinstance(found, datasets.Dataset), f"{name} holds no images."
     if most_tests is None or most_tests >= len(found.test_labels):
         return found
     return found._replace(

@@ -1,4 +1,4 @@
-"""Image classification data sets, by name, as uint8 arrays on the host; what augments them.
+"""Data sets by name, on the host: images to classify, text, tables; what augments images.
 
 Knows neither of agents nor of models: may import `types`, `registry` and `jaxprs`. Adding one: a
 file with ``load(data_dir, cache_dir)``, and a line in `dimat_jax.registry`.
@@ -19,14 +19,14 @@ from dimat_jax.datasets.base import check as check
 from dimat_jax.datasets.data import Data as Data
 from dimat_jax.datasets.data import examples_of as examples_of
 
-SOURCES: Mapping[str, Callable[[Directory, Directory], Dataset]] = registry.DATASETS
+SOURCES: Mapping[str, Callable[[Directory, Directory], Dataset | Data]] = registry.DATASETS
 """Name → ``load(data_dir, cache_dir)``."""
 
 AUGMENTATIONS: Mapping[str, Augmentation] = registry.AUGMENTATIONS
 """Name → augmentation."""
 
 
-def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
+def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> Dataset | Data:
     """Loads a data set by name.
 
     Args:

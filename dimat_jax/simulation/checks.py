@@ -44,11 +44,12 @@ MIN_VALUES = dict(
     gossip_every=1,
     evaluate_every=1,
     align_every=1,
+    warmup_epochs=0,
 )
 """Option → its smallest value."""
 
 
-POSITIVE = ("learning_rate", "round_rate", "width", "alpha")
+POSITIVE = ("clip", "learning_rate", "round_rate", "width", "alpha")
 MAX_SEED = 2**32 - 1
 """What is more would be another seed in JAX, or none."""
 
@@ -115,7 +116,9 @@ def check_tuple(name: str, kinds: tuple[Any, ...], value: Any) -> None:
         check_type(name, kind, item)
 
 
-def check_own(model: Any, dataset: Any, graph: Any, task: Any = None) -> None:
+def check_own(
+    model: Any, dataset: Any, graph: Any, task: Any = None, optimizer: Any = None
+) -> None:
     """Raises a `ValueError` if what was handed over instead of a name is something else."""
     given = {"model": model, "dataset": dataset, "topology": graph, "task": task}
     for name, (kind, hint) in HANDED_OVER.items():
@@ -124,6 +127,12 @@ def check_own(model: Any, dataset: Any, graph: Any, task: Any = None) -> None:
                 f"{name} must be a dj.{getattr(kind, '__name__', 'Dataset')}, not a "
                 f"{type(given[name]).__name__}: {hint}; a name goes into the Config."
             )
+    parts = [getattr(optimizer, name, None) for name in ("init", "update")]
+    if optimizer is not None and not all(map(callable, parts)):
+        raise ValueError(
+            f"optimizer must be an optax.GradientTransformation, not {shown(optimizer)}; a name "
+            "goes into the Config."
+        )
     if model is not None and task is not None:
         raise ValueError("task says what agents learn: model must be left out beside it.")
 
@@ -195,7 +204,9 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
             "In frames of their own agents align in every round: align_every must be 1, not "
             f"{config.align_every!r}, or merge_frame reference or tree."
         )
-    check_number("proximal", config.proximal, least=0)
+    for name in ("proximal", "weight_decay", "label_smoothing"):
+        check_number(name, getattr(config, name), least=0)
+    check_number("label_smoothing", config.label_smoothing, most=1)
     for seed in config.seeds:
         check_number("seeds", seed, least=0, most=MAX_SEED, whole=True)
     positive = {name: getattr(config, name) for name in POSITIVE}

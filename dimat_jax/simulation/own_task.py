@@ -11,6 +11,7 @@ from dimat_jax.datasets.data import Data, examples_of
 from dimat_jax.registry import attempt, expect
 from dimat_jax.simulation.own_model import check_variables, described, to_default_floats
 from dimat_jax.symmetries.groups import path_name
+from dimat_jax.tasks import TASKS
 from dimat_jax.training.evaluation import LOSS
 from dimat_jax.types import Batch, Task, Variables
 
@@ -84,6 +85,27 @@ def classes_of(data: Data, images: Dataset | None) -> int | None:
         x for x in both if x is not None and x.ndim == 1 and np.issubdtype(x.dtype, np.integer)
     ]
     return 1 + max(int(x.max()) for x in found) if len(found) == 2 else None
+
+
+def what_to_learn(data: Data) -> tuple[str, int]:
+    """What examples hold to be learned, one of `TASKS`, and how many outputs a model needs for it.
+
+    Raises:
+      ValueError: for examples that do not say it.
+    """
+    held = data.train if isinstance(data.train, dict) else {}
+    kinds = [kind for kind in TASKS if kind in held]
+    classes = classes_of(data, None)
+    if kinds == ["labels"] and classes is not None:
+        return "labels", classes
+    if kinds == ["targets"]:
+        return "targets", int(np.prod(held["targets"].shape[1:]))
+    if kinds == ["tokens"]:
+        return "tokens", 1 + max(int(tree["tokens"].max()) for tree in (data.train, data.test))
+    raise ValueError(
+        f"Examples of {data.name} are no dict with integer labels, targets or tokens: task= must "
+        "say what agents learn."
+    )
 
 
 def abstract_batch(data: Data, examples: int) -> Batch:

@@ -1,6 +1,7 @@
 """The compiled parts of a run: built once, used by every seed, method and round."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, Tests, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
-from dimat_jax.training.optimizers import OPTIMIZERS, make_schedule, round_factor
+from dimat_jax.training.optimizers import make_schedule, round_factor, warmup
 from dimat_jax.training.state import AgentState, init_population
 from dimat_jax.types import Key, Permutations, Variables
 
@@ -92,7 +93,7 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
     """Builds the parts; each is compiled when it is first used. ``tell`` as in `Stopwatch`."""
     config, execution, task, data = setup.config, setup.execution, setup.task, setup.data
     stopwatch = Stopwatch(tell)
-    optimizer = OPTIMIZERS[config.optimizer]()
+    optimizer = setup.optimizer
 
     def prepare(batch):
         return batch if data.prepare is None else data.prepare(batch)
@@ -219,7 +220,9 @@ def schedule_of(setup: Setup, gossip: bool = False) -> optax.Schedule:
     schedule = make_schedule(
         config.schedule, setup.learning_rate, first, after, config.rounds * epochs, gossip
     )
-    if config.round_schedule == "constant":
-        return schedule
-    factor = round_factor(config.round_schedule, first, epochs * after, config.rounds)
-    return lambda step: factor(step) * schedule(step)
+    factors = [schedule]
+    if config.warmup_epochs:
+        factors.append(warmup(config.warmup_epochs * (before or after)))
+    if config.round_schedule != "constant":
+        factors.append(round_factor(config.round_schedule, first, epochs * after, config.rounds))
+    return lambda step: math.prod(factor(step) for factor in factors)

@@ -19,7 +19,6 @@ from dimat_jax.simulation.parts import Parts
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import Position, RoundKeys, RunState
 from dimat_jax.topology import Topology, Tree, flood, neighbor_slots
-from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.types import Key, Permutations, Variables
 
 
@@ -168,7 +167,7 @@ def with_optimizer(setup: Setup, merge: Merge) -> Message:
     if optimizer_after(setup, merge) != "averaged" or not message.parameters:
         return message
     params = setup.abstract[0]["params"]
-    state = jax.eval_shape(OPTIMIZERS[setup.config.optimizer]().init, params)
+    state = jax.eval_shape(setup.optimizer.init, params)
     copies = variables_bytes({"optimizer": state}) // variables_bytes(params)
     return message._replace(parameters=message.parameters + copies)
 

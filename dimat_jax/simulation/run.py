@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import optax
+
 from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Data, Dataset
@@ -26,6 +28,7 @@ def run(
     topology: Topology | None,
     methods: Mapping[str, Algorithm] | None,
     task: Task | None,
+    optimizer: optax.GradientTransformation | None,
     observer: Observer,
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -38,7 +41,14 @@ def run(
       KeyboardInterrupt: if it is interrupted. The observer is given what there is.
     """
     setup = prepare_run(
-        config, model, dataset, topology, methods, task, lambda what: observer.on_phase(what, 0.0)
+        config,
+        model,
+        dataset,
+        topology,
+        methods,
+        task,
+        optimizer,
+        lambda what: observer.on_phase(what, 0.0),
     )
     observer.on_start(setup)
     narrator = Narrator(setup, observer)

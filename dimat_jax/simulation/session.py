@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dimat_jax.algorithms import Exchange, Merge, exchanges
 from dimat_jax.algorithms.communication import sent, sent_on_demand
@@ -398,6 +399,7 @@ def make_session(
     topology: Topology | None = None,
     methods: Mapping | None = None,
     task: Task | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Session:
     """Checks a configuration and makes a run that is ready to go; nothing is compiled yet.
 
@@ -408,11 +410,12 @@ def make_session(
       topology: used instead of ``config.topology``.
       methods: of one's own, by name, besides those of the registry.
       task: used instead of the classification by a model.
+      optimizer: used instead of ``config.optimizer``.
 
     Raises:
       ValueError: for a configuration that cannot be run.
     """
-    setup = prepare_run(config, model, dataset, topology, methods, task)
+    setup = prepare_run(config, model, dataset, topology, methods, task, optimizer)
     return session_of(setup)
 
 
@@ -423,6 +426,7 @@ def prepare_run(
     topology: Topology | None = None,
     methods: Mapping | None = None,
     task: Task | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
@@ -430,7 +434,7 @@ def prepare_run(
     say("starting JAX")
     prepare_devices(config.agents, config.devices)
     keep_compilations()
-    return prepare(config, model, dataset, topology, methods, task, say)
+    return prepare(config, model, dataset, topology, methods, task, optimizer, say)
 
 
 @on_own_mesh

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
@@ -18,11 +19,18 @@ from dimat_jax.execution.placement import Execution, choose_execution, has_convo
 from dimat_jax.registry import choose
 from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
 from dimat_jax.simulation.own_model import abstract_inputs
-from dimat_jax.simulation.own_task import abstract_batch, abstract_task, check_data, classes_of
+from dimat_jax.simulation.own_task import (
+    abstract_batch,
+    abstract_task,
+    check_data,
+    classes_of,
+    what_to_learn,
+)
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
-from dimat_jax.tasks import classification
+from dimat_jax.tasks import TASKS, classification
 from dimat_jax.topology import Topology, stretched
+from dimat_jax.training.optimizers import as_steps, make_optimizer
 from dimat_jax.types import Batch, Key, Model, Task, Variables
 
 BATCH_SIZE = 50
@@ -40,7 +48,8 @@ class Setup(NamedTuple):
       config: with every default filled in; model, data set and graph that were handed over instead
         of named are in it as `OWN` and by their own names.
       batch_size: examples in an agent's batch.
-      learning_rate: of the local optimizer.
+      learning_rate: of the local optimizer; 1 of one that has its own.
+      optimizer: gradient → the direction in which an agent steps.
       data: the examples actually used.
       task: what all agents learn.
       abstract: shapes and dtypes of one agent's variables, and of a batch of one example as the
@@ -61,6 +70,7 @@ class Setup(NamedTuple):
     config: Config
     batch_size: int
     learning_rate: float
+    optimizer: optax.GradientTransformation
     data: Data
     task: Task
     abstract: tuple[Variables, Batch]
@@ -83,6 +93,7 @@ def prepare(
     graph: Topology | None = None,
     methods: Mapping[str, Algorithm] | None = None,
     task: Task | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Checks a configuration and makes what it names; nothing is compiled.
@@ -95,6 +106,7 @@ def prepare(
       methods: of one's own, by name, besides those of the registry; those that ``config.methods``
         does not name follow them.
       task: used instead of the classification by a model.
+      optimizer: used instead of ``config.optimizer``, with a learning rate of its own.
       say: is told of what takes a while, when it begins.
 
     Raises:
@@ -107,7 +119,7 @@ def prepare(
         more = tuple(name for name in methods if name not in config.methods)
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
-    check_own(model, dataset, graph, task)
+    check_own(model, dataset, graph, task, optimizer)
     named = names_of(config, model or task, dataset, graph)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
@@ -121,7 +133,7 @@ def prepare(
     divided = {seed: divide(config, data, seed_keys(seed).partition) for seed in config.seeds}
     epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
     batch_size = choose_batch_size(config, min(epoch_examples))
-    learning_rate = choose_learning_rate(config, batch_size)
+    learning_rate = 1.0 if optimizer else choose_learning_rate(config, batch_size)
     task, abstract, metrics = choose_task(config, task, model, data, images)
     say(f"finding the permutation groups of the model {named['model']}")
     symmetries = find_symmetries(task.outputs, *abstract)
@@ -132,6 +144,7 @@ def prepare(
         ),
         batch_size=batch_size,
         learning_rate=learning_rate,
+        optimizer=as_steps(optimizer) if optimizer else make_optimizer(*optimizer_options(config)),
         data=data,
         task=task,
         abstract=abstract,
@@ -162,11 +175,12 @@ def load(config: Config, dataset: Dataset | Data | None) -> tuple[Data, Dataset 
     Raises:
       ValueError: for a data set that cannot be had, or is none.
     """
-    if isinstance(dataset, Data):
+    found = dataset or datasets.load(config.dataset, data_dir=config.data_dir)
+    if isinstance(found, Data):
         if config.augmentation is not None:
-            raise ValueError("augmentation is of images: dj.Data has its own, augment.")
-        return check_data(dataset), None
-    images = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
+            raise ValueError(f"augmentation is of images, and {found.name} is none.")
+        return check_data(found), None
+    images = datasets.check(found)
     return of_images(images, choose_augmentation(config, images)), images
 
 
@@ -184,14 +198,11 @@ def choose_task(
     if task is None and images is not None:
         model = model or make_model(config, images.num_classes)
         variables, _ = abstract_inputs(model, images)
-        return classification(model), (variables, abstract_batch(data, 1)), ("accuracy",)
+        learned = classification(model, config.label_smoothing)
+        return learned, (variables, abstract_batch(data, 1)), ("accuracy",)
     if task is None:
-        classes = classes_of(data, None)
-        if classes is None:
-            raise ValueError(
-                f"{data.name} has no integer labels to classify by: task= says what agents learn."
-            )
-        task = classification(model or make_model(config, classes))
+        kind, outputs = what_to_learn(data)
+        task = TASKS[kind](model or make_model(config, outputs))
     return task, *abstract_task(task, data)
 
 
@@ -325,8 +336,13 @@ def choose_learning_rate(config: Config, batch_size: int) -> float:
     Smaller batches take smaller steps, in proportion (Goyal et al. 2017), but for Adam's, which are
     of one size whatever the gradients'.
     """
-    share = 1.0 if config.optimizer == "adam" else batch_size / BATCH_SIZE
+    share = 1.0 if config.optimizer.startswith("adam") else batch_size / BATCH_SIZE
     return config.learning_rate or share * LEARNING_RATES[config.optimizer]
+
+
+def optimizer_options(config: Config) -> tuple[str, float, float | None]:
+    """What `make_optimizer` takes."""
+    return config.optimizer, config.weight_decay, config.clip
 
 
 def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:

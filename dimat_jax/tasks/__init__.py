@@ -3,4 +3,16 @@
 One file each. May import `models`, `registry` and `types`: it knows nothing of agents or graphs.
 """
 
+from collections.abc import Callable, Mapping
+
 from dimat_jax.tasks.classification import classification as classification
+from dimat_jax.tasks.language import language_model as language_model
+from dimat_jax.tasks.regression import regression as regression
+from dimat_jax.types import Model, Task
+
+TASKS: Mapping[str, Callable[[Model], Task]] = {
+    "labels": classification,
+    "targets": regression,
+    "tokens": language_model,
+}
+"""What a batch holds → the task that a model learns of it."""

@@ -2,18 +2,20 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from dimat_jax.types import Batch, Key, Model, Task, Variables
 
 
-def classification(model: Model) -> Task:
+def classification(model: Model, label_smoothing: float = 0.0) -> Task:
     """The task of classifying ``{"inputs": [batch, ...], "labels": int [batch]}``.
 
     Metrics: ``accuracy``. Outputs: the logits.
 
     Args:
       model: gives logits ``[batch, classes]``.
+      label_smoothing: share of a label that is spread over all classes in training.
     """
 
     def init(key: Key, batch: Batch) -> Variables:
@@ -24,6 +26,10 @@ def classification(model: Model) -> Task:
     ) -> tuple[Any, dict[str, Any], Variables]:
         logits, after = model.apply(variables, batch["inputs"], train=train, key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        if train and label_smoothing:
+            # The cross-entropy with a share spread evenly: its mean over all classes.
+            even = -jax.nn.log_softmax(logits).mean(-1)
+            losses = (1 - label_smoothing) * losses + label_smoothing * even
         return losses, {"accuracy": logits.argmax(-1) == batch["labels"]}, after
 
     def outputs(variables: Variables, batch: Batch) -> Any:

@@ -16,6 +16,10 @@ LOSS = "loss"
 """What the task's loss is called among the metrics."""
 
 
+EXPONENTIAL = ("perplexity",)
+"""Metrics that are reported as the exponential of their mean."""
+
+
 class Total(NamedTuple):
     """What a metric adds up to: its value is ``sum / count``.
 
@@ -73,10 +77,11 @@ def zero_score(agents: int, metrics: Iterable[str], classes: int | None) -> Scor
 
 def values_of(score: Score) -> dict[str, Float[np.ndarray, "*agents"]]:
     """The value of each metric, from a score on the host."""
-    return {
+    means = {
         name: np.asarray(total.sum, float) / np.asarray(total.count, float)
         for name, total in score.totals.items()
     }
+    return {name: np.exp(x) if name in EXPONENTIAL else x for name, x in means.items()}
 
 
 def test_batches(examples: Any, batch_size: int) -> Tests:

@@ -13,9 +13,35 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": optax.identity,
     "momentum": lambda: optax.trace(decay=0.9),
     "adam": optax.scale_by_adam,
+    "adamw": optax.scale_by_adam,
 }
 """Directions; the step multiplies them by the learning rate of the run's own step count, so that
 a schedule goes on where an optimizer starts afresh after a merge."""
+
+
+def make_optimizer(
+    name: str, weight_decay: float = 0.0, clip: float | None = None
+) -> optax.GradientTransformation:
+    """Gradient → direction in which an agent steps.
+
+    Args:
+      name: one of `OPTIMIZERS`.
+      weight_decay: times the parameters, added to the gradient; of ``adamw`` to the direction.
+      clip: largest norm of the gradient.
+    """
+    parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    direction = [OPTIMIZERS[name]()]
+    parts += [*direction, *decay] if name == "adamw" else [*decay, *direction]
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def as_steps(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer with a learning rate of its own as a direction, along which steps are of rate 1.
+
+    What Optax's optimizers give is added to the parameters; a direction is subtracted.
+    """
+    return optax.chain(optimizer, optax.scale(-1.0))
 
 
 def make_schedule(
@@ -43,6 +69,11 @@ def make_schedule(
     if name == "cosine":
         return optax.cosine_decay_schedule(rate, max(1, pretrain_steps + epochs * epoch_steps))
     return optax.constant_schedule(rate)
+
+
+def warmup(steps: int) -> optax.Schedule:
+    """Step → what the learning rate is multiplied by: rises to 1 over the first steps."""
+    return lambda step: jnp.minimum((step + 1) / max(1, steps), 1.0)
 
 
 WARMUP = 0.2
