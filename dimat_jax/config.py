@@ -21,7 +21,8 @@ class Config:
 
     preset: str = "quick"
     """Where the defaults come from: quick, for two CPU cores; early, where merging does not pay
-    yet; or paper, the published network, data, number of agents and epochs."""
+    yet; paper, the published network, data, number of agents and epochs; or language, decoders of
+    characters."""
     agents: int = 16
     """Number of agents, each with its own network and its own data."""
     topology: str = "exponential"
@@ -147,6 +148,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         merge_frame="own",
         align_every=1,
         evaluate_every=1,
+    ),
+    "language": dict(
+        agents=8,
+        dataset="python_docs",
+        examples_per_agent=None,
+        model="gpt",
+        optimizer="adam",
+        learning_rate=3e-3,
+        batch_size=32,
+        pretrain_epochs=12,
+        rounds=4,
+        methods=("dimat", "wm", "wa", "local_only"),
+        test_examples=None,
     ),
     "paper": dict(
         agents=5,

@@ -54,13 +54,19 @@ KINDS = {"dataset": "data set", "methods": "method"}
 Options = TypeVar("Options")
 
 
-def run(name: str, description: str, arguments: Sequence[str]) -> int:
+def run(name: str, description: str, arguments: Sequence[str], preset: str = Config.preset) -> int:
     """Parses the command line of ``python -m experiments.NAME``, runs it and reports.
+
+    Args:
+      name: of the command.
+      description: what its help says.
+      arguments: of the command line.
+      preset: where defaults come from if none is named.
 
     Returns:
       The exit code: 2, after one sentence, for bad input.
     """
-    return exit_code(lambda: run_and_report(parse(name, description, arguments)))
+    return exit_code(lambda: run_and_report(parse(name, description, arguments, preset)))
 
 
 def exit_code(action: Callable[[], object]) -> int:
@@ -91,10 +97,12 @@ def exit_code(action: Callable[[], object]) -> int:
     return 0
 
 
-def parse(name: str, description: str, arguments: Sequence[str]) -> Config:
+def parse(
+    name: str, description: str, arguments: Sequence[str], preset: str = Config.preset
+) -> Config:
     """The configuration that the arguments ask for, on top of their preset."""
-    preset = given_values(Config, arguments)["preset"] or [Config.preset]
-    default = PRESETS[choose("preset", preset[-1], PRESETS)]
+    named = given_values(Config, arguments)["preset"] or [preset]
+    default = PRESETS[choose("preset", named[-1], PRESETS)]
     return command_line(Config, name, description, arguments, default)
 
 
