@@ -159,8 +159,9 @@ LOSS = Measure("loss", "test loss", -1, 1.0, 3, "of loss")
 
 def measure_of(rows: Iterable[Row]) -> Measure:
     """What the methods of a run are compared by: accuracy, but loss of language and of numbers."""
-    classified = any("test_accuracy" in row and "test_perplexity" not in row for row in rows)
-    return ACCURACY if classified else LOSS
+    measured = [row for row in rows if "test_loss" in row]
+    lossy = any("test_accuracy" not in row or "test_perplexity" in row for row in measured)
+    return LOSS if lossy else ACCURACY
 
 
 def values_of(

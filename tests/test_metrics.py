@@ -78,8 +78,8 @@ def test_the_last_row_of_a_stage_counts():
 
 def test_accuracies_are_those_of_all_agents_and_seeds():
     by_seed = {0: row("a", 0, 1, 1, "merge", [0.1, 0.2]), 5: row("a", 5, 1, 1, "merge", [0.3])}
-    np.testing.assert_array_equal(metrics.accuracies(by_seed), [0.1, 0.2, 0.3])
-    assert metrics.accuracies({}).shape == (0,)
+    np.testing.assert_array_equal(metrics.values_of(by_seed), [0.1, 0.2, 0.3])
+    assert metrics.values_of({}).shape == (0,)
 
 
 def test_the_spread_is_that_of_a_sample_and_none_of_a_single_value():

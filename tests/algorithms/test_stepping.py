@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.small_runs import (
+    as_batch,
     assert_trees_close,
     assert_trees_equal,
     compilations,
@@ -16,6 +17,7 @@ from helpers.small_runs import (
     noise,
     normaliser,
     pick,
+    preparer,
     small_config,
     traced_through,
 )
@@ -53,14 +55,14 @@ def config_of(**options):
 def plain_loop(plan, gossip: Gossip, state: AgentState, shards: Shards, key):
     """The same epochs by loops over steps, points and agents; on the host, but for the formulas."""
     normalise, agents = normaliser(DATASET), range(plan.config.agents)
-    images, labels = np.asarray(shards.images), np.asarray(shards.labels)
+    images, labels = (np.asarray(shards.examples[name]) for name in ("inputs", "labels"))
     rounds = exchanges(plan.graphs[plan.config.methods[0]]["gossip"])
     params, kept = gossip.init(state.variables["params"], pick(rounds, 0))
 
     @jax.jit
     def gradient_at(params, images, labels):
         def loss(params):
-            logits, _ = plan.model.apply({"params": params}, normalise(images), train=True)
+            logits = plan.task.outputs({"params": params}, {"inputs": normalise(images)})
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         return jax.grad(loss)(params)
@@ -68,7 +70,7 @@ def plain_loop(plan, gossip: Gossip, state: AgentState, shards: Shards, key):
     for step in range(EPOCHS * STEPS):
         now = pick(rounds, step % len(rounds.matrix))
         order = epoch_order(
-            key, step // STEPS, len(agents), shards.examples, STEPS, BATCH, len(agents)
+            key, step // STEPS, len(agents), shards.number, STEPS, BATCH, len(agents)
         )
         gradients = []
         for point in (params, *gossip.points(params, kept, now)):
@@ -113,8 +115,9 @@ def started(method: str, agents: int = 4, graph=None):
     """A method's state before its first step, of a softmax regression, and the graph's rounds."""
     gossip = METHODS[method].gossip
     rounds = exchanges(gossip.graph(graph or dj.topology.ring(agents)))
+    batch = as_batch(jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), ())
     state = init_population(
-        linear_softmax(), OPTIMIZERS["sgd"](), jax.random.key(0), agents, (8, 8, 3)
+        dj.classification(linear_softmax()), OPTIMIZERS["sgd"](), jax.random.key(0), agents, batch
     )
     return gossip, *gossip_start(gossip, state, rounds), rounds
 
@@ -153,13 +156,13 @@ def test_no_gradient_is_scattered_into_the_memory_of_others(
     traced_through(monkeypatch)
     execution = execution_of(4, 2, sequential)
     # A softmax regression reads its labels' logits: their gradient is a scatter, [lanes, 4] small.
-    model, stopwatch = linear_softmax(), Stopwatch()
+    task, stopwatch = dj.classification(linear_softmax()), Stopwatch()
     gossip, state, kept, rounds = started(method)
     state, kept = place(execution, (state, kept))
-    update = gradient_update(model, lambda key, images: normaliser(DATASET)(images))
+    update = gradient_update(task, lambda key, batch: preparer(DATASET)(batch))
     step = lift(execution, update, stopwatch, AGENTS)
     run = gossip_training(execution, gossip, lambda step: 0.1, step, stopwatch)
-    resident = DATASET.train_images[:40], DATASET.train_labels[:40]
+    resident = as_batch(DATASET.train_images[:40], DATASET.train_labels[:40])
     order = place(execution, np.zeros((4, 1, 5), np.int32))
     jaxpr = jax.make_jaxpr(lambda *args: run(*args, 1))(state, kept, order, resident, rounds).jaxpr
     found = [eqn for eqn, _ in equations(jaxpr)]

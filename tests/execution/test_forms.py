@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.small_runs import (
+    as_batch,
     assert_trees_equal,
     compilations,
     equations,
     execution_of,
     noise,
-    normaliser,
+    preparer,
     traced_through,
 )
 
@@ -23,7 +24,7 @@ from dimat_jax.execution.kernels import SWITCH
 from dimat_jax.execution.placement import AGENTS, REPLICATED, pad, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging import statistics
-from dimat_jax.training.evaluation import evaluate_update, zero_score
+from dimat_jax.training.evaluation import Tests, evaluate_update, zero_score
 from dimat_jax.training.local import train_update
 from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.training.state import init_population
@@ -169,25 +170,27 @@ def test_an_update_is_traced_and_compiled_once_and_its_carry_donated(sequential)
 
 def updates_of(model, dataset):
     """Everything that runs a model over many batches: its update, carry, operands, resident."""
-    normalise = normaliser(dataset)
+    task, prepare = dj.classification(model), preparer(dataset)
     images = jnp.asarray(dataset.train_images[: AGENT_COUNT * ROWS])
     labels = jnp.asarray(dataset.train_labels[: AGENT_COUNT * ROWS])
     rows = jnp.zeros((AGENT_COUNT, 1, ROWS), jnp.int32)
     optimizer = OPTIMIZERS["momentum"]()
+    batch = as_batch(images, labels)
+    one = jax.tree.map(lambda x: x[:1], prepare(batch))
     state = jax.eval_shape(
-        lambda key: init_population(model, optimizer, key, AGENT_COUNT, images.shape[1:]),
+        lambda key: init_population(task, optimizer, key, AGENT_COUNT, one),
         jax.random.key(0),
     )
-    train = train_update(model, optimizer, lambda step: 0.1, lambda key, images: normalise(images))
-    evaluate = evaluate_update(model, normalise)
-    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, 4))
-    tests = images[None], labels[None]
+    train = train_update(task, optimizer, lambda step: 0.1, lambda key, batch: prepare(batch))
+    evaluate = evaluate_update(task, prepare, 4)
+    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, ["accuracy"], 4))
+    tests = Tests(jax.tree.map(lambda x: x[None], batch), jnp.ones((1, len(images))))
     total = statistics.StatisticsMean(state.variables["batch_stats"], score.batch)
-    summing = statistics.statistics_update(model, normalise)
+    summing = statistics.statistics_update(task, prepare)
     return {
-        "train": (train, state, rows, (images, labels)),
+        "train": (train, state, rows, batch),
         "evaluate": (evaluate, score, state.variables, tests),
-        "statistics": (summing, total, (state.variables, rows), images),
+        "statistics": (summing, total, (state.variables, rows), batch),
     }
 
 

@@ -12,7 +12,7 @@ from dimat_jax.execution.placement import Execution, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, make_merger
-from helpers.small_runs import execution_of, noise, normaliser, random_variables
+from helpers.small_runs import as_batch, execution_of, noise, preparer, random_variables
 
 AGENTS, EXAMPLES, SHAPE = 8, 64, (8, 8, 3)
 DATASET = noise(examples=AGENTS * EXAMPLES, size=8)
@@ -40,10 +40,10 @@ def case(name) -> Case:
 def case_of(model: dj.Model, execution: Execution) -> Case:
     """A model, and its merger in some form of execution."""
     image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
-    abstract = jax.eval_shape(model.init, jax.random.key(0), image), image
-    symmetries, stopwatch = dj.find_symmetries(model, *abstract), Stopwatch()
-    normalise = normaliser(DATASET)
-    merger = make_merger(execution, model, symmetries, normalise, abstract, stopwatch)
+    task, batch = dj.classification(model), as_batch(image, jax.ShapeDtypeStruct((1,), jnp.int32))
+    abstract = jax.eval_shape(task.init, jax.random.key(0), batch), batch
+    symmetries, stopwatch = dj.find_symmetries(task.outputs, *abstract), Stopwatch()
+    merger = make_merger(execution, task, symmetries, preparer(DATASET), abstract, stopwatch)
     return Case(model, execution, symmetries, merger, stopwatch)
 
 
@@ -54,13 +54,13 @@ def own_batches(execution: Execution, same=False) -> Batches:
     lane = np.arange(AGENTS, dtype=np.int32) % execution.lanes
     rows = np.arange(EXAMPLES, dtype=np.int32) + EXAMPLES * lane[:, None]
     rows = rows.reshape(AGENTS, 2, -1)
-    return Batches(*shard(execution, (rows, images.reshape(-1, *SHAPE))))
+    return Batches(*shard(execution, (rows, as_batch(images.reshape(-1, *SHAPE)))))
 
 
 def shared_batches(execution: Execution) -> Batches:
     """Two batches of agent 0's images, which lie on every device."""
     rows = np.tile(np.arange(EXAMPLES, dtype=np.int32).reshape(1, 2, -1), (AGENTS, 1, 1))
-    images = jnp.asarray(DATASET.train_images[:EXAMPLES])
+    images = as_batch(jnp.asarray(DATASET.train_images[:EXAMPLES]))
     return Batches(place(execution, rows), replicate(execution, images), shared=True)
 
 

@@ -10,7 +10,7 @@ from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, Repair
 
 UNITS = 5
-MATCHING, STATISTICS = Batches(rows=[0], images=[]), Batches(rows=[1], images=[])
+MATCHING, STATISTICS = Batches(rows=[0], examples=[]), Batches(rows=[1], examples=[])
 
 
 def round_of(graph, round=0, frame="own", aligns=True, examples=None):

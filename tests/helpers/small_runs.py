@@ -87,6 +87,20 @@ def normaliser(dataset: dj.Dataset):
     return lambda images: normalize(images, mean, std)
 
 
+def preparer(dataset: dj.Dataset):
+    """A batch of images as stored → what a classification takes."""
+    normalise = normaliser(dataset)
+    return lambda batch: {**batch, "inputs": normalise(batch["inputs"])}
+
+
+def as_batch(inputs, labels=None):
+    """A batch of a classification; of class 0 if nothing else is said."""
+    return {
+        "inputs": inputs,
+        "labels": np.zeros(len(inputs), np.int32) if labels is None else labels,
+    }
+
+
 def random_variables(model: dj.Model, image_shape: tuple[int, ...], agents: int | None = None):
     """Random variables of a model, stacked for so many agents; drawn by NumPy: none compiles."""
     dtype = jnp.result_type(float)

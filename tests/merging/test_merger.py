@@ -188,7 +188,10 @@ def test_shared_and_own_images_that_are_the_same_give_the_same(name):
     this = case(name)
     own, shared = own_batches(this.execution, same=True), shared_batches(this.execution)
     assert own.spec != shared.spec and own.number == shared.number == 2
-    assert [len(b.images.addressable_shards[0].data) for b in (own, shared)] == [128, 64]
+    assert [len(b.examples["inputs"].addressable_shards[0].data) for b in (own, shared)] == [
+        128,
+        64,
+    ]
     variables = population_of(this)
     rolled = this.merger.gather(variables, np.roll(np.arange(AGENTS), 1).astype(np.int32))
     found = []
@@ -218,7 +221,7 @@ def test_alignment_on_masked_lanes_is_that_of_the_agents():
     small = case_of(model, execution_of(3, 2))
     some = jax.tree.map(lambda x: x[:3], random_variables(model, SHAPE, AGENTS))
     rows = np.tile(np.arange(64, dtype=np.int32).reshape(1, 2, -1), (3, 1, 1))
-    images = shared_batches(case("mlp").execution).images
+    images = shared_batches(case("mlp").execution).examples
     batches = Batches(place(small.execution, rows), jax.device_get(images), shared=True)
     sources = np.array([1, 2, 0], np.int32)
     variables = place(small.execution, some)

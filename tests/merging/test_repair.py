@@ -21,15 +21,16 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(16, *SHAPE)), jnp.flo
 def parts(model, images=IMAGES):
     """The model's units, and a jitted function that reads them on one batch."""
     variables = random_variables(model, images.shape[1:])
-    symmetries = dj.find_symmetries(model, variables, images)
+    task, batch = dj.classification(model), {"inputs": images}
+    symmetries = dj.find_symmetries(task.outputs, variables, batch)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def read(variables, goal=None):
-        means, variances = batch_preactivations(symmetries, model, variables, images, goal)
+        means, variances = batch_preactivations(symmetries, task, variables, batch, goal)
         deviations = {path: jnp.sqrt(v + EPSILON) for path, v in variances.items()}
         return {path: Preactivations(means[path], deviations[path]) for path in means}
 
-    return find_units(symmetries, model, variables, images).found, read
+    return find_units(symmetries, task.outputs, variables, batch).found, read
 
 
 def parents_of(model):

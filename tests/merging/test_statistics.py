@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.small_runs import assert_trees_close, assert_trees_equal, random_variables
+from helpers.small_runs import as_batch, assert_trees_close, assert_trees_equal, random_variables
 
 import dimat_jax as dj
 from dimat_jax.merging import statistics
@@ -65,8 +65,8 @@ def test_they_do_not_depend_on_the_momentum():
     first, second = (dj.from_linen(Normalised(momentum)) for momentum in ((0.9, 0.99), (0.0, 0.5)))
     variables = random_variables(first, (3,))
     assert_trees_close(
-        statistics.batch_statistics(first, variables, x),
-        statistics.batch_statistics(second, variables, x),
+        statistics.batch_statistics(dj.classification(first), variables, as_batch(x)),
+        statistics.batch_statistics(dj.classification(second), variables, as_batch(x)),
         tolerance=1e-4,  # 0.01 of them are seen at momentum 0.99, in float32
     )
 
@@ -75,7 +75,7 @@ def test_nnx_modules_have_them_too():
     x = batch(size=1).reshape(6, 3)
     model = dj.from_nnx(NormalisedNNX)
     variables = random_variables(model, (3,))
-    found = statistics.batch_statistics(model, variables, x)["norm"]
+    found = statistics.batch_statistics(dj.classification(model), variables, as_batch(x))["norm"]
     inputs = np.asarray(x) @ variables["params"]["dense"]["kernel"]
     inputs = inputs + variables["params"]["dense"]["bias"]
     np.testing.assert_allclose(found["mean"], inputs.mean(0), rtol=1e-4, atol=1e-5)
@@ -107,11 +107,11 @@ def counting() -> dj.Model:
 def test_they_are_averaged_over_batches_and_other_state_is_left_alone(batches):
     model, images = counting(), jnp.arange(27, dtype=jnp.float32).reshape(9, 3)
     variables = model.init(None, images)
-    update = statistics.statistics_update(model, lambda images: images)
+    update = statistics.statistics_update(dj.classification(model), lambda batch: batch)
     rows = jnp.arange(9).reshape(batches, -1)
     carry = StatisticsMean(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), jnp.int32(0))
     for _ in range(batches):
-        carry = update(carry, (variables, rows), images)
+        carry = update(carry, (variables, rows), as_batch(images))
     result = carry.mean
     expected = {**variables["batch_stats"], "mean": images.mean(0)}
     assert_trees_close(result, expected, tolerance=1e-5)
@@ -129,7 +129,7 @@ def test_state_without_running_statistics_is_left_alone():
     model, x = dj.from_linen(Spectral()), batch(size=1).reshape(6, 3)
     variables = random_variables(model, (3,))
     assert variables["batch_stats"]
-    found = statistics.batch_statistics(model, variables, x)
+    found = statistics.batch_statistics(dj.classification(model), variables, as_batch(x))
     assert_trees_equal(found, variables["batch_stats"])
 
 
@@ -172,7 +172,7 @@ def test_what_is_frozen_stays_and_is_used_as_it_is(way, x64):
     module, x = Frozen(way), batch(size=1).reshape(6, 3)
     model = dj.from_linen(module)
     variables = random_variables(model, (3,))
-    found = statistics.batch_statistics(model, variables, x)
+    found = statistics.batch_statistics(dj.classification(model), variables, as_batch(x))
     assert jax.tree.leaves(found["frozen"])
     assert_trees_equal(found["frozen"], variables["batch_stats"]["frozen"])
     _, seen = module.apply(
@@ -190,10 +190,10 @@ def test_what_is_frozen_stays_and_is_used_as_it_is(way, x64):
 def test_the_mean_over_batches_keeps_what_is_frozen_to_the_last_bit():
     model, images = dj.from_linen(Frozen("in evaluation mode")), batch(9, size=1).reshape(9, 3)
     variables = random_variables(model, (3,))
-    update = statistics.statistics_update(model, lambda images: images)
+    update = statistics.statistics_update(dj.classification(model), lambda batch: batch)
     carry = StatisticsMean(jax.tree.map(jnp.zeros_like, variables["batch_stats"]), jnp.int32(0))
     for _ in range(3):
-        carry = update(carry, (variables, jnp.arange(9).reshape(3, 3)), images)
+        carry = update(carry, (variables, jnp.arange(9).reshape(3, 3)), as_batch(images))
     assert_trees_equal(carry.mean["frozen"], variables["batch_stats"]["frozen"])
     moved = jax.tree.map(lambda a, b: not np.allclose(a, b), carry.mean, variables["batch_stats"])
     assert all(jax.tree.leaves(moved["moving"]))

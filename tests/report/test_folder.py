@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_made_is_bad_input(setup, tmp_path, place):
 
 
 def test_the_folder_gets_summary_tables_and_picture(setup, tmp_path):
-    final = Final({}, np.array([0.25, 0.75]), [])
+    final = Final({}, {"accuracy": np.array([0.25, 0.75])}, [])
     finals = {(method, seed): final for method in ("dimat", "wa") for seed in (0, 1)}
     folder.open_folder(setup)
     summary = folder.write_report(Result(run(), {}, setup.symmetries, finals, setup))
@@ -124,8 +124,8 @@ def test_of_a_run_that_was_stopped_is_reported_what_there_is(setup, rows):
 def test_the_picture_is_loud_about_data_that_are_made_up(setup, described, loud, monkeypatch):
     drawn = []
     monkeypatch.setattr(folder, "accuracy_figure", lambda *args: drawn.append(args) or Figure())
-    plan = setup._replace(dataset=setup.dataset._replace(**described))
-    final = Final({}, np.array([0.25, 0.75]), [])
+    plan = setup._replace(data=setup.data._replace(**described))
+    final = Final({}, {"accuracy": np.array([0.25, 0.75])}, [])
     finals = {(method, seed): final for method in ("dimat", "wa") for seed in (0, 1)}
     folder.open_folder(plan)
     folder.write_report(Result(run(), {}, plan.symmetries, finals, plan))

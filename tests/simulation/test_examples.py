@@ -7,6 +7,7 @@ from helpers.small_runs import linear_softmax, noise, small_config
 
 import dimat_jax as dj
 from dimat_jax import topology
+from dimat_jax.datasets.data import of_images
 from dimat_jax.execution.placement import AGENTS, FORWARD_BATCH, REPLICATED
 from dimat_jax.simulation.examples import (
     common_batches,
@@ -33,10 +34,10 @@ def test_shards_lie_with_their_agents(part, agents):
     plan = prepared(agents=agents, partition="pretrain_iid_finetune_by_class", batch_size=4)
     shards, execution = place_shards(plan, 0, part), plan.execution
     rows = plan.shards[0][part]
-    assert (shards.examples, shards.steps) == (rows.shape[1], plan.epoch_examples[part] // 4)
+    assert (shards.number, shards.steps) == (rows.shape[1], plan.epoch_examples[part] // 4)
     for placed, array in (
-        (shards.images, DATASET.train_images),
-        (shards.labels, DATASET.train_labels),
+        (shards.examples["inputs"], DATASET.train_images),
+        (shards.examples["labels"], DATASET.train_labels),
     ):
         for shard in placed.addressable_shards:
             first = shard.device.id * execution.lanes
@@ -46,28 +47,29 @@ def test_shards_lie_with_their_agents(part, agents):
 
 @pytest.mark.parametrize(("number", "expected"), [(None, 23), (50, 23), (23, 23), (7, 7)])
 def test_some_tests_are_a_fixed_part_of_them_each_once(number, expected):
-    images, labels = some_tests(DATASET, number)
-    again, _ = some_tests(DATASET, number)
-    np.testing.assert_array_equal(images, again)
-    images, labels = images.reshape(-1, *images.shape[2:]), labels.ravel()
+    data = of_images(DATASET, dj.datasets.AUGMENTATIONS["none"])
+    found, again = some_tests(data, number), some_tests(data, number)
+    np.testing.assert_array_equal(found.examples["inputs"], again.examples["inputs"])
+    counts = found.weights > 0
     known = {image.tobytes(): label for image, label in zip(*DATASET[2:4], strict=True)}
-    kept = [image.tobytes() for image, label in zip(images, labels, strict=True) if label >= 0]
+    kept = [image.tobytes() for image in found.examples["inputs"][counts]]
     assert len(kept) == len(set(kept)) == expected and set(kept) <= set(known)
-    assert [known[image] for image in kept] == [label for label in labels if label >= 0]
+    assert [known[image] for image in kept] == found.examples["labels"][counts].tolist()
 
 
 def test_a_part_of_the_tests_is_drawn_and_not_cut_off():
     labels = np.repeat(np.arange(4, dtype=np.int32), 250)  # in order of class, as some files are
     images = np.zeros((1000, 1, 1, 1), np.uint8)
     sorted_by_class = DATASET._replace(test_images=images, test_labels=labels)
-    _, found = some_tests(sorted_by_class, 200)
-    assert np.bincount(found[found >= 0], minlength=4).min() > 25
+    found = some_tests(of_images(sorted_by_class, dj.datasets.AUGMENTATIONS["none"]), 200)
+    kept = found.examples["labels"][found.weights > 0]
+    assert np.bincount(kept, minlength=4).min() > 25
 
 
 def test_centralized_training_has_every_agents_examples_in_each_lane():
     plan = prepared(partition="by_class")
     apart, pooled, again = (
-        np.asarray(place_shards(plan, 0, 1, pooled=p).labels).reshape(8, -1)
+        np.asarray(place_shards(plan, 0, 1, pooled=p).examples["labels"]).reshape(8, -1)
         for p in (False, True, True)
     )
     assert all(len(set(labels)) == 1 for labels in apart)
@@ -95,7 +97,8 @@ def rounds_of(**options):
 def images_on_device(batches, agent, lanes):
     """What an agent sees through its batches: bytes of images, from its own device only."""
     shards = {
-        shard.device.id: np.asarray(shard.data) for shard in batches.images.addressable_shards
+        shard.device.id: np.asarray(shard.data)
+        for shard in batches.examples["inputs"].addressable_shards
     }
     rows = np.asarray(batches.rows)[agent].ravel()
     return [shards[agent // lanes][row].tobytes() for row in rows]
@@ -161,7 +164,7 @@ def test_a_pool_has_a_batch_of_everyones_images_for_each_agent():
     assert pool.shared and rows.shape == (8, 1, 40)  # all images that there are
     assert len(np.unique(rows)) == 320
     labels = {x.tobytes(): y for x, y in zip(*DATASET[:2], strict=True)}
-    images = np.asarray(pool.images.addressable_shards[0].data)
+    images = np.asarray(pool.examples["inputs"].addressable_shards[0].data)
     for batch in rows[:, 0]:
         assert len({labels[images[row].tobytes()] for row in batch}) == 4
 
@@ -172,7 +175,7 @@ def test_the_same_images_drawn_as_own_and_as_common_ones_say_where_they_lie():
     own, common = own_batches(plan, shards, key, 24), common_batches(plan, shards, key, 24, 8)
     assert (own.spec, common.spec) == (AGENTS, REPLICATED)
     assert own.number == common.number == 1
-    assert [len(b.images.addressable_shards[0].data) for b in (own, common)] == [80, 24]
+    assert [len(b.examples["inputs"].addressable_shards[0].data) for b in (own, common)] == [80, 24]
 
 
 @pytest.mark.parametrize("number", [1, 2, 127, 128, 129, 300, 1024, 1250])

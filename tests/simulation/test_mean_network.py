@@ -49,7 +49,7 @@ def test_it_has_the_statistics_of_everyones_images(x64):
     mean = jax.tree.map(lambda x: x.mean(0), variables)
     statistics = []
     for rows in np.asarray(pool.rows)[:4, 0]:
-        batch = images_of(dataset, np.asarray(pool.images)[rows])
+        batch = images_of(dataset, np.asarray(pool.examples["inputs"])[rows])
         zero = {**mean, "batch_stats": jax.tree.map(np.zeros_like, mean["batch_stats"])}
         _, after = MLP.apply(zero, batch, train=True)
         statistics.append(after["batch_stats"])

@@ -63,7 +63,7 @@ def test_an_epoch_needs_nothing_from_the_device(model, monkeypatch):
     plan, key = prepare(config, dataset=DATASET), seed_keys(0).order
     optimizer = OPTIMIZERS["momentum"]()
     state = jax.eval_shape(
-        lambda key: init_population(plan.model, optimizer, key, 8, (8, 8, 3)), key
+        lambda key: init_population(plan.task, optimizer, key, 8, plan.abstract[1]), key
     )
     train, shards = make_parts(plan).train, place_shards(plan, 0, 0)
     jaxpr = jax.make_jaxpr(lambda state: train(state, shards, key, 0))(state).jaxpr

@@ -13,7 +13,9 @@ def result(methods=("dimat", "wa"), ends=None, name="noise") -> dj.Result:
     """A result that ended with these accuracies, (method, seed) → agents."""
     config = small_config(agents=4, methods=methods, seeds=(0, 1), width=0.5)
     setup = prepare(config, linear_softmax(), noise(size=8)._replace(name=name))
-    finals = {key: Final({}, np.array(values), []) for key, values in (ends or {}).items()}
+    finals = {
+        key: Final({}, {"accuracy": np.array(values)}, []) for key, values in (ends or {}).items()
+    }
     return dj.Result([], None, setup.symmetries, finals, setup)
 
 

@@ -122,17 +122,17 @@ def test_what_comes_out_is_what_the_last_rows_say(main_job):
     result = main_job.result
     assert set(result.finals) == {("dimat", 0), ("wa", 0)}
     assert result.variables is result.finals["dimat", 0].variables
-    model = result.setup.model
+    task = result.setup.task
     mean, std = dj.datasets.channel_statistics(DATASET.train_images)
     x = dj.datasets.normalize(DATASET.test_images, mean, std)
-    run = jax.jit(jax.vmap(lambda v: model.apply(v, x)[0]))
+    run = jax.jit(jax.vmap(lambda v: task.outputs(v, {"inputs": x})))
     for (method, _), final in result.finals.items():
         variables = jax.device_get(final.variables)
         last = [row for row in main_job.rows if row["method"] == method][-1]
         distance = consensus_distance(variables)
         assert last["consensus_distance"] == pytest.approx(float(distance), rel=1e-5)
         correct = np.asarray(run(variables)).argmax(-1) == DATASET.test_labels
-        np.testing.assert_allclose(final.test_accuracy, correct.mean(1), atol=0.021)
+        np.testing.assert_allclose(final.measured["accuracy"], correct.mean(1), atol=0.021)
         used = final.permutations
         assert len(used) == (2 if method == "dimat" else 0)
         for permutations in used:
@@ -238,7 +238,7 @@ def test_rounds_go_on_with_epochs_and_shards_of_their_own():
 
     def train(state, shards, key, epoch):
         epochs.append(epoch)
-        examples.append(set(np.asarray(shards.labels).reshape(8, -1)[0]))
+        examples.append(set(np.asarray(shards.examples["labels"]).reshape(8, -1)[0]))
         return session.parts.train(state, shards, key, epoch)
 
     rows = finish(session._replace(parts=session.parts._replace(train=train))).rows
@@ -251,7 +251,7 @@ def test_rounds_go_on_with_epochs_and_shards_of_their_own():
 def test_without_rounds_there_is_pretraining_only():
     result = quick(rounds=0, pretrain_epochs=2)
     assert [(row["method"], row["epoch"]) for row in result.history] == [("pretrain", 2)]
-    assert result.finals["wa", 0].test_accuracy.mean() == pytest.approx(
+    assert result.finals["wa", 0].measured["accuracy"].mean() == pytest.approx(
         result.history[0]["test_accuracy"]
     )
 

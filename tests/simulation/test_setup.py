@@ -16,6 +16,7 @@ from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, Algorithm
 from dimat_jax.execution.placement import choose_execution
 from dimat_jax.simulation import setup
+from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.setup import prepare
 from dimat_jax.simulation.state import seed_keys
 
@@ -40,7 +41,7 @@ def test_a_class_count_that_does_not_fit():
 def test_logits_of_another_shape(shape):
     model = dj.Model(lambda key, x: {"params": {}}, lambda v, x, **_: (jnp.zeros(shape), v))
     with pytest.raises(ValueError, match=re.escape(f"{shape} for one image: they must be of")):
-        setup.abstract_inputs(model, DATASET)
+        abstract_inputs(model, DATASET)
 
 
 def test_what_is_handed_over_is_recorded_under_its_own_name():

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 from helpers.agents import AGENTS, first_state
-from helpers.small_runs import linear_softmax, noise, normaliser
+from helpers.small_runs import as_batch, linear_softmax, noise, preparer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dimat_jax as dj
 from dimat_jax.training import evaluation
@@ -13,15 +15,15 @@ from dimat_jax.training import evaluation
 @pytest.mark.parametrize("tests", [5, 8, 10])
 def test_evaluation_is_that_of_numpy(tests, x64):
     dataset = noise(examples=8, tests=tests, size=4, channels=1)
-    normalise = normaliser(dataset)
-    resident = evaluation.test_batches(dataset.test_images, dataset.test_labels, 4)
-    assert resident[0].shape[:2] == resident[1].shape == (-(-tests // 4), 4)
+    examples = as_batch(dataset.test_images, dataset.test_labels)
+    resident, task = evaluation.test_batches(examples, 4), dj.classification(linear_softmax())
+    batches = -(-tests // 4)
+    assert resident.examples["inputs"].shape[:2] == resident.weights.shape == (batches, 4)
     variables = first_state(linear_softmax(), "sgd").variables
-    update = jax.jit(
-        jax.vmap(evaluation.evaluate_update(linear_softmax(), normalise), in_axes=(0, 0, None))
-    )
-    score = evaluation.zero_score(AGENTS, dataset.num_classes)
-    for _ in range(len(resident[0])):
+    update = evaluation.evaluate_update(task, preparer(dataset), dataset.num_classes)
+    update = jax.jit(jax.vmap(update, in_axes=(0, 0, None)))
+    score = evaluation.zero_score(AGENTS, ["accuracy"], dataset.num_classes)
+    for _ in range(batches):
         score = update(score, variables, resident)
 
     x = (dataset.test_images / 255.0).reshape(tests, -1)
@@ -32,13 +34,47 @@ def test_evaluation_is_that_of_numpy(tests, x64):
         hits = dataset.test_labels[logits.argmax(1) == dataset.test_labels]
         correct = np.bincount(hits, minlength=dataset.num_classes)
         losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(tests), dataset.test_labels]
-        np.testing.assert_array_equal(score.correct[agent], correct)
-        assert float(score.loss[agent]) == pytest.approx(losses.sum(), rel=1e-10)
-    assert score.batch.tolist() == [len(resident[0])] * AGENTS
+        np.testing.assert_array_equal(score.classes[agent], correct)
+        assert float(score.totals["loss"].sum[agent]) == pytest.approx(losses.sum(), rel=1e-10)
+        assert evaluation.values_of(score)["accuracy"][agent] == pytest.approx(len(hits) / tests)
+    assert score.batch.tolist() == [batches] * AGENTS
 
 
-def test_the_last_test_batch_is_filled_up_with_images_of_no_class():
+def test_the_last_test_batch_is_filled_up_with_examples_that_do_not_count():
     dataset = noise(examples=4, tests=5, size=4, channels=1)
-    images, labels = evaluation.test_batches(dataset.test_images, dataset.test_labels, 3)
-    np.testing.assert_array_equal(images.reshape(6, 4, 4, 1)[:5], dataset.test_images)
-    assert labels.reshape(6).tolist() == [*dataset.test_labels.tolist(), -1]
+    found = evaluation.test_batches(as_batch(dataset.test_images, dataset.test_labels), 3)
+    images = found.examples["inputs"].reshape(6, 4, 4, 1)
+    np.testing.assert_array_equal(images[:5], dataset.test_images)
+    assert found.weights.ravel().tolist() == [1] * 5 + [0]
+
+
+def mean_task():
+    """Metrics of three kinds: a number of each example, sums and counts, an exponential."""
+
+    def loss(variables, batch, key=None, train=False):
+        x, count = batch["x"], batch["count"]
+        metrics = {"plain": 2 * x, "ratio": (x * count, count), "perplexity": (x, count)}
+        return x, metrics, variables
+
+    return dj.Task(lambda key, batch: {"params": {}}, loss, lambda variables, batch: ())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 23), st.integers(1, 23), st.integers(0, 99))
+def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_fills_up(number, size, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=number).astype(np.float32)
+    count = rng.integers(1, 9, number).astype(np.float32)
+    tests = evaluation.test_batches({"x": x, "count": count}, min(size, number))
+    update = jax.vmap(evaluation.evaluate_update(mean_task(), lambda b: b), in_axes=(0, None, None))
+    score = evaluation.zero_score(1, ["plain", "ratio", "perplexity"], None)
+    for _ in range(len(tests.weights)):
+        score = update(score, {}, tests)
+    expected = {
+        "loss": x.mean(),
+        "plain": 2 * x.mean(),
+        "ratio": (x * count).sum() / count.sum(),
+        "perplexity": np.exp(x.sum() / count.sum()),
+    }
+    found = {name: value[0] for name, value in evaluation.values_of(score).items()}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -6,7 +6,15 @@ import numpy as np
 import optax
 import pytest
 from helpers.agents import AGENTS, first_state, number, remembering
-from helpers.small_runs import assert_trees_close, linear_softmax, noise, normaliser, pick
+from helpers.small_runs import (
+    as_batch,
+    assert_trees_close,
+    linear_softmax,
+    noise,
+    normaliser,
+    pick,
+    preparer,
+)
 
 import dimat_jax as dj
 from dimat_jax.training.local import epoch_order, train_update
@@ -99,12 +107,11 @@ def test_a_step_is_that_of_a_plain_optax_loop(name, x64):
         variables, opt_state, loss = plain_step(variables, opt_state, x, y)
         losses.append(loss)
 
-    update = train_update(
-        model, OPTIMIZERS[name](), schedule, lambda key, images: normalise(images)
-    )
+    task, prepare = dj.classification(model), preparer(dataset)
+    update = train_update(task, OPTIMIZERS[name](), schedule, lambda key, batch: prepare(batch))
     step = jax.jit(update)
     for _ in range(2 * STEPS):
-        state = step(state, order, (images, labels))
+        state = step(state, order, as_batch(images, labels))
     assert_trees_close(state.variables, variables, tolerance=1e-12)
     assert state.loss == pytest.approx(float(sum(losses)), abs=1e-12)
     assert (int(state.step), int(state.diverged)) == (2 * STEPS, -1)
@@ -119,7 +126,10 @@ def test_the_schedule_goes_on_where_an_optimizer_starts_afresh(x64):
     optimizer = OPTIMIZERS["momentum"]()
     update = jax.jit(
         train_update(
-            model, optimizer, lambda step: jnp.asarray(rates)[step], lambda _, x: normalise(x)
+            dj.classification(model),
+            optimizer,
+            lambda step: jnp.asarray(rates)[step],
+            lambda _, batch: preparer(dataset)(batch),
         )
     )
     state, order = pick(first_state(model, "momentum"), 0), order_of()[0]
@@ -129,17 +139,18 @@ def test_the_schedule_goes_on_where_an_optimizer_starts_afresh(x64):
         x, y = normalise(images[order[step % STEPS]]), labels[order[step % STEPS]]
         logits, _ = model.apply(state.variables, x)
         gradient = (jax.nn.softmax(logits) - jax.nn.one_hot(y, 4)).mean(0)
-        state = update(state, order, (images, labels))
+        state = update(state, order, as_batch(images, labels))
         moved = state.variables["params"]["bias"] - before
         np.testing.assert_allclose(moved, -rates[step] * gradient, atol=1e-14)
 
 
 def test_an_agent_with_an_anchor_is_pulled_back_to_it(x64):
     dataset = noise(examples=EXAMPLES, size=4, channels=1)
-    model, normalise = linear_softmax(), normaliser(dataset)
-    resident = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    model, prepare = linear_softmax(), preparer(dataset)
+    resident = as_batch(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     schedule, optimizer = optax.constant_schedule(0.5), OPTIMIZERS["sgd"]()
-    step = jax.jit(train_update(model, optimizer, schedule, lambda _, x: normalise(x), 0.3))
+    task = dj.classification(model)
+    step = jax.jit(train_update(task, optimizer, schedule, lambda _, batch: prepare(batch), 0.3))
     state, order = pick(first_state(model, "sgd"), 0), order_of()[0]
     anchor = jax.tree.map(lambda x: x + 1.0, state.variables["params"])
     free = step(state, order, resident).variables["params"]
@@ -153,14 +164,16 @@ def test_an_agent_with_an_anchor_is_pulled_back_to_it(x64):
 def test_every_step_of_every_agent_has_keys_of_its_own():
     images, labels = jnp.zeros((EXAMPLES, 4, 4, 1), jnp.uint8), jnp.zeros(EXAMPLES, jnp.int32)
 
-    def prepare(key, images):
-        return jnp.zeros(images.shape).at[:, 0, :2, 0].set(number(key))
+    def prepare(key, batch):
+        inputs = jnp.zeros(batch["inputs"].shape).at[:, 0, :2, 0].set(number(key))
+        return {**batch, "inputs": inputs}
 
-    update = train_update(remembering(), OPTIMIZERS["sgd"](), optax.constant_schedule(0.1), prepare)
+    task = dj.classification(remembering())
+    update = train_update(task, OPTIMIZERS["sgd"](), optax.constant_schedule(0.1), prepare)
     step = jax.jit(jax.vmap(update, in_axes=(0, 0, None)))
     state, keys = first_state(remembering(), "sgd"), []
     for _ in range(2 * STEPS):
-        state = step(state, order_of(), (images, labels))
+        state = step(state, order_of(), as_batch(images, labels))
         seen = jax.device_get(state.variables["batch_stats"])
         keys += [tuple(x) for x in (*seen["mean"][:, 0, :2, 0], *seen["key"])]
     # One for the augmentation and one for the model, of every agent in every step.
@@ -171,16 +184,18 @@ def test_the_first_step_whose_loss_is_not_finite_is_remembered():
     images = jnp.ones((EXAMPLES, 4, 4, 1), jnp.uint8).at[5].set(255)
     labels = jnp.zeros(EXAMPLES, jnp.int32)
     model = linear_softmax()
+
+    def prepare(key, batch):
+        images = batch["inputs"]
+        return {**batch, "inputs": jnp.where(images == 255, jnp.nan, images / 255)}
+
     update = train_update(
-        model,
-        OPTIMIZERS["sgd"](),
-        optax.constant_schedule(0.0),
-        lambda key, images: jnp.where(images == 255, jnp.nan, images / 255),
+        dj.classification(model), OPTIMIZERS["sgd"](), optax.constant_schedule(0.0), prepare
     )
     order = np.ones((2, 3, 2), np.int32)
     order[1, 1, 1] = 5  # agent 1 meets the bad image in its second step
     step = jax.jit(jax.vmap(update, in_axes=(0, 0, None)))
     state = first_state(model, "sgd", agents=2)
     for _ in range(6):
-        state = step(state, order, (images, labels))
+        state = step(state, order, as_batch(images, labels))
     assert state.diverged.tolist() == [-1, 1]

@@ -7,14 +7,17 @@ import pytest
 from helpers.agents import AGENTS, SHAPE, remembering
 from helpers.small_runs import assert_trees_equal, linear_softmax
 
+import dimat_jax as dj
 from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.training.state import count_loss, init_population
+
+BATCH = {"inputs": jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)}
 
 
 @pytest.mark.parametrize("same", [False, True])
 def test_initial_states_differ_between_agents_unless_they_must_not(same):
-    model, optimizer = remembering(), OPTIMIZERS["momentum"]()
-    state = init_population(model, optimizer, jax.random.key(0), AGENTS, SHAPE, same=same)
+    task, optimizer = dj.classification(remembering()), OPTIMIZERS["momentum"]()
+    state = init_population(task, optimizer, jax.random.key(0), AGENTS, BATCH, same=same)
     kernels = np.asarray(state.variables["params"]["kernel"])
     assert kernels.shape == (AGENTS, 16, 4)
     assert len({kernel.tobytes() for kernel in kernels}) == (1 if same else AGENTS)
@@ -27,7 +30,9 @@ def test_initial_states_differ_between_agents_unless_they_must_not(same):
 
 def test_a_population_can_be_made_of_shapes_only():
     shapes = jax.eval_shape(
-        lambda key: init_population(linear_softmax(), OPTIMIZERS["adam"](), key, AGENTS, SHAPE),
+        lambda key: init_population(
+            dj.classification(linear_softmax()), OPTIMIZERS["adam"](), key, AGENTS, BATCH
+        ),
         jax.random.key(0),
     )
     assert shapes.variables["params"]["kernel"].shape == (AGENTS, 16, 4)
