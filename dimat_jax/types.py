@@ -35,7 +35,7 @@ Batch = Any
 """Examples: a pytree whose leaves share a leading axis ``batch``, as ``{"inputs": ..., "labels":
 ...}`` where images are classified."""
 
-Metric = Float[Array, " batch"] | tuple[Float[Array, " batch"], Float[Array, " batch"]]
+Metric = Shaped[Array, " batch"] | tuple[Shaped[Array, " batch"], Shaped[Array, " batch"]]
 """A number of each example, whose mean over examples is reported; or a sum and a count of each, as
 of tokens: then Σ sum / Σ count is."""
 

@@ -21,6 +21,7 @@ CONTRACT = {
 def test_a_row_has_the_fields_of_the_contract():
     fields = set(typing.get_type_hints(metrics.Row))
     more = {"consensus_distance_aligned", "test_accuracy_classes", "merged_accuracy", "units_moved"}
+    more |= {"test_loss_std", "test_loss_agents", "merged_loss"}
     assert fields == CONTRACT | more == set(run()[0])
 
 

@@ -16,6 +16,7 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.datasets.data import Data, examples_of, of_images
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
+from dimat_jax.partition import stack
 from dimat_jax.registry import choose
 from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
 from dimat_jax.simulation.own_model import abstract_inputs
@@ -121,12 +122,10 @@ def prepare(
     check_options(config, known)
     check_own(model, dataset, graph, task, optimizer)
     named = names_of(config, model or task, dataset, graph)
+    config = with_examples(config, dataset)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
     graphs = choose_graphs(config, graph, chosen)
-    if config.examples_per_agent == "auto":
-        most = EXAMPLES_PER_AGENT if dataset is None else None
-        config = dataclasses.replace(config, examples_per_agent=most)
     say(f"reading the data set {named['dataset']}")
     data, images = load(config, dataset)
     # Batch size and learning rate hang on the size of the shards, and these on the seed.
@@ -160,13 +159,18 @@ def prepare(
             config.devices,
             config.agents_at_once,
         ),
-        shards={
-            seed: (partition.stack(before), partition.stack(after))
-            for seed, (before, after) in divided.items()
-        },
+        shards={seed: (stack(before), stack(after)) for seed, (before, after) in divided.items()},
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
+
+
+def with_examples(config: Config, dataset: Dataset | Data | None) -> Config:
+    """The configuration, in which ``examples_per_agent`` is a number or None."""
+    if config.examples_per_agent != "auto":
+        return config
+    most = EXAMPLES_PER_AGENT if dataset is None else None
+    return dataclasses.replace(config, examples_per_agent=most)
 
 
 def load(config: Config, dataset: Dataset | Data | None) -> tuple[Data, Dataset | None]:

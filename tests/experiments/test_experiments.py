@@ -304,7 +304,7 @@ def test_a_run_without_rounds_is_reported_without_a_blank_line(capsys, tmp_path,
     monkeypatch.setattr(sys, "stdout", said := io.StringIO())
     assert main([*TINY, "--rounds", "0", "--width", "0.1", "--out", str(tmp_path / "out")]) == 0
     assert "\n\n\n" not in said.getvalue()
-    assert said.getvalue().count("\n\nOn all test images at the end: DIMAT") == 1
+    assert said.getvalue().count("\n\nOn all test examples at the end: DIMAT") == 1
 
 
 def test_a_run_is_never_overwritten_unless_asked(capsys, tmp_path):
@@ -355,7 +355,7 @@ def test_an_interrupted_run_shows_what_there_is_says_where_and_exits_with_130(
     error = capsys.readouterr().err
     assert error == "Interrupted in seed 0, WA, round 1: evaluating on 360 test images.\n"
     assert "| train 1     |" in said.getvalue()
-    assert "On all test images at the end: DIMAT" in said.getvalue()
+    assert "On all test examples at the end: DIMAT" in said.getvalue()
     found = Run(tmp_path / "out", 130, "")
     summary = found.read("summary.json")
     assert summary["complete"] is False and summary["stopped"] == error.strip()

@@ -25,7 +25,7 @@ def setup(tmp_path):
     plan = prepare(
         small_config(agents=4, seeds=(0, 1), out=tmp_path / "out"), dataset=noise(size=8)
     )
-    return plan._replace(dataset=plan.dataset._replace(name=NAME))
+    return plan._replace(data=plan.data._replace(name=NAME))
 
 
 def test_an_opened_folder_names_all_that_runs_and_holds_no_older_results(setup, tmp_path):

@@ -39,7 +39,7 @@ def test_one_agent_of_one_seed_has_no_spread():
     found = summary.summarize(rows, "digits", {}, {"dimat": {0: np.array([0.5])}}, LABELS)
     assert found["accuracy"]["dimat"]["final"] == {"mean": pytest.approx(0.47), "std": None}
     assert found["all_tests"]["dimat"] == {"mean": 0.5, "std": None}
-    assert summary.final_line(found) == "On all test images at the end: DIMAT 50.0 %."
+    assert summary.final_line(found) == "On all test examples at the end: DIMAT 50.0 %."
 
 
 def test_headline_says_who_leads_by_how_much_and_how_sure_that_is():
@@ -95,4 +95,4 @@ def test_all_test_images_at_the_end():
         "std": pytest.approx(0.2 / 2**0.5),
     }
     line = summary.final_line(found)
-    assert line == "On all test images at the end: DIMAT 60.0 ± 14.1 %, wa 25.0 ± 0.0 %."
+    assert line == "On all test examples at the end: DIMAT 60.0 ± 14.1 %, wa 25.0 ± 0.0 %."

@@ -1,6 +1,7 @@
 """Evaluation of one agent, against NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.agents import AGENTS, first_state
@@ -66,6 +67,7 @@ def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_fills_up(number, si
     x = rng.normal(size=number).astype(np.float32)
     count = rng.integers(1, 9, number).astype(np.float32)
     tests = evaluation.test_batches({"x": x, "count": count}, min(size, number))
+    tests = jax.tree.map(jnp.asarray, tests)
     update = jax.vmap(evaluation.evaluate_update(mean_task(), lambda b: b), in_axes=(0, None, None))
     score = evaluation.zero_score(1, ["plain", "ratio", "perplexity"], None)
     for _ in range(len(tests.weights)):

@@ -1,5 +1,7 @@
 """One agent's training step, against plain loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,7 @@ REFERENCES = {
     "sgd": optax.sgd,
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     "adam": optax.adam,
+    "adamw": functools.partial(optax.adamw, weight_decay=0.0),
 }
 
 
@@ -96,7 +99,7 @@ def test_a_step_is_that_of_a_plain_optax_loop(name, x64):
 
         params = variables["params"]
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates, opt_state = reference.update(gradients, opt_state)
+        updates, opt_state = reference.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         return {"params": params, "batch_stats": batch_stats}, opt_state, loss
 
