@@ -75,8 +75,8 @@ def zero_score(agents: int, metrics: Iterable[str], classes: int | None) -> Scor
     return Score(totals, of_classes, jnp.zeros(agents, jnp.int32))
 
 
-def values_of(score: Score) -> dict[str, Float[np.ndarray, "*agents"]]:
-    """The value of each metric, from a score on the host."""
+def values_of(score: Score) -> dict[str, Any]:
+    """The value of each metric, from a score on the host: ``[agents]``, or a single number."""
     means = {
         name: np.asarray(total.sum, float) / np.asarray(total.count, float)
         for name, total in score.totals.items()

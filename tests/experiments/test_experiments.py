@@ -190,8 +190,8 @@ def test_the_banner_says_whether_compiled_kernels_are_used_on_a_cpu(banner, monk
 def test_a_stand_in_for_the_data_is_named_loudly(banner):
     plan = setup.prepare(small_config(), dataset=noise(size=8))
     for stand_in_for in (None, "CIFAR-10"):  # whatever its name
-        described = plan.dataset._replace(name="my stand-in", stand_in_for=stand_in_for)
-        said = banner(plan._replace(dataset=described))
+        described = plan.data._replace(name="my stand-in", stand_in_for=stand_in_for)
+        said = banner(plan._replace(data=described))
         assert ("NOT THE REAL DATA: my stand-in" in said) == (stand_in_for is not None)
         assert "data  my stand-in" in said
 

@@ -22,7 +22,9 @@ def test_they_are_the_moments_of_what_each_normalisation_layer_gets(x64):
     module = ConvNet(num_classes=4, channels=(3, 4, 5), norm="batch")
     model, x = dj.from_linen(module), batch()
     variables = random_variables(model, x.shape[1:])
-    found = jax.jit(statistics.batch_statistics, static_argnums=0)(model, variables, x)
+    found = jax.jit(statistics.batch_statistics, static_argnums=0)(
+        dj.classification(model), variables, as_batch(x)
+    )
     _, seen = module.apply(
         variables,
         x,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small_runs import compilations, linear_softmax, noise, small_config
+from helpers.small_runs import as_batch, compilations, linear_softmax, noise, small_config
 
 import dimat_jax as dj
 from dimat_jax import topology
@@ -126,25 +126,34 @@ def test_an_epoch_is_as_long_for_everyone_as_the_mean_share():
 @pytest.mark.parametrize("name", ["mlp", "convnet"])
 def test_the_rest_is_what_the_options_name(name):
     found = prepare(small_config(model=name, width=0.25, topology="star"), dataset=DATASET)
-    image = found.abstract[1]
+    image = found.abstract[1]["inputs"]
     assert (image.shape, image.dtype) == ((1, 8, 8, 3), jnp.float32)
     assert found.execution == choose_execution(8, convolutions=name == "convnet")
     assert found.topology.name == "star"
     assert len(found.symmetries.groups) == 3
     assert found.config.learning_rate == found.learning_rate == 0.05
-    assert found.augment is dj.datasets.AUGMENTATIONS["none"]  # one's own images: left alone
+    assert not changes_images(found)  # one's own images: left alone
     own = prepare(small_config(), dataset=DATASET._replace(augmentation="flip_and_crop"))
-    assert own.augment is dj.datasets.flip_and_crop  # unless one says what suits them
+    assert changes_images(own)  # unless one says what suits them
     mirrored = prepare(
         small_config(model=name, augmentation="flip_and_crop", norm="layer"), dataset=DATASET
     )
-    assert mirrored.augment is dj.datasets.flip_and_crop
+    assert changes_images(mirrored)
     assert "batch_stats" not in mirrored.abstract[0]
 
 
+def changes_images(plan):
+    """Whether training changes images before they are normalised."""
+    batch = as_batch(DATASET.train_images[:8])
+    changed = plan.data.augment(jax.random.key(0), batch)["inputs"]
+    return bool((np.asarray(changed) != batch["inputs"]).any())
+
+
 def test_variables_are_of_jaxs_default_float(x64):
-    abstract, image = prepare(small_config(), dataset=DATASET).abstract
-    assert {x.dtype for x in [image, *jax.tree.leaves(abstract)]} == {jnp.dtype("float64")}
+    abstract, batch = prepare(small_config(), dataset=DATASET).abstract
+    assert {x.dtype for x in [batch["inputs"], *jax.tree.leaves(abstract)]} == {
+        jnp.dtype("float64")
+    }
 
 
 def test_methods_of_ones_own_follow_those_that_are_named():
@@ -199,7 +208,7 @@ def test_each_merge_of_a_method_is_asked_whether_it_fits_the_model(part):
     asked = []
 
     def fits(model, symmetries, abstract):
-        asked.append((len(symmetries.groups), abstract[1].shape))
+        asked.append((len(symmetries.groups), abstract[1]["inputs"].shape))
         raise ValueError("no.")
 
     merge = METHODS["wa"].merge._replace(fits=fits)
