@@ -20,6 +20,7 @@ from dimat_jax.algorithms.stepping import (
     gossip_training,
     gradient_update,
 )
+from dimat_jax.datasets import Data
 from dimat_jax.execution.forms import lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch, compiled
@@ -32,9 +33,9 @@ from dimat_jax.simulation.setup import Setup
 from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, Tests, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
-from dimat_jax.training.optimizers import make_schedule, round_factor, warmup
+from dimat_jax.training.optimizers import make_schedule, own_hyperparams, round_factor, warmup
 from dimat_jax.training.state import AgentState, init_population
-from dimat_jax.types import Key, Permutations, Variables
+from dimat_jax.types import Batch, Key, Permutations, Variables
 
 
 class GossipParts(NamedTuple):
@@ -94,17 +95,12 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
     config, execution, task, data = setup.config, setup.execution, setup.task, setup.data
     stopwatch = Stopwatch(tell)
     optimizer = setup.optimizer
-
-    def prepare(batch):
-        return batch if data.prepare is None else data.prepare(batch)
-
-    def prepare_training(key, batch):
-        return prepare(batch if data.augment is None else data.augment(key, batch))
+    prepare = prepared(data)
 
     order = make_order(setup, stopwatch)
-    update = train_update(task, optimizer, schedule_of(setup), prepare_training, config.proximal)
+    update = train_update(task, optimizer, schedule_of(setup), prepare.training, config.proximal)
     training = repeat(execution, update, stopwatch, AGENTS)
-    gradient_step = lift(execution, gradient_update(task, prepare_training), stopwatch, AGENTS)
+    gradient_step = lift(execution, gradient_update(task, prepare.training), stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
         return training(state, order(shards, key, epoch), shards.examples, shards.steps)
@@ -115,8 +111,13 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         running = gossip_training(execution, part, schedule, gradient_step, stopwatch)
         return make_gossip_parts(setup, part, running, order, stopwatch)
 
-    evaluating = repeat(execution, evaluate_update(task, prepare, setup.classes), stopwatch)
-    initialise = map_agents(execution, optimizer.init, stopwatch)
+    evaluating = repeat(execution, evaluate_update(task, prepare.always, setup.classes), stopwatch)
+    initialise = map_agents(
+        execution,
+        lambda params, agent: own_hyperparams(optimizer.init(params), agent, execution.agents),
+        stopwatch,
+    )
+    agents = place(execution, np.arange(execution.agents, dtype=np.int32))
 
     def evaluate(variables: Variables, tests: Tests) -> Score:
         score = zero_score(execution.all_lanes, setup.metrics, setup.classes)
@@ -130,14 +131,16 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
             jax.vmap(functools.partial(permute, setup.symmetries))(permutations, variables)
         )
 
-    merger = make_merger(execution, task, setup.symmetries, prepare, setup.abstract, stopwatch)
+    merger = make_merger(
+        execution, task, setup.symmetries, prepare.always, setup.abstract, stopwatch
+    )
     tests = some_tests(data, config.test_examples)
     return Parts(
         init=make_init(setup, optimizer, stopwatch),
         train=train,
         gossip=gossip,
         evaluate=evaluate,
-        fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"])),
+        fresh=lambda state: state._replace(optimizer=initialise(state.variables["params"], agents)),
         consensus_distance=compiled(jax.jit(distance), stopwatch),
         aligned_distance=compiled(jax.jit(aligned_distance), stopwatch),
         finite=map_agents(execution, is_finite, stopwatch),
@@ -147,6 +150,25 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         all_tests=some_tests(data, None),
         stopwatch=stopwatch,
     )
+
+
+class Prepared(NamedTuple):
+    """What is done to a batch of examples as stored: in training, and always."""
+
+    training: Callable[[Key, Batch], Batch]
+    always: Callable[[Batch], Batch]
+
+
+def prepared(data: Data) -> Prepared:
+    """What a data set does to its batches; nothing where it says nothing."""
+
+    def always(batch: Batch) -> Batch:
+        return batch if data.prepare is None else data.prepare(batch)
+
+    def training(key: Key, batch: Batch) -> Batch:
+        return always(batch if data.augment is None else data.augment(key, batch))
+
+    return Prepared(training, always)
 
 
 def make_init(

@@ -1,7 +1,9 @@
 """The local optimizers, and the learning rate over a run."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -34,6 +36,27 @@ def make_optimizer(
     direction = [OPTIMIZERS[name]()]
     parts += [*direction, *decay] if name == "adamw" else [*decay, *direction]
     return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def own_hyperparams(state: Any, agent: Any, agents: int) -> Any:
+    """An agent's optimizer state, where `optax.inject_hyperparams` was given a number for each.
+
+    Args:
+      state: as the optimizer's ``init`` makes it: numbers of shape ``[agents]`` are all agents'.
+      agent: which one.
+      agents: how many there are.
+    """
+
+    def own(node: Any) -> Any:
+        if not hasattr(node, "hyperparams"):
+            return node
+        numbers = {
+            name: x[agent] if jnp.shape(x) == (agents,) else x
+            for name, x in node.hyperparams.items()
+        }
+        return node._replace(hyperparams=numbers)
+
+    return jax.tree.map(own, state, is_leaf=lambda node: hasattr(node, "hyperparams"))
 
 
 def as_steps(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from dimat_jax.training.optimizers import own_hyperparams
 from dimat_jax.types import Batch, Key, Task, Variables
 
 
@@ -61,15 +62,15 @@ def init_population(
     dtype = jnp.result_type(float)
     example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
 
-    def init_one(keys: tuple[Key, Key]) -> AgentState:
-        init_key, step_key = keys
+    def init_one(of_agent: tuple[Key, Key, Int[Array, ""]]) -> AgentState:
+        init_key, step_key, agent = of_agent
         variables = jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
             task.init(init_key, example),
         )
         return AgentState(
             variables=variables,
-            optimizer=optimizer.init(variables["params"]),
+            optimizer=own_hyperparams(optimizer.init(variables["params"]), agent, agents),
             key=step_key,
             step=jnp.zeros((), jnp.int32),
             rate_scale=jnp.ones((), dtype),
@@ -81,7 +82,9 @@ def init_population(
     if same:
         init_keys = jnp.broadcast_to(init_keys[0], (agents,))
     # A loop over agents compiles in half the time of a vmap.
-    return jax.lax.map(init_one, (init_keys, jax.random.split(step_key, agents)))
+    return jax.lax.map(
+        init_one, (init_keys, jax.random.split(step_key, agents), jnp.arange(agents))
+    )
 
 
 def count_loss(
