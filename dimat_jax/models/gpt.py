@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dimat_jax.models import layers
@@ -66,7 +67,7 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "batch tokens"], train: bool = False
+        self, tokens: Int[Array | np.ndarray, "batch tokens"], train: bool = False
     ) -> Float[Array, "batch tokens classes"]:
         """Returns the logits."""
         dtype = jnp.result_type(float)

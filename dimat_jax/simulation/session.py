@@ -364,7 +364,7 @@ class Session(NamedTuple):
 
 
 def metric_entries(
-    measured: Mapping[str, np.ndarray], merged: Mapping[str, np.ndarray] | None
+    measured: Mapping[str, Any], merged: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The entries of a row for each metric: of the agents, and of the mean of their networks.
 

@@ -25,7 +25,6 @@ def test_trials_are_the_same_together_and_alone():
     ("options", "message"),
     [
         ({"learning_rate": []}, "learning_rate must be a list of one number or more"),
-        ({"learning_rate": 0.1}, "learning_rate must be a list of numbers, not 0.1"),
         ({"learning_rate": [-1.0]}, "learning_rate must be positive, not -1.0"),
     ],
 )
