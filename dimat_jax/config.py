@@ -119,8 +119,9 @@ class Config:
     None: all of them throughout."""
     evaluate_every: int = 2
     """Rounds between two evaluations; the first and the last round are always measured."""
-    evaluate_merged: bool = True
-    """Whether the mean of all agents' networks, as if they were all merged, is evaluated, too."""
+    merged_every: int = 1
+    """Rounds between two evaluations of the mean of all agents' networks, as if they were all
+    merged; of those that are evaluated at all. 0: never."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each is a run of its own."""
     devices: int | None = None

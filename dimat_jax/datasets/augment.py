@@ -6,18 +6,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, Shaped, UInt8
 
 from dimat_jax.jaxprs import named_jit
 from dimat_jax.types import Key
 
-Augmentation = Callable[..., UInt8[Array, "batch height width channels"]]
-"""``augmentation(key, images) -> images``, pure; uint8 in, uint8 of the same shape out."""
+Augmentation = Callable[..., Shaped[Array, "batch height width channels"]]
+"""``augmentation(key, images) -> images``, pure; uint8 or floats in, and out."""
 
 
 def none(
-    key: Key, images: UInt8[Array | np.ndarray, "batch height width channels"]
-) -> UInt8[Array, "batch height width channels"]:
+    key: Key, images: Shaped[Array | np.ndarray, "batch height width channels"]
+) -> Shaped[Array, "batch height width channels"]:
     """Leaves images as they are: for data whose classes a flip or a shift would change.
 
     Args:
@@ -33,9 +33,9 @@ def none(
 
 def flip_and_crop(
     key: Key,
-    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     padding: int = 4,
-) -> UInt8[Array, "batch height width channels"]:
+) -> Shaped[Array, "batch height width channels"]:
     """Flips each image with probability 1/2, then crops it at random from a black frame.
 
     The augmentation of CIFAR since C.-Y. Lee et al., Deeply-Supervised Nets (arXiv 1409.5185). A
@@ -58,11 +58,11 @@ def flip_and_crop(
 
 @functools.partial(named_jit, static_argnums=3)
 def flip_and_shift(
-    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     flipped: Int32[Array | np.ndarray, " batch"],
     shifts: Int32[Array | np.ndarray, "batch 2"],
     padding: int,
-) -> UInt8[Array, "batch height width channels"]:
+) -> Shaped[Array, "batch height width channels"]:
     """Flips images from left to right, and then cuts them out of a black frame.
 
     Args:

@@ -1,11 +1,12 @@
 """What a data set is, and the check of one's own arrays."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int32, Shaped, UInt8
+from jaxtyping import Array, Int, Int32, Shaped
 
 from dimat_jax.registry import AUGMENTATIONS, attempt, check_number, choose, expect
 
@@ -20,9 +21,9 @@ class Dataset(NamedTuple):
     sample of it. One's own arrays may come in any order; see `check` for what is asked of them.
 
     Attributes:
-      train_images: uint8 ``[examples, height, width, channels]``.
+      train_images: uint8 ``[examples, height, width, channels]``, or float32.
       train_labels: int32 ``[examples]``, from 0 to ``num_classes - 1``.
-      test_images: uint8, images of the same shape as ``train_images``.
+      test_images: images of the same shape and dtype as ``train_images``.
       test_labels: int32, as ``train_labels``.
       num_classes: how many classes there are.
       name: what to call it in tables and titles, where it says so if it is a part or a stand-in.
@@ -31,9 +32,9 @@ class Dataset(NamedTuple):
       stand_in_for: the name of the data set in whose place it was loaded, if it was.
     """
 
-    train_images: UInt8[np.ndarray, "train height width channels"]
+    train_images: Shaped[np.ndarray, "train height width channels"]
     train_labels: Int32[np.ndarray, " train"]
-    test_images: UInt8[np.ndarray, "test height width channels"]
+    test_images: Shaped[np.ndarray, "test height width channels"]
     test_labels: Int32[np.ndarray, " test"]
     num_classes: int
     name: str
@@ -55,6 +56,9 @@ class DataNotFoundError(ValueError):
 def check(dataset: Dataset) -> Dataset:
     """Checks a data set made of one's own arrays.
 
+    Labels that are no classes from 0 on, but of as few kinds as there are classes, are numbered in
+    order, and a warning says so. Images ``[examples, height, width]`` get a channel.
+
     Args:
       dataset: arrays of NumPy or JAX (or lists); labels of any integer dtype.
 
@@ -64,20 +68,22 @@ def check(dataset: Dataset) -> Dataset:
 
     Raises:
       ValueError: if an array has the wrong shape or dtype, a split is empty, images and labels
-        differ in number, training and test images in shape, labels lie outside
-        ``0 .. num_classes - 1``, or another field is none that `Dataset` documents.
+        differ in number, training and test images in shape or dtype, there are more kinds of labels
+        than ``num_classes``, or another field is none that `Dataset` documents.
     """
     expect("dataset", dataset, Dataset, "a dj.Dataset")
     check_number("num_classes", dataset.num_classes, whole=True)
     if dataset.num_classes < 2:
         raise ValueError(f"num_classes is {dataset.num_classes}: it must be at least 2.")
-    train = _check_split("train", dataset.train_images, dataset.train_labels, dataset.num_classes)
-    test = _check_split("test", dataset.test_images, dataset.test_labels, dataset.num_classes)
-    if train[0].shape[1:] != test[0].shape[1:]:
+    train = _check_split("train", dataset.train_images, dataset.train_labels)
+    test = _check_split("test", dataset.test_images, dataset.test_labels)
+    if train[0].shape[1:] != test[0].shape[1:] or train[0].dtype != test[0].dtype:
         raise ValueError(
-            f"test_images are {test[0].shape[1:]} (height, width, channels), "
-            f"train_images {train[0].shape[1:]}: they must be the same."
+            f"test_images are {test[0].dtype} {test[0].shape[1:]} (height, width, channels), "
+            f"train_images {train[0].dtype} {train[0].shape[1:]}: they must be the same."
         )
+    labels = _classes(train[1], test[1], dataset.num_classes)
+    train, test = (train[0], labels[0]), (test[0], labels[1])
     choose("augmentation of the data set", dataset.augmentation, AUGMENTATIONS)
     if not isinstance(dataset.synthetic, bool):
         raise ValueError(f"synthetic is {dataset.synthetic!r}: it must be True or False.")
@@ -93,18 +99,23 @@ def _check_split(
     split: str,
     images: Shaped[Array | np.ndarray, "..."] | list,
     labels: Shaped[Array | np.ndarray, "..."] | list,
-    num_classes: int,
-) -> tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]:
+) -> tuple[Shaped[np.ndarray, "examples height width channels"], Int[np.ndarray, " examples"]]:
     """Checks the images and labels of one split; see `check`."""
     images, labels = (
         attempt(f"{split}_{name} must be an array", np.asarray, values)
         for name, values in (("images", images), ("labels", labels))
     )
-    if images.dtype != np.uint8:
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
-            f"{split}_images are {images.dtype}: they must be uint8, from 0 to 255 "
+            f"{split}_images are {images.dtype}: they must be uint8, from 0 to 255, or floats "
             "(normalisation happens on the device)."
         )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8:
+        images = images.astype(np.float32, copy=False)
+        if not np.isfinite(images).all():
+            raise ValueError(f"{split}_images hold numbers that are not finite.")
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"{split}_images have shape {images.shape}: it must be "
@@ -115,10 +126,25 @@ def _check_split(
             f"{split}_labels are {labels.dtype} of shape {labels.shape}: they must be integers of "
             f"shape {images.shape[:1]}, one for each image."
         )
-    low, high = int(labels.min()), int(labels.max())
+    return images, labels
+
+
+def _classes(
+    train: Int[np.ndarray, " train"], test: Int[np.ndarray, " test"], num_classes: int
+) -> tuple[Int32[np.ndarray, " train"], Int32[np.ndarray, " test"]]:
+    """The labels as classes from 0 on."""
+    kinds = np.unique(np.concatenate([train, test]))
+    low, high = int(kinds[0]), int(kinds[-1])
     if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"{split}_labels go from {low} to {high}, but num_classes is {num_classes}: "
-            f"they must lie between 0 and {num_classes - 1}."
+        if len(kinds) > num_classes:
+            raise ValueError(
+                f"There are {len(kinds)} kinds of labels, from {low} to {high}, but num_classes is "
+                f"{num_classes}."
+            )
+        warnings.warn(
+            f"Labels go from {low} to {high}: they are numbered in order, {low} as class 0 and "
+            f"{high} as class {len(kinds) - 1}.",
+            stacklevel=3,
         )
-    return images, labels.astype(np.int32, copy=False)
+        train, test = (np.searchsorted(kinds, labels) for labels in (train, test))
+    return train.astype(np.int32, copy=False), test.astype(np.int32, copy=False)

@@ -50,18 +50,27 @@ def take(tree: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
+def moments(images: np.ndarray) -> tuple[Any, Any]:
+    """The mean and standard deviation of each channel of float images; 1 of a constant one."""
+    mean, std = (np.asarray(f(images, (0, 1, 2), np.float64)) for f in (np.mean, np.std))
+    return np.float32(mean), np.float32(np.where(std > 1e-6, std, 1))
+
+
 def of_images(dataset: Dataset, augmentation: Augmentation) -> Data:
     """Images with labels as `Data`: batches ``{"inputs", "labels"}``, normalised on the device.
 
     Args:
-      dataset: uint8 images and integer labels.
+      dataset: uint8 or float images, and integer labels.
       augmentation: ``(key, images) -> images``, as stored.
     """
-    statistics = channel_statistics(dataset.train_images)
+    floats = dataset.train_images.dtype != np.uint8
+    statistics = (moments if floats else channel_statistics)(dataset.train_images)
 
     def prepare(batch: Batch) -> Batch:
         mean, std = (jnp.asarray(x, jnp.result_type(float)) for x in statistics)
-        return {**batch, "inputs": normalize(batch["inputs"], mean, std)}
+        images = batch["inputs"]
+        scaled = (images - mean) / std if floats else normalize(images, mean, std)
+        return {**batch, "inputs": scaled}
 
     def augment(key: Key, batch: Batch) -> Batch:
         return {**batch, "inputs": augmentation(key, batch["inputs"])}

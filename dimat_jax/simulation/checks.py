@@ -45,6 +45,7 @@ MIN_VALUES = dict(
     evaluate_every=1,
     align_every=1,
     warmup_epochs=0,
+    merged_every=0,
 )
 """Option → its smallest value."""
 

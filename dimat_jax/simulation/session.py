@@ -320,7 +320,8 @@ class Session(NamedTuple):
         with parts.stopwatch.measure("evaluate"):
             score = to_host(self.setup.execution, parts.evaluate(variables, parts.tests))
             merged = None
-            if self.setup.config.evaluate_merged:
+            every = self.setup.config.merged_every
+            if every and position.round % every == 0:
                 pool = self.pools(position.seed, position.method >= 0)
                 merged = values_of(parts.evaluate_mean(state.frame or {}, variables, pool))
             distance = float(parts.consensus_distance(variables))
@@ -363,9 +364,7 @@ class Session(NamedTuple):
         return state, self.measure(state, event.phase)
 
 
-def metric_entries(
-    measured: Mapping[str, Any], merged: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def metric_entries(measured: Mapping[str, Any], merged: Mapping[str, Any] | None) -> dict[str, Any]:
     """The entries of a row for each metric: of the agents, and of the mean of their networks.
 
     Args:

@@ -13,6 +13,7 @@ import pytest
 
 from dimat_jax import datasets
 from dimat_jax.datasets import Dataset, cache, cifar, download, shapes
+from dimat_jax.datasets.data import of_images
 
 
 def own(**changes):
@@ -65,11 +66,20 @@ def test_check_converts_jax_arrays_lists_and_wider_labels():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 2}, "train_labels go from 0 to 2, but num_classes is 2"),
+        ({"num_classes": 2}, "There are 3 kinds of labels, from 0 to 2, but num_classes is 2"),
         ({"num_classes": 1}, "num_classes is 1: it must be at least 2"),
-        ({"test_labels": np.array([0, 1, -1])}, "test_labels go from -1 to 1"),
-        ({"train_images": np.zeros((6, 4, 3, 2))}, "train_images are float64: they must be uint8"),
-        ({"train_images": np.zeros((6, 4, 3), np.uint8)}, r"shape \(6, 4, 3\)"),
+        (
+            {"test_labels": np.array([0, 1, -1])},
+            "There are 4 kinds of labels, from -1 to 2, but num_classes is 3",
+        ),
+        (
+            {"train_images": np.zeros((6, 4, 3, 2), int)},
+            "train_images are int64: they must be uint8",
+        ),
+        ({"train_images": np.zeros((6, 4, 3, 2))}, "test_images are uint8 .* train_images float32"),
+        ({"train_images": np.full((6, 4, 3, 2), np.nan)}, "train_images hold numbers that are not"),
+        ({"train_images": np.zeros((6, 4, 3), np.uint8)}, r"train_images uint8 \(4, 3, 1\)"),
+        ({"train_images": np.zeros((6, 4), np.uint8)}, r"shape \(6, 4\)"),
         ({"test_images": np.zeros((0, 4, 3, 2), np.uint8)}, "with at least one of each"),
         ({"train_labels": np.arange(5)}, r"int64 of shape \(5,\).*of shape \(6,\)"),
         ({"train_labels": np.zeros(6)}, "train_labels are float64"),
@@ -82,6 +92,32 @@ def test_check_converts_jax_arrays_lists_and_wider_labels():
 def test_check_says_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
         datasets.check(own(**changes))
+
+
+def test_labels_of_any_integers_are_numbered_in_order():
+    given = own(train_labels=np.array([7, -1, 30, 7, -1, 30]), test_labels=np.array([30, 7, -1]))
+    with pytest.warns(
+        UserWarning, match="from -1 to 30: they are numbered in order, -1 as class 0"
+    ):
+        found = datasets.check(given)
+    assert found.train_labels.tolist() == [1, 0, 2, 1, 0, 2]
+    assert found.test_labels.tolist() == [2, 1, 0]
+
+
+def test_images_may_be_grey_and_floats():
+    grey = {"train_images": np.ones((6, 4, 3)), "test_images": np.zeros((3, 4, 3))}
+    found = datasets.check(own(**grey))
+    assert found.train_images.shape == (6, 4, 3, 1) and found.test_images.dtype == np.float32
+
+
+def test_float_images_are_standardised_by_channel():
+    images = np.random.default_rng(0).normal(3, 5, (40, 4, 3, 2)).astype(np.float32)
+    data = of_images(
+        own()._replace(train_images=images, test_images=images[:3]), datasets.AUGMENTATIONS["none"]
+    )
+    x = np.asarray(data.prepare({"inputs": data.train["inputs"]})["inputs"])
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-5)
 
 
 def test_what_a_data_set_is_called_decides_nothing():

@@ -32,7 +32,7 @@ PLAIN = dict(
     merge_frame="own",
     align_every=1,
     evaluate_every=1,
-    evaluate_merged=False,
+    merged_every=0,
     optimizer_after_merge="fresh",
     methods=("dimat", "wa"),
 )

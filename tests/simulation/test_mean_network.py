@@ -12,7 +12,7 @@ from dimat_jax.execution.placement import to_host
 
 
 def merged_config(**options) -> dj.Config:
-    return small_config(**{"evaluate_merged": True} | options)
+    return small_config(**{"merged_every": 1} | options)
 
 
 MLP = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")

@@ -25,7 +25,7 @@ class Small(nn.Module):
 
 
 def rows(model: dj.Model) -> list:
-    config = small_config(agents=4, rounds=1, methods=METHODS, evaluate_merged=True)
+    config = small_config(agents=4, rounds=1, methods=METHODS, merged_every=1)
     return dj.simulate(config, model=model, dataset=DATASET, observer=None).history
 
 
