@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Int32, Shaped
+from jaxtyping import Array, Int32, Integer, Shaped
 
 from dimat_jax.registry import AUGMENTATIONS, attempt, check_number, choose, expect
 
@@ -99,7 +99,7 @@ def _check_split(
     split: str,
     images: Shaped[Array | np.ndarray, "..."] | list,
     labels: Shaped[Array | np.ndarray, "..."] | list,
-) -> tuple[Shaped[np.ndarray, "examples height width channels"], Int[np.ndarray, " examples"]]:
+) -> tuple[Shaped[np.ndarray, "examples height width channels"], Integer[np.ndarray, " examples"]]:
     """Checks the images and labels of one split; see `check`."""
     images, labels = (
         attempt(f"{split}_{name} must be an array", np.asarray, values)
@@ -130,7 +130,7 @@ def _check_split(
 
 
 def _classes(
-    train: Int[np.ndarray, " train"], test: Int[np.ndarray, " test"], num_classes: int
+    train: Integer[np.ndarray, " train"], test: Integer[np.ndarray, " test"], num_classes: int
 ) -> tuple[Int32[np.ndarray, " train"], Int32[np.ndarray, " test"]]:
     """The labels as classes from 0 on."""
     kinds = np.unique(np.concatenate([train, test]))

@@ -12,6 +12,7 @@ from dimat_jax.merging.statistics import moved_by_training, running_statistics
 from dimat_jax.registry import attempt
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.tasks import classification
+from dimat_jax.training.state import STANDARD
 from dimat_jax.types import Model, Variables
 
 TRAINED = 2
@@ -152,11 +153,10 @@ def warn_of_training_mode(model: Model, variables: Variables, images: Any) -> No
 
 
 def to_default_floats(variables: Variables) -> Variables:
-    """The same shapes; floats are of JAX's default type."""
+    """The same shapes; float32 and float64 are JAX's default type."""
     dtype = jnp.result_type(float)
 
     def change(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)
+        return jax.ShapeDtypeStruct(x.shape, dtype if x.dtype in STANDARD else x.dtype)
 
     return jax.tree.map(change, variables)

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 from dimat_jax.training.optimizers import own_hyperparams
 from dimat_jax.types import Batch, Key, Task, Variables
 
+STANDARD = (jnp.float32, jnp.float64)
+"""Floats that become JAX's default type; bfloat16 and others stay what they are."""
+
 
 class AgentState(NamedTuple):
     """All that an agent carries from step to step; stacked with a leading ``agents`` axis.
@@ -65,7 +68,7 @@ def init_population(
     def init_one(of_agent: tuple[Key, Key, Int[Array, ""]]) -> AgentState:
         init_key, step_key, agent = of_agent
         variables = jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            lambda x: x.astype(dtype) if x.dtype in STANDARD else x,
             task.init(init_key, example),
         )
         return AgentState(
