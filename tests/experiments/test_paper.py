@@ -270,6 +270,8 @@ def test_methods_are_ahead_of_agents_alone_in_pairs_of_one_seed():
     said = paper_report.verdict(of_seeds)
     assert "At the end ahead of agents alone: DIMAT, CGA; behind them: none;" in said
     assert "the other 1 of 3 cannot be told apart" in said
+    one = {0: of_seeds[0]}
+    assert paper_report.verdict(one) == "One seed: how sure any difference is cannot be said."
     table = paper_report.table_of(SETTING, of_seeds)
     rows = {row[0]: row[1:] for row in table.rows}
     assert list(rows) == ["DIMAT", "CGA (1 of 3 seeds)", "Alone", "WA"]
