@@ -22,6 +22,7 @@ from dimat_jax.algorithms.stepping import (
 from dimat_jax.datasets import channel_statistics, normalize
 from dimat_jax.execution.forms import lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
+from dimat_jax.execution.products import multiplying
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, make_merger
@@ -107,9 +108,10 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         return prepare_test(augment(key, images))
 
     order = make_order(setup, stopwatch)
-    update = train_update(model, optimizer, schedule_of(setup), prepare, config.proximal)
+    trained = multiplying(model) if execution.products else model
+    update = train_update(trained, optimizer, schedule_of(setup), prepare, config.proximal)
     training = repeat(execution, update, stopwatch, AGENTS)
-    gradient_step = lift(execution, gradient_update(model, prepare), stopwatch, AGENTS)
+    gradient_step = lift(execution, gradient_update(trained, prepare), stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
         resident = shards.images, shards.labels

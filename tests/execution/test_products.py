@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import dimat_jax as dj
 from dimat_jax.execution import placement
-from dimat_jax.execution.products import with_products
+from dimat_jax.execution.products import multiplying, with_products
 
 
 def normal(seed, *shape):
@@ -115,11 +115,40 @@ def test_agents_own_networks_train_as_before(name):
 
         return jax.grad(loss)(variables["params"])
 
-    changed = jax.jit(jax.vmap(with_products(gradient)))
-    assert is_free_of_convolutions(changed, variables, x)
-    expected, found = (jax.tree.leaves(f(variables, x)) for f in (jax.vmap(gradient), changed))
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+    expected = jax.tree.leaves(jax.vmap(gradient)(variables, x))
+    model = multiplying(model)
+    for changed in gradient, with_products(gradient):
+        changed = jax.jit(jax.vmap(changed))
+        assert is_free_of_convolutions(changed, variables, x)
+        for a, b in zip(expected, jax.tree.leaves(changed(variables, x)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+
+
+def test_own_derivatives_and_checkpoints_outlive_the_change():
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    @jax.custom_vjp
+    def doubled(x):  # says of itself that its derivative is 2
+        return x
+
+    doubled.defvjp(lambda x: (x, ()), lambda _, dy: (2 * dy,))
+    options = {"prevent_cse": False, "policy": jax.checkpoint_policies.nothing_saveable}
+
+    def loss(x, w):
+        return jax.checkpoint(lambda x, w: jnp.tanh(doubled(convolve(x, w))), **options)(x, w).sum()
+
+    x, w = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 3)
+    plain, changed = jax.grad(loss, 1), jax.grad(with_products(loss), 1)
+    np.testing.assert_allclose(changed(x, w), plain(x, w), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(
+        plain(x, w), jax.grad(lambda x, w: jnp.tanh(convolve(x, w)).sum(), 1)(x, w)
+    )
+    assert is_free_of_convolutions(changed, x, w)
+    (again,) = (e for e in jax.make_jaxpr(changed)(x, w).eqns if e.primitive.name == "remat2")
+    assert again.params["policy"] is options["policy"] and not again.params["prevent_cse"]
 
 
 def test_a_run_with_products_trains_as_one_without(monkeypatch):
