@@ -3,7 +3,7 @@
     python -m experiments.paper --preset cpu --out runs/paper
 
 Paper: DIMAT (arXiv 2404.08079), tables 1 to 3. ``--preset cpu`` is a reduction to CIFAR-10 and a
-small network that takes about 75 minutes on two slow CPU cores; ``--preset full`` is the published
+small network that takes about 90 minutes on two slow CPU cores; ``--preset full`` is the published
 size, for accelerators. A run that was stopped goes on where it was: finished cells are skipped.
 """
 
@@ -27,7 +27,7 @@ class Options:
     """The command line."""
 
     preset: Literal["cpu", "full", "smoke"] = "cpu"
-    """cpu: about 75 minutes on two slow cores. full: the paper's. smoke: a minute, to see that it
+    """cpu: about 90 minutes on two slow cores. full: the paper's. smoke: a minute, to see that it
     works."""
     out: pathlib.Path | None = None
     """Folder of the finished cells; None: runs/paper-PRESET."""

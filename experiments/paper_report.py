@@ -267,7 +267,7 @@ def verdict(runs: Runs) -> str:
         ("At the end", {x.method: x.over_end for x in lines}),
     ):
         found = {m: x for m, x in leads.items() if x is not None}
-        clear = {m: x for m, x in found.items() if sure(x) or x.interval is None}
+        clear = {m: x for m, x in found.items() if sure(x)}  # Of one seed nothing is.
         before, behind = (
             ", ".join(METHODS[m].label for m, x in clear.items() if (x.mean > 0) == positive)
             for positive in (True, False)

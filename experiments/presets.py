@@ -191,7 +191,7 @@ STUDIES = {
         "everything: a check that all parts work, whose numbers mean nothing",
     ),
 }
-"""``cpu``: about 75 minutes on two slow cores; ``full``: the paper's; ``smoke``: a minute."""
+"""``cpu``: about 90 minutes on two slow cores; ``full``: the paper's; ``smoke``: a minute."""
 
 IMAGES_PER_SECOND = {
     "mlp": 30_000.0,

@@ -42,7 +42,7 @@ class Options:
     """The command line."""
 
     preset: Literal["cpu", "full", "smoke"] = "cpu"
-    """As in experiments.paper, whose training it is; cpu: about 45 minutes on two slow cores."""
+    """As in experiments.paper, whose training it is; cpu: about 50 minutes on two slow cores."""
     out: pathlib.Path | None = None
     """Folder of the finished trials; None: runs/tune-PRESET."""
     data_dir: pathlib.Path | None = None

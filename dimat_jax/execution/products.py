@@ -11,20 +11,39 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from dimat_jax.jaxprs import Path, enter_or_bind, rewrite
+from dimat_jax.jaxprs import Path, bind, called, enter_or_bind, evaluate, rewrite
+from dimat_jax.types import Task
+
+
+def multiplying(task: Task) -> Task:
+    """The same task, the convolutions of its loss computed as matrix products.
+
+    The gradient of a product of patches is one product for the kernel and one for the images, whose
+    parts are then added up where the patches came from: faster than to make products of the
+    convolutions of a gradient, which take patches of their own (docs/results/gpu.md).
+    """
+
+    def loss(variables: Any, batch: Any, key: Any = None, train: bool = False) -> Any:
+        def function(variables: Any, batch: Any, key: Any) -> Any:
+            return task.loss(variables, batch, key=key, train=train)
+
+        return with_products(function)(variables, batch, key)
+
+    return task._replace(loss=loss)
 
 
 def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, its convolutions, gradients among them, computed as matrix products.
 
-    Grouped convolutions stay, and so does all that is in loops and branches. What is returned can
-    be vmapped, jitted and sharded; take gradients inside.
+    Grouped convolutions stay, and so does all that is in loops, in branches and in functions with
+    a derivative of their own. What is returned can be differentiated, vmapped, jitted and sharded.
 
     Args:
       function: of pytrees of arrays.
@@ -36,6 +55,18 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
             p["feature_group_count"] == p["batch_group_count"] == 1
         ):
             return [product(eqn, *operands)]
+        if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+            return bind(eqn, operands)
+        inner = called(eqn)
+        if (
+            eqn.primitive.name == "remat2"
+            and inner is not None
+            and not eqn.params["differentiated"]
+        ):
+            remember = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+            return jax.checkpoint(
+                lambda *operands: evaluate(inner, operands, equation, path=path), **remember
+            )(*operands)
         return enter_or_bind(path, eqn, operands, equation)
 
     return rewrite(function, equation)

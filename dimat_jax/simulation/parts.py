@@ -23,6 +23,7 @@ from dimat_jax.algorithms.stepping import (
 from dimat_jax.datasets import Data
 from dimat_jax.execution.forms import lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
+from dimat_jax.execution.products import multiplying
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger, make_merger
@@ -98,9 +99,10 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
     prepare = prepared(data)
 
     order = make_order(setup, stopwatch)
-    update = train_update(task, optimizer, schedule_of(setup), prepare.training, config.proximal)
+    trained = multiplying(task) if execution.products else task
+    update = train_update(trained, optimizer, schedule_of(setup), prepare.training, config.proximal)
     training = repeat(execution, update, stopwatch, AGENTS)
-    gradient_step = lift(execution, gradient_update(task, prepare.training), stopwatch, AGENTS)
+    gradient_step = lift(execution, gradient_update(trained, prepare.training), stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
         return training(state, order(shards, key, epoch), shards.examples, shards.steps)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import dimat_jax as dj
 from dimat_jax.execution import placement
-from dimat_jax.execution.products import with_products
+from dimat_jax.execution.products import multiplying, with_products
 
 
 def normal(seed, *shape):
@@ -105,21 +105,57 @@ def test_grouped_convolutions_and_loops_stay():
 
 @pytest.mark.parametrize("name", ["convnet", "resnet20"])
 def test_agents_own_networks_train_as_before(name):
-    model = dj.models.make(name, num_classes=10, width=0.25)
-    x = normal(0, 3, 4, 32, 32, 3)
-    variables = jax.vmap(lambda key: model.init(key, x[0]))(jax.random.split(jax.random.key(0), 3))
+    task = dj.classification(dj.models.make(name, num_classes=10, width=0.25))
+    labels = np.arange(12, dtype=np.int32).reshape(3, 4) % 10
+    batch = {"inputs": normal(0, 3, 4, 32, 32, 3), "labels": labels}
+    one = jax.tree.map(lambda x: x[0], batch)
+    keys = jax.random.split(jax.random.key(0), 3)
+    variables = jax.vmap(lambda key: task.init(key, one))(keys)
 
-    def gradient(variables, x):
-        def loss(params):
-            return model.apply({**variables, "params": params}, x, train=True)[0].var()
+    def gradient_of(task):
+        def gradient(variables, batch):
+            def loss(params):
+                at = {**variables, "params": params}
+                return task.loss(at, batch, train=True)[0].mean()
 
-        return jax.grad(loss)(variables["params"])
+            return jax.grad(loss)(variables["params"])
 
-    changed = jax.jit(jax.vmap(with_products(gradient)))
-    assert is_free_of_convolutions(changed, variables, x)
-    expected, found = (jax.tree.leaves(f(variables, x)) for f in (jax.vmap(gradient), changed))
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+        return gradient
+
+    gradient = gradient_of(task)
+    expected = jax.tree.leaves(jax.vmap(gradient)(variables, batch))
+    for changed in gradient_of(multiplying(task)), with_products(gradient):
+        changed = jax.jit(jax.vmap(changed))
+        assert is_free_of_convolutions(changed, variables, batch)
+        for a, b in zip(expected, jax.tree.leaves(changed(variables, batch)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+
+
+def test_own_derivatives_and_checkpoints_outlive_the_change():
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    @jax.custom_vjp
+    def doubled(x):  # says of itself that its derivative is 2
+        return x
+
+    doubled.defvjp(lambda x: (x, ()), lambda _, dy: (2 * dy,))
+    options = {"prevent_cse": False, "policy": jax.checkpoint_policies.nothing_saveable}
+
+    def loss(x, w):
+        return jax.checkpoint(lambda x, w: jnp.tanh(doubled(convolve(x, w))), **options)(x, w).sum()
+
+    x, w = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 3)
+    plain, changed = jax.grad(loss, 1), jax.grad(with_products(loss), 1)
+    np.testing.assert_allclose(changed(x, w), plain(x, w), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(
+        plain(x, w), jax.grad(lambda x, w: jnp.tanh(convolve(x, w)).sum(), 1)(x, w)
+    )
+    assert is_free_of_convolutions(changed, x, w)
+    (again,) = (e for e in jax.make_jaxpr(changed)(x, w).eqns if e.primitive.name == "remat2")
+    assert again.params["policy"] is options["policy"] and not again.params["prevent_cse"]
 
 
 def test_a_run_with_products_trains_as_one_without(monkeypatch):
