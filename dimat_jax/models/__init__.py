@@ -13,6 +13,7 @@ from dimat_jax import registry
 from dimat_jax.models.adapters import from_linen as from_linen
 from dimat_jax.models.adapters import from_nnx as from_nnx
 from dimat_jax.models.convnet import convnet as convnet
+from dimat_jax.models.gpt import gpt as gpt
 from dimat_jax.models.mlp import mlp as mlp
 from dimat_jax.models.norm import BATCH_NORM_MOMENTUM as BATCH_NORM_MOMENTUM
 from dimat_jax.models.resnet import resnet20 as resnet20

@@ -10,6 +10,7 @@ import pytest
 
 from dimat_jax import models
 from dimat_jax.models import layers
+from dimat_jax.models.gpt import MAX_LENGTH
 from dimat_jax.models.vit import patches
 
 KEY = jax.random.key(0)
@@ -22,6 +23,10 @@ def images(batch=2, size=32, channels=3, dtype=jnp.float32):
 
 def random_images(batch=4, size=8, channels=1, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(1), (batch, size, size, channels), dtype)
+
+
+def inputs(name, batch=2):
+    return jax.ShapeDtypeStruct((batch, 12), jnp.int32) if name == "gpt" else images(batch)
 
 
 def count(variables):
@@ -97,19 +102,40 @@ def test_vit_has_the_parameters_of_its_layers():
     assert count(with_class_token) == expected + 2 * dim  # the token and its position
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_gpt_has_the_parameters_of_its_layers(tied):
+    dim, vocabulary, tokens = 64, 100, inputs("gpt")
+    block = 4 * (dim * dim + dim) + 8 * dim * dim + 4 * dim + dim + 4 * dim
+    expected = vocabulary * dim + 2 * block + 2 * dim + (0 if tied else vocabulary * (dim + 1))
+    options = {"num_classes": vocabulary, "tied": tied}
+    assert count(shapes("gpt", tokens, **options)) == expected
+    learned = shapes("gpt", tokens, positions="learned", **options)
+    assert count(learned) == expected + MAX_LENGTH * dim
+
+
+def test_gpt_does_not_see_what_comes_after():
+    model = models.gpt(num_classes=11, width=0.5)
+    tokens = jnp.arange(12)[None] % 11
+    variables = model.init(KEY, tokens)
+    logits, _ = model.apply(variables, tokens)
+    changed, _ = model.apply(variables, tokens.at[0, 7:].set(3))
+    np.testing.assert_allclose(changed[0, :7], logits[0, :7], atol=1e-5)
+    assert not np.allclose(changed[0, 7:], logits[0, 7:], atol=1e-3)
+
+
 @pytest.mark.parametrize("name", models.FACTORIES)
 def test_width_scales_every_hidden_size(name):
     """Hidden × hidden weights grow with the square of the width, so the total nearly does."""
-    ratios = [count(shapes(name, images(), width=w)) for w in (1.0, 2.0, 4.0)]
+    ratios = [count(shapes(name, inputs(name), width=w)) for w in (1.0, 2.0, 4.0)]
     assert 2 < ratios[1] / ratios[0] < ratios[2] / ratios[1] < 4
 
 
 @pytest.mark.parametrize("name", models.FACTORIES)
 def test_logits_have_one_column_a_class(name):
     model = models.make(name, num_classes=7, **SMALL)
-    variables = jax.eval_shape(model.init, KEY, images())
-    logits, _ = jax.eval_shape(model.apply, variables, images(batch=5))
-    assert logits.shape == (5, 7)
+    variables = jax.eval_shape(model.init, KEY, inputs(name))
+    logits, _ = jax.eval_shape(model.apply, variables, inputs(name, batch=5))
+    assert logits.shape == ((5, 12, 7) if name == "gpt" else (5, 7))
     assert logits.dtype == jnp.float32
 
 
