@@ -88,11 +88,15 @@ def test_statistics_planted_wrong_are_recomputed_from_each_agents_own_images(nam
     assert_trees_close(again, found, tolerance=1e-5)
     assert_trees_close(again["params"], variables["params"], tolerance=0)
 
-    of_batch = jax.jit(functools.partial(statistics.batch_statistics, model))
+    task = dj.classification(model)
+    of_batch = jax.jit(functools.partial(statistics.batch_statistics, task))
     images = normaliser(DATASET)(DATASET.train_images.reshape(AGENTS, 2, -1, *SHAPE))
     for agent in (0, 1, 7):
         own = jax.tree.map(lambda x, a=agent: x[a], variables)
-        first, second = (of_batch(own, x) for x in images[agent])
+        first, second = (
+            of_batch(own, {"inputs": x, "labels": np.zeros(len(x), np.int32)})
+            for x in images[agent]
+        )
         expected = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
         mine = jax.tree.map(lambda x, a=agent: x[a], found["batch_stats"])
         assert_trees_close(mine, expected, tolerance=1e-4)
