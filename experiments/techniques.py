@@ -6,14 +6,15 @@ Networks are trained apart on the same images from different initial weights, an
 plain averaging, activation matching, weight matching (Git Re-Basin, arXiv 2209.04836) and
 cycle-consistent alignment; each as it is, with the BatchNorm statistics recomputed, and with REPAIR
 (arXiv 2211.08403), whose figures the report puts beside ours. ``--preset cpu`` is a reduction for
-two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4.
+two CPU cores; ``--preset gpu`` trains longer, on all images, and adds width 4; ``--preset
+language`` merges decoders of characters, attention's heads and units aligned or left as they are.
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dimat_jax.config import Config
@@ -41,22 +42,27 @@ class Network(NamedTuple):
     Attributes:
       model: its name in the zoo.
       width: multiplies its channels.
-      norm: its normalisation.
+      norm: its normalisation; None: its own.
       epochs: of training.
-      examples: training images.
+      examples: training examples.
+      dataset: what it is trained on.
+      init: whether all start from the same weights.
     """
 
     model: str
     width: float
-    norm: Literal["batch", "none"]
+    norm: Literal["batch", "none"] | None
     epochs: int
     examples: int
+    dataset: str = "cifar10"
+    init: Literal["different", "same"] = "different"
 
     @property
     def label(self) -> str:
         """As tables name it."""
-        norm = "BatchNorm" if self.norm == "batch" else "no normalisation"
-        return f"{self.model} × {self.width:g}, {norm}"
+        norm = {"batch": ", BatchNorm", "none": ", no normalisation", None: ""}[self.norm]
+        start = ", one initialisation" if self.init == "same" else ""
+        return f"{self.model} × {self.width:g}{norm}{start}"
 
 
 PRESETS: dict[str, tuple[Network, ...]] = {
@@ -75,6 +81,10 @@ PRESETS: dict[str, tuple[Network, ...]] = {
         Network("resnet20", 2.0, "batch", 50, 50_000),
         Network("resnet20", 4.0, "batch", 50, 50_000),
     ),
+    "language": (
+        Network("gpt", 1.0, None, 10, 10_000, "tiny_shakespeare"),
+        Network("gpt", 1.0, None, 10, 10_000, "tiny_shakespeare", "same"),
+    ),
     "smoke": (Network("mlp", 0.1, "none", 2, 400), Network("mlp", 0.1, "batch", 2, 400)),
 }
 
@@ -83,10 +93,11 @@ PRESETS: dict[str, tuple[Network, ...]] = {
 class Options:
     """The command line."""
 
-    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
-    """cpu: for two cores. gpu: for an accelerator. smoke: a minute, to see that it works."""
-    dataset: str = "cifar10"
-    """What networks are trained on, see experiments.cifar."""
+    preset: Literal["cpu", "gpu", "language", "smoke"] = "cpu"
+    """cpu: for two cores. gpu: for an accelerator. language: decoders of characters, for two cores.
+    smoke: a minute, to see that it works."""
+    dataset: str | None = None
+    """What networks are trained on, see experiments.cifar; None: the preset's."""
     data_dir: pathlib.Path | None = None
     """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     models: tuple[str, ...] = ()
@@ -98,11 +109,11 @@ class Options:
     epochs: int | None = None
     """Epochs of training; None: the preset's, of each network."""
     examples: int | None = None
-    """Training images; None: the preset's, of each network."""
+    """Training examples; None: the preset's, of each network."""
     test_examples: int | None = 1000
-    """Test images, always the same; None: all."""
+    """Test examples, always the same; None: all."""
     images: int = 1024
-    """Images for matching, for recomputing statistics and for REPAIR."""
+    """Examples for matching, for recomputing statistics and for REPAIR."""
     out: pathlib.Path | None = None
     """Folder for the rows; None: runs/techniques-PRESET."""
     report: pathlib.Path | None = None
@@ -127,7 +138,7 @@ def print_networks(options: Options) -> None:
     for network in chosen_networks(options):
         print(
             f"{network.label}: {options.agents} networks, {len(options.seeds)} seeds, "
-            f"{network.epochs} epochs of {network.examples:,} images"
+            f"{network.epochs} epochs of {network.examples:,} examples"
         )
 
 
@@ -174,7 +185,7 @@ def chosen_networks(options: Options) -> list[Network]:
         raise ValueError(f"agents must be at least 2, to be merged, not {options.agents}.")
     changes = {
         name: value
-        for name in ("epochs", "examples")
+        for name in ("epochs", "examples", "dataset")
         if (value := getattr(options, name)) is not None
     }
     return [
@@ -196,12 +207,13 @@ def make_setup(options: Options, network: Network) -> "Setup":
     config = Config(
         agents=options.agents,
         topology="fully_connected",
-        dataset=options.dataset,
+        dataset=network.dataset,
         data_dir=options.data_dir,
         examples_per_agent=None,
         model=network.model,
         width=network.width,
         norm=network.norm,
+        init=network.init,
         pretrain_epochs=network.epochs,
         rounds=0,
         optimizer="momentum" if network.norm == "batch" else "adam",
@@ -249,16 +261,21 @@ def measure_network(
             )
         shards, keys = session.shards_of(state), round_keys(state.keys, 1)
         round, _ = merge_round(setup, state.position, shards, keys, "final", setup.topology)
-        trained_by = f"{epochs} epochs of {shards.examples:,} images, "
+        trained_by = f"{epochs} epochs of {shards.examples:,} examples, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
         named = {"network": network.label, "training": trained_by, "seed": seed}
-        named["tests"] = int((session.parts.tests[1] >= 0).sum())
+        named["tests"] = int(session.parts.tests.weights.sum())
         for row in measure_techniques(session, state.agents.variables, round):
             yield named | row
 
 
-def frames() -> "dict[str, Frame | None]":
-    """The techniques: how each brings all networks into one frame."""
+def frames(groups: Iterable[str]) -> "dict[str, Frame | None]":
+    """The techniques: how each brings all networks into one frame.
+
+    Args:
+      groups: names of what is aligned; where attention is among them, there are techniques that
+        leave it as it is.
+    """
     from dimat_jax.algorithms.merging import (
         by_activations,
         by_weights,
@@ -266,12 +283,32 @@ def frames() -> "dict[str, Frame | None]":
         universe_frame,
     )
 
-    return {
-        "averaging": None,
+    pairwise: dict[str, Frame] = {
         "activation matching": reference_frame(by_activations),
         "weight matching": reference_frame(by_weights),
-        "cycle-consistent": universe_frame,
     }
+    found = {"averaging": None, **pairwise, "cycle-consistent": universe_frame}
+    if any(map(in_attention, groups)):
+        for name, frame in pairwise.items():
+            found[f"{name}, but in attention"] = without_attention(frame)
+    return found
+
+
+def in_attention(group: str) -> bool:
+    """Whether a group is heads, or units within them, by its name."""
+    return "attention" in group.lower()
+
+
+def without_attention(frame: "Frame") -> "Frame":
+    """The same, but attention's heads and the units within them stay where they are."""
+
+    def outside(merger: Any, variables: "Variables", round: "MergeRound") -> list[Any]:
+        return [
+            {name: p for name, p in permutations.items() if not in_attention(name)}
+            for permutations in frame(merger, variables, round)
+        ]
+
+    return outside
 
 
 CORRECTIONS = {
@@ -299,7 +336,7 @@ def measure_techniques(
     segment = np.zeros((len(POINTS) - 2, agents))
     segment[:, 0], segment[:, 1] = 1 - np.array(POINTS[1:-1]), POINTS[1:-1]
     weights = np.concatenate([np.full((1, agents), 1 / agents), segment])
-    for technique, frame in frames().items():
+    for technique, frame in frames(session.setup.symmetries.groups).items():
         aligned = variables
         for permutations in [] if frame is None else frame(merger, variables, round):
             aligned = merger.permute(permutations, aligned)

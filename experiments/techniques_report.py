@@ -61,19 +61,20 @@ def report(rows: Sequence[Row], dataset: str, command: str) -> str:
         f"Data: {dataset}. Seeds: {', '.join(map(str, seeds))}; mean ± standard deviation over "
         f"them (of one seed, differences of a few points say nothing). Commit {commit()}; {used}.",
         f"```\npython -m experiments.techniques {command}\n```",
-        f"Test accuracy in % on {rows[0]['tests']:,} test images right after merging, by what is "
+        f"Test accuracy in % on {rows[0]['tests']:,} test examples right after merging, by what is "
         "done to the merged network: nothing (BatchNorm statistics averaged with the rest), RESET "
         "(BatchNorm statistics recomputed), REPAIR (RESET, and each unit's mean and deviation set "
-        "to the average of its parents'). Barriers are the largest drop of accuracy, in points, "
-        "and rise of loss between the first two aligned networks, without correction and with "
-        "REPAIR.",
+        "to the average of its parents'); its loss with nothing done. Barriers are the largest "
+        "drop of accuracy, in points, and rise of loss between the first two aligned networks, "
+        "without correction and with REPAIR.",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
         of_network = [row for row in rows if row["network"] == network]
         ends = mean_std([100 * row["ends_accuracy"] for row in of_network if first(row)])
+        loss = mean_std([row["ends_loss"] for row in of_network if first(row)], 2)
         sections += [
             f"## {network}",
-            f"{of_network[0]['training']}. The networks themselves: {ends}.",
+            f"{of_network[0]['training']}. The networks themselves: {ends}, loss {loss}.",
         ]
         sections.append(to_markdown(table(network, of_network)))
         figures = [text for start, text in PUBLISHED.items() if network.startswith(start)]
@@ -103,6 +104,7 @@ def table(network: str, rows: Sequence[Row]) -> Table:
     columns = [
         "technique",
         *CORRECTIONS,
+        "loss",
         "accuracy barrier",
         "REPAIR's",
         "loss barrier",
@@ -122,7 +124,8 @@ def table(network: str, rows: Sequence[Row]) -> Table:
             ]
             for name, scale, digits in (("accuracy_barrier", 100, 1), ("loss_barrier", 1, 2))
         )
-        body.append([technique, *accuracies, *drops, *rises])
+        loss = mean_std([row["loss"] for row in by["none"]], 2)
+        body.append([technique, *accuracies, loss, *drops, *rises])
     return Table(network, columns, body)
 
 
@@ -130,5 +133,5 @@ def mean_std(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± standard deviation; the mean alone of one value; a dash where there is none."""
     if not values:
         return EMPTY
-    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
