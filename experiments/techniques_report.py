@@ -58,8 +58,9 @@ def report(rows: Sequence[Row], dataset: str, command: str) -> str:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     sections = [
         "# Merging techniques",
-        f"Data: {dataset}. Seeds: {', '.join(map(str, seeds))}; mean ± standard deviation over "
-        f"them (of one seed, differences of a few points say nothing). Commit {commit()}; {used}.",
+        f"Data: {dataset}. Seeds: {', '.join(map(str, seeds))}; mean ± standard deviation (n − 1) "
+        "over them (of one seed, differences of a few points say nothing). Commit "
+        f"{commit()}; {used}.",
         f"```\npython -m experiments.techniques {command}\n```",
         f"Test accuracy in % on {rows[0]['tests']:,} test examples right after merging, by what is "
         "done to the merged network: nothing (BatchNorm statistics averaged with the rest), RESET "

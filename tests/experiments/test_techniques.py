@@ -99,7 +99,7 @@ def test_barriers_are_measured_from_the_straight_line_between_the_ends():
 
 
 def test_a_mean_of_one_value_has_no_deviation():
-    assert [mean_std(x) for x in ([], [2.0], [1.0, 3.0])] == ["-", "2.0", "2.0 ± 1.0"]
+    assert [mean_std(x) for x in ([], [2.0], [1.0, 3.0])] == ["-", "2.0", "2.0 ± 1.4"]
 
 
 @pytest.mark.parametrize(
