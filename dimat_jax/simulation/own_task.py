@@ -1,10 +1,12 @@
 """Checks of a task and of examples, which may be anybody's, before anything compiles."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.data import Data, examples_of
@@ -150,7 +152,34 @@ def abstract_task(task: Task, data: Data) -> tuple[tuple[Variables, Batch], tupl
         names = check_losses(given, abstract, when, names)
     outputs = functools.partial(jax.eval_shape, task.outputs)
     attempt("The task's outputs fail", outputs, abstract, batch)
+    check_outputs(task, abstract, batch)
     return (abstract, abstract_batch(data, 1)), names
+
+
+def check_outputs(task: Task, variables: Variables, batch: Batch) -> None:
+    """Raises a `ValueError` for a parameter that the loss depends on but the outputs do not.
+
+    Hidden units are found by what leaves the outputs as they are; the loss must stay, too.
+    """
+
+    def losses(variables: Variables, batch: Batch) -> Any:
+        return task.loss(variables, batch)[0]
+
+    of_loss, of_outputs = (reads(f, variables, batch) for f in (losses, task.outputs))
+    for path in of_loss:
+        if path.startswith("params/") and path not in of_outputs:
+            raise ValueError(
+                f"The task's outputs do not depend on {path!r}, but its loss does: outputs must "
+                "hold all that the loss is made of."
+            )
+
+
+def reads(function: Callable[..., Any], variables: Variables, batch: Batch) -> list[str]:
+    """Which leaves of the variables the results of a function depend on."""
+    jaxpr = jax.make_jaxpr(function)(variables, batch).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(variables)]
+    return [path for path, read in zip(paths, used, strict=False) if read]
 
 
 def check_losses(

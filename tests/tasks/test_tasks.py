@@ -170,6 +170,20 @@ def test_a_task_that_cannot_be_is_refused_in_one_sentence(case):
         dj.make_session(small_config(agents=2), task=task, dataset=data)
 
 
+def test_outputs_hold_all_that_the_loss_is_made_of():
+    def init(key, batch):
+        return {"params": {"w": jnp.ones(2), "scale": jnp.ones(2)}}
+
+    def loss(variables, batch, key=None, train=False):
+        params = variables["params"]
+        return (batch["inputs"] * params["w"] * params["scale"]).sum(1), {}, variables
+
+    task = dj.Task(init, loss, lambda v, b: b["inputs"] * v["params"]["w"])
+    data = dj.Data({"inputs": normal(20, 2)}, {"inputs": normal(5, 2)}, "mine")
+    with pytest.raises(ValueError, match="outputs do not depend on 'params/scale', but its loss"):
+        dj.make_session(small_config(agents=2), task=task, dataset=data)
+
+
 WHOLE = {"inputs": normal(20, 2), "labels": np.arange(20) % 2}
 BAD_DATA = {
     "lengths": ({"inputs": normal(20, 2), "labels": np.arange(19)}, WHOLE, "different numbers of"),
