@@ -4,6 +4,9 @@ import os
 import shutil
 import tempfile
 
+# Small programs are compiled more often than they run. It is read when the first of them is.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 from jaxtyping import config as jaxtyping_config

@@ -7,6 +7,7 @@ step of ResNet-20 takes a fifth less time with it.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from dimat_jax.jaxprs import named_jit
@@ -32,7 +33,7 @@ def batch_normalize(
     return _batch_normalize(epsilon, x, scale, bias)
 
 
-def along(x: Features, values: Channels) -> Array:
+def along(x: Features, values: Channels | Float[np.ndarray, " channels"]) -> Array:
     """A number of each channel, of as many axes as features have: some forbid to add any."""
     return jax.lax.broadcast_to_rank(values, x.ndim)
 
