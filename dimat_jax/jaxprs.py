@@ -156,6 +156,25 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     return next((_closed(eqn.params[name]) for name in names if name in eqn.params), None)
 
 
+def is_checkpoint(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a `jax.checkpoint` of which no derivative has been taken."""
+    return eqn.primitive.name == "remat2" and not eqn.params["differentiated"]
+
+
+def checkpoint_again(
+    path: Path, eqn: JaxprEqn, operands: list[Any], equation: Hook[Any]
+) -> list[Any]:
+    """As `enter_or_bind` of a `jax.checkpoint`, which stays around what the hook makes of it."""
+    inner = called(eqn)
+    assert inner is not None
+
+    def function(*operands: Any) -> list[Any]:
+        return evaluate(inner, operands, equation, path=path)
+
+    options = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    return jax.checkpoint(function, **options)(*operands)
+
+
 def _closed(jaxpr: Any) -> ClosedJaxpr:
     """From JAX 0.11 on every jaxpr is a closed one."""
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())

@@ -80,7 +80,7 @@ def choose_execution(
     backend turns a vmapped convolution over per-agent weights into a grouped one (12 times slower),
     and runs any convolution in a while-loop 40 times slower. Everywhere else lanes are vmapped and
     steps scanned, one call for all of them; an accelerator that computes several agents at once
-    takes convolutions as matrix products, twice as fast as grouped ones (docs/results/gpu.md).
+    takes convolutions as matrix products, 1.8 to 3 times as fast (docs/results/gpu.md).
 
     Where JAX compiles nothing (``JAX_DISABLE_JIT=1``), agents take turns on one device, so that
     whoever debugs a model meets the values of one agent in it.

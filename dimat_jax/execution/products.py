@@ -11,14 +11,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from dimat_jax.jaxprs import Path, bind, called, enter_or_bind, evaluate, rewrite
+from dimat_jax.jaxprs import (
+    Path,
+    bind,
+    checkpoint_again,
+    enter_or_bind,
+    is_checkpoint,
+    rewrite,
+)
 from dimat_jax.types import Task
 
 
@@ -57,16 +63,8 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
             return [product(eqn, *operands)]
         if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
             return bind(eqn, operands)
-        inner = called(eqn)
-        if (
-            eqn.primitive.name == "remat2"
-            and inner is not None
-            and not eqn.params["differentiated"]
-        ):
-            remember = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
-            return jax.checkpoint(
-                lambda *operands: evaluate(inner, operands, equation, path=path), **remember
-            )(*operands)
+        if is_checkpoint(eqn):
+            return checkpoint_again(path, eqn, operands, equation)
         return enter_or_bind(path, eqn, operands, equation)
 
     return rewrite(function, equation)
