@@ -12,6 +12,8 @@ from dimat_jax.registry import choose
 class Config:
     """All that a run is, but for its data; the defaults are those of the preset that is named.
 
+    `dataclasses.replace` keeps every option that it is not given, whatever preset it is.
+
     Raises:
       ValueError: for a preset that there is not. What else is wrong is said before a run.
     """

@@ -11,7 +11,7 @@ parameters: those that hold jaxprs are read here only, for JAX 0.9 to 0.12.
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -261,6 +261,11 @@ def by_platform(eqn: JaxprEqn) -> bool:
     return eqn.params.get("branches_platforms") is not None
 
 
+def reducer_of(params: Mapping[str, Any]) -> Jaxpr:
+    """The function by which a ``reduce`` with these parameters reduces."""
+    return _closed(params["jaxpr"]).jaxpr
+
+
 class Solver(NamedTuple):
     """What a ``custom_linear_solve`` evaluates: ``x = jaxpr(*consts, *b)``.
 
@@ -289,12 +294,15 @@ def solver_of(eqn: JaxprEqn) -> Solver:
 
 # Where an equation comes from ---------------------------------------------------------------------
 
-LIBRARIES = "jax jaxlib flax haiku equinox".split()
+LIBRARIES = "jax jaxlib flax haiku equinox dimat_jax".split()
 """Whose lines say less than those of the code that calls them."""
 
 
 def source_line(eqn: JaxprEqn) -> str | None:
-    """The line of the user's code that an equation comes from, as ``"path/model.py:12"``."""
+    """The line of the user's code that an equation comes from, as ``"path/model.py:12"``.
+
+    None if only lines of libraries are known, as within a function that they have jitted.
+    """
     folders = [
         os.path.dirname(file) + os.sep
         for file in (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
@@ -303,8 +311,7 @@ def source_line(eqn: JaxprEqn) -> str | None:
     traceback = eqn.source_info.traceback
     frames = list(traceback.frames) if traceback else []
     own = [frame for frame in frames if not frame.file_name.startswith(tuple(folders))]
-    frame = next(iter(own or frames), None)
-    return f"{frame.file_name}:{frame.line_num}" if frame else None
+    return f"{own[0].file_name}:{own[0].line_num}" if own else None
 
 
 # Functions whose calls can be found in a jaxpr ---------------------------------------------------

@@ -8,9 +8,9 @@ partition or a method takes its file and its line here, ``"name": "module:attrib
 import difflib
 import importlib
 import inspect
-import math
 import numbers
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -177,10 +177,11 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
     plain = {re.sub(r"\W|_", "", other.lower()): other for other in allowed}
     near = difflib.get_close_matches(re.sub(r"\W|_", "", str(name).lower()), plain, n=1)
     hint = f" Did you mean {plain[near[0]]!r}?" if near else ""
-    raise ValueError(f"Unknown {kind} {shown(name)}.{hint} There are: {', '.join(allowed)}.")
+    there_are = f"There are: {', '.join(allowed)}." if allowed else "There are none."
+    raise ValueError(f"Unknown {kind} {shown(name)}.{hint} {there_are}")
 
 
-def make(kind: str, name: str, table: Mapping[str, Callable], *args: Any, **options: Any) -> Any:
+def make(kind: str, name: str, table: Mapping[str, Callable], /, *args: Any, **options: Any) -> Any:
     """Calls ``table[name](*args, **options)``.
 
     Raises:
@@ -191,7 +192,8 @@ def make(kind: str, name: str, table: Mapping[str, Callable], *args: Any, **opti
     try:
         signature.bind(*args, **options)
     except TypeError as error:
-        raise ValueError(f"{kind} {name!r}: {error}. It takes {signature}.") from error
+        takes = ", ".join(list(signature.parameters)[len(args) :]) or "none"
+        raise ValueError(f"{kind} {name!r}: {error}. Its options: {takes}.") from error
     return factory(*args, **options)
 
 
@@ -228,8 +230,6 @@ def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:
-        if isinstance(error, ValueError) and "\n" not in str(error).strip():
-            raise  # It says what is wrong itself.
         raise ValueError(f"{what} ({in_a_line(error)}).") from error
 
 
@@ -267,9 +267,9 @@ def check_number(
     kind = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         raise ValueError(f"{name} must be a{' whole' * whole} number, not {shown(value)}.")
-    if not whole and not math.isfinite(value):  # pyrefly: ignore
-        raise ValueError(f"{name} must be a finite number, not {value}.")
     number: Any = value
+    if not abs(number) <= (sys.maxsize if whole else sys.float_info.max):
+        raise ValueError(f"{name} must be a finite number, or a smaller one, not {shown(value)}.")
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, not {value}.")
     if above is not None and number <= above:

@@ -60,13 +60,14 @@ def simulate(
       KeyboardInterrupt: if it is interrupted.
     """
     check_config(config)
-    if observer not in (None, "auto"):
+    watched = isinstance(observer, str) and observer == "auto"
+    if not watched and observer is not None:
         expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
     def go(config: Config, observer: Observer) -> Result:
         return run(config, model, dataset, topology, methods, task, optimizer, observer)
 
-    if observer != "auto":
+    if not watched:
         return run_and_record(config, go, observer or Observer())
     # Here, so that a run that shows nothing does without rich.
     from dimat_jax.report.progress import show_if_watched

@@ -47,9 +47,10 @@ NAMED: dict[str, Iterable[str]] = {
     "augmentation": registry.AUGMENTATIONS,
     "model": registry.MODELS,
     "methods": registry.METHODS,
+    "method_learning_rate": registry.METHODS,
 }
 """Option → the names that it takes."""
-KINDS = {"dataset": "data set", "methods": "method"}
+KINDS = {"dataset": "data set", "methods": "method", "method_learning_rate": "method"}
 """Option → what it names, where that is called otherwise."""
 Options = TypeVar("Options")
 
@@ -83,7 +84,8 @@ def exit_code(action: Callable[[], object]) -> int:
         try:
             action()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # It may be closed.
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has gone, as in `... | head`; what Python still has to write goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,7 +103,7 @@ def parse(
     name: str, description: str, arguments: Sequence[str], preset: str = Config.preset
 ) -> Config:
     """The configuration that the arguments ask for, on top of their preset."""
-    named = given_values(Config, arguments)["preset"] or [preset]
+    named = given_values(Config, arguments).get("preset") or [preset]
     default = PRESETS[choose("preset", named[-1], PRESETS)]
     return command_line(Config, name, description, arguments, default)
 
@@ -146,7 +148,7 @@ def with_names(options: type[Options]) -> type[Options]:
 
 
 def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The values of every option as they stand in the arguments, of its last mention.
+    """The values of every option that the arguments name, as they stand there at its last mention.
 
     Raises:
       ValueError: for an argument that stands before all options.
@@ -154,13 +156,11 @@ def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for field in dataclasses.fields(options):
         dashed = field.name.replace("_", "-")
-        parser.add_argument(
-            f"--{dashed}", f"--{field.name}", dest=field.name, nargs="*", default=[]
-        )
+        parser.add_argument(f"--{dashed}", f"--{field.name}", dest=field.name, nargs="*")
     found, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("-"):
         raise ValueError(f"{rest[0]!r} belongs to no option: each begins with --.")
-    return vars(found)
+    return {name: values for name, values in vars(found).items() if values is not None}
 
 
 def check_values(option: str, hint: Any, values: Sequence[str]) -> None:
@@ -176,11 +176,18 @@ def check_values(option: str, hint: Any, values: Sequence[str]) -> None:
     if most is not None and len(values) > most:
         takes = "one value" if most else "no value"
         raise ValueError(f"{values[most]!r} belongs to no option: {option} takes {takes}.")
+    if not values and hint is not bool:
+        raise ValueError(f"{option} needs a value.")
     pairs = of_tuple and get_origin(get_args(hint)[0]) is tuple
     if pairs and len(values) % 2:
         raise ValueError(f"{option} takes pairs of a name and a number: {values[-1]!r} has none.")
-    for value in values[1::2] if pairs else values:
-        check_value(option, get_args(get_args(hint)[0])[1] if pairs else hint, value)
+    if not pairs:
+        for value in values:
+            check_value(option, hint, value)
+        return
+    name, number = get_args(get_args(hint)[0])
+    for i, value in enumerate(values):
+        check_value(option, number if i % 2 else name, value)
 
 
 def check_value(option: str, hint: Any, value: str) -> None:
@@ -188,7 +195,7 @@ def check_value(option: str, hint: Any, value: str) -> None:
     kinds = (hint, *get_args(hint))
     if value == "None" and type(None) in kinds:
         return
-    if option in NAMED:
+    if option in NAMED and str in kinds:
         choose(KINDS.get(option, option), value, NAMED[option])
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     numbers = [kind for kind in kinds if kind in NUMBERS]

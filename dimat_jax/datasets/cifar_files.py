@@ -30,9 +30,9 @@ class _Bytes:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
-        if not isinstance(dtype, _Byte) or fortran or not isinstance(content, bytes):
+        if not isinstance(dtype, _Byte) or not isinstance(content, bytes):
             raise pickle.UnpicklingError("it holds an array of something else than bytes")
-        self.array = np.frombuffer(content, np.uint8).reshape(shape)
+        self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 class _Byte:
@@ -85,13 +85,17 @@ def parse_pickle(content: bytes, label_key: bytes) -> Examples:
       uint8 images ``[examples, 32, 32, 3]`` and int32 labels ``[examples]``.
 
     Raises:
-      ValueError: if the images are no array of bytes, as many as they have.
+      ValueError: if the images are no array of bytes, as many as they have, or the labels no list
+        of numbers.
     """
     batch = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
     rows = getattr(batch[b"data"], "array", None)
     if rows is None or rows.shape[1:] != (3 * SIZE[0] * SIZE[1],):
         raise ValueError("its data are no array of images' bytes")
-    return _to_images(rows), np.array(batch[label_key], np.int32)
+    labels = batch[label_key]
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise ValueError("its labels are no list of whole numbers")
+    return _to_images(rows), np.array(labels, np.int32)
 
 
 def parse_binary(content: bytes, label_bytes: int) -> Examples:
@@ -141,7 +145,9 @@ def read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
     files = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
+            # A sparse file says more than the archive holds.
+            whole = member.isreg() and member.size <= len(content)
+            file = tar.extractfile(member) if whole else None
             if file and Path(member.name).name in names:
                 files[Path(member.name).name] = file.read()
     missing = [name for name in names if name not in files]

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -132,12 +133,27 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 if take(_below(member.filename), member.file_size):
                     yield _below(member.filename), archive.read(member)
     else:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
                 if member.isfile() and take(_below(member.name), member.size):
                     content = archive.extractfile(member)
                     assert content is not None  # a file has some
                     yield _below(member.name), content.read()
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive, of which names and the like are not larger than any file.
+
+    Python's own reads them whole before anyone can ask how large they are.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        """A member's header, read from one block."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_FILE:
+            raise ValueError(f"it has a header of {member.size:,} bytes, which is too much")
+        return member
 
 
 def _below(name: str) -> str:

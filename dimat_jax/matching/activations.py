@@ -231,7 +231,7 @@ def match_activations(
     """
     check_symmetries(symmetries)
     if batch_size is not None:
-        check_number("batch_size", batch_size, whole=True)
+        check_number("batch_size", batch_size, least=1, whole=True)
     choose("cost", cost, COSTS)
     choose("choice of sites", sites, SITES)
     as_function(model_or_function)  # It is a function.
@@ -272,10 +272,10 @@ def _split(inputs: tuple[Any, ...], batch_size: int | None) -> Iterator[tuple[An
         yield inputs
         return
     lengths = {len(leaf) if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(inputs)}
-    if batch_size < 1 or len(lengths) != 1 or 0 in lengths:
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"batch_size is {batch_size}; it must be positive, and inputs must share their first "
-            f"axis to be split, but have lengths {sorted(lengths)}."
+            f"Inputs must share their first axis to be split into batches, but have lengths "
+            f"{sorted(lengths)}."
         )
     for start in range(0, lengths.pop(), batch_size):
         yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], inputs)  # noqa: B023

@@ -81,6 +81,7 @@ def activation_matcher(
     """
     activations = jax.eval_shape(read_sites(symmetries, task.outputs), *abstract)
     moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
+    warn_of_unread(symmetries, moments)
     if not jax.tree.leaves(moments):
         return lambda target, sources, batches: []  # There is nothing to align.
     scoring = map_agents(execution, scores, stopwatch)
@@ -88,7 +89,6 @@ def activation_matcher(
 
     @functools.cache
     def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
-        warn_of_unread(symmetries, moments)
         return repeat(execution, update, stopwatch, spec)
 
     def match(

@@ -37,7 +37,7 @@ def add_weighted(total: Any, weight: Float[Array, ""], variables: Any) -> Any:
 
 
 def narrow(total: Any, variables: Any) -> Any:
-    """What `add_weighted` added up, in the dtypes of the variables; Python numbers stay such."""
+    """What `add_weighted` added up, in the variables' dtypes, as JAX has them; Python's stay."""
 
     def own(t, v):
         if not is_averaged(v):

@@ -149,11 +149,12 @@ def statistics_update(task: Task, prepare: Prepare) -> Update:
         statistics = batch_statistics(task, variables, batch)
         number = carry.batch + 1
 
-        # What is the same in all batches stays what it is, to the last bit.
+        # What is the same in all batches stays what it is, to the last bit; counts and flags are
+        # those of the last batch.
         def mean(mean, x):
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            step = (x - mean) / number.astype(x.dtype) if floating else (x - mean) // number
-            return mean + step.astype(x.dtype)
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return x
+            return mean + (x - mean) / number.astype(x.dtype)
 
         return StatisticsMean(jax.tree.map(mean, carry.mean, statistics), number)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Shaped
 from dimat_jax.registry import attempt, choose, expect, shown
 from dimat_jax.types import Key, Logits, Model, Variables
 
+Kind = inspect._ParameterKind
 Inputs = Shaped[Array | np.ndarray, "batch ..."]
 
 TRAINING_MODES = {
@@ -234,8 +235,11 @@ def with_rngs(make_module: Callable[..., nnx.Module]) -> Callable[[nnx.Rngs], nn
     is_class = isinstance(make_module, type)
     taken = functools.partial(make_module.__init__, None) if is_class else make_module
     signature = inspect.signature(taken)
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    by_name = "rngs" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    # By its name where it has that, or where nothing has a place: (*args, **options) may hide it.
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    by_name = kinds.get("rngs", Kind.POSITIONAL_ONLY) is not Kind.POSITIONAL_ONLY
+    if not {Kind.POSITIONAL_ONLY, Kind.POSITIONAL_OR_KEYWORD} & {*kinds.values()}:
+        by_name = by_name or Kind.VAR_KEYWORD in kinds.values()
     try:
         signature.bind(**{"rngs": None}) if by_name else signature.bind(None)
     except TypeError as error:

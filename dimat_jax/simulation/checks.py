@@ -167,6 +167,7 @@ def check_method(name: Any, algorithm: Any) -> None:
             f"methods must be of name to dj.algorithms.Algorithm; {name!r} is a "
             f"{type(algorithm).__name__}."
         )
+    expect(f"label of method {name!r}", algorithm.label, str, "a string")
     kinds = {"gossip": Gossip, "initial": Merge, "merge": Merge, "final": Merge}
     for part, found in algorithm.parts().items():
         if not isinstance(found, kinds[part]):

@@ -11,6 +11,7 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.merging.statistics import moved_by_training, running_statistics
 from dimat_jax.registry import attempt
 from dimat_jax.symmetries.groups import path_name
+from dimat_jax.symmetries.networks import leaves_by_path
 from dimat_jax.tasks import classification
 from dimat_jax.training.state import STANDARD
 from dimat_jax.types import Model, Variables
@@ -101,7 +102,7 @@ def check_given(
             f"The model gives logits of {logits.dtype}: they must be real floating-point numbers."
         )
     before, now = (
-        {path_name(path): (x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(tree)}
+        {path: (x.shape, x.dtype) for path, x in leaves_by_path(tree).items()}
         for tree in (variables, after)
     )
     wrong = [path for path in {**before, **now} if before.get(path) != now.get(path)]

@@ -12,7 +12,7 @@ from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.data import Data, examples_of
 from dimat_jax.registry import attempt, expect
 from dimat_jax.simulation.own_model import check_variables, described, to_default_floats
-from dimat_jax.symmetries.groups import path_name
+from dimat_jax.symmetries.networks import leaves_by_path
 from dimat_jax.tasks import TASKS
 from dimat_jax.training.evaluation import LOSS
 from dimat_jax.types import Batch, Task, Variables
@@ -33,19 +33,20 @@ def check_data(data: Data) -> Data:
     """
     splits = {}
     for split, tree in (("train", data.train), ("test", data.test)):
-        tree = jax.tree.map(lambda x: attempt("an example", np.asarray, x), tree)
-        leaves = jax.tree.leaves_with_path(tree)
-        if not leaves or any(x.ndim == 0 or x.dtype == object for _, x in leaves):
-            raise ValueError(f"{split} of dj.Data must be a pytree of arrays [examples, ...].")
-        lengths = {path_name(path): len(x) for path, x in leaves}
+        what = f"{split} of dj.Data must be a pytree of arrays [examples, ...]"
+        tree = jax.tree.map(functools.partial(attempt, what, np.asarray), tree)
+        leaves = leaves_by_path(tree)
+        if not leaves or any(x.ndim == 0 or x.dtype == object for x in leaves.values()):
+            raise ValueError(f"{what}.")
+        lengths = {name: len(x) for name, x in leaves.items()}
         if len(set(lengths.values())) > 1 or not all(lengths.values()):
             said = ", ".join(f"{name or split!r} {n}" for name, n in lengths.items())
             raise ValueError(f"{split} of {data.name} holds different numbers of examples: {said}.")
-        for path, x in leaves:
-            check_finite(f"{split} {path_name(path)!r}", x)
+        for name, x in leaves.items():
+            check_finite(f"{split} {name!r}", x)
         splits[split] = tree
     kinds = [
-        {path_name(path): (x.shape[1:], x.dtype) for path, x in jax.tree.leaves_with_path(tree)}
+        {path: (x.shape[1:], x.dtype) for path, x in leaves_by_path(tree).items()}
         for tree in splits.values()
     ]
     for name in {**kinds[0], **kinds[1]}:
@@ -178,8 +179,7 @@ def reads(function: Callable[..., Any], variables: Variables, batch: Batch) -> l
     """Which leaves of the variables the results of a function depend on."""
     jaxpr = jax.make_jaxpr(function)(variables, batch).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(variables)]
-    return [path for path, read in zip(paths, used, strict=False) if read]
+    return [path for path, read in zip(leaves_by_path(variables), used, strict=False) if read]
 
 
 def check_losses(
@@ -215,7 +215,7 @@ def check_losses(
             f"{', '.join(metrics) or 'none'} in training: they must be the same."
         )
     given, back = (
-        {path_name(path): (x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(tree)}
+        {path: (x.shape, x.dtype) for path, x in leaves_by_path(tree).items()}
         for tree in (variables, after)
     )
     wrong = [path for path in {**given, **back} if given.get(path) != back.get(path)]

@@ -17,7 +17,7 @@ from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.datasets.data import Data, examples_of, of_images
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.partition import stack
-from dimat_jax.registry import choose
+from dimat_jax.registry import choose, make
 from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
 from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.own_task import (
@@ -243,7 +243,9 @@ def make_graph(config: Config) -> Topology:
     Raises:
       ValueError: if it does not take the options, or so many agents.
     """
-    return topology.make(config.topology, config.agents, **dict(config.topology_options))
+    # Not by topology.make: an option may have the name of one of its arguments.
+    options = dict(config.topology_options)
+    return make("topology", config.topology, topology.TOPOLOGIES, config.agents, **options)
 
 
 def choose_graphs(

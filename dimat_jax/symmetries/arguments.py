@@ -1,5 +1,6 @@
 """What is handed over by hand: symmetries and permutations, checked here."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,11 +39,11 @@ def check_permutations(name: str, permutations: Any) -> None:
 
 def _check_entries(group: str, permutation: Any) -> None:
     """Each index must be there once; what is being traced, or lies elsewhere, cannot be seen."""
-    traced = isinstance(permutation, jax.core.Tracer)
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(permutation))
     if traced or not getattr(permutation, "is_fully_addressable", True):
         return
     rows = np.asarray(permutation)
-    rows = rows.reshape(-1, rows.shape[-1])
+    rows = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     lacks = np.argwhere(np.sort(rows, -1) != np.arange(rows.shape[-1]))
     if len(lacks):
         missing = np.setdiff1d(np.arange(rows.shape[-1]), rows[lacks[0][0]])[0]

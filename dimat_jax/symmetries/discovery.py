@@ -184,9 +184,10 @@ def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
         named = ", ".join(list(leaves)[:MAX_NOTED])
         if len(leaves) > MAX_NOTED:
             named += f" and {len(leaves) - MAX_NOTED} more"
-        eqn = analysis.record.first.get(cause)
-        where = f", first in {eqn.primitive.name!r} at {source_line(eqn)}" if eqn else ""
-        notes.append(f"{cause}: frozen are {named}{where}")
+        equations = analysis.record.first.get(cause, ())
+        line = next(filter(None, map(source_line, equations)), None)
+        where = f", first in {equations[0].primitive.name!r}" if equations else ""
+        notes.append(f"{cause}: frozen are {named}{where}" + (f" at {line}" if line else ""))
     return tuple(notes)
 
 

@@ -30,8 +30,8 @@ def like(first: Any, other: Any, names: tuple[str, str]) -> Any:
       The other's leaves in a pytree like the first.
 
     Raises:
-      ValueError: if a leaf is missing in one of the two, has another shape, or is complex where the
-        other's is not.
+      ValueError: if a leaf is missing in one of the two, has another shape, or is real, complex or
+        anything else where the other's is not.
     """
     one, two = leaves_by_path(first), leaves_by_path(other)
     for path in [*one, *two]:
@@ -44,10 +44,10 @@ def like(first: Any, other: Any, names: tuple[str, str]) -> Any:
                 f"Leaf {path!r} has shape {shapes[0]} in {names[0]} but {shapes[1]} in {names[1]}."
             )
         dtypes = dtype_of(one[path]), dtype_of(two[path])
-        if _is_complex(dtypes[0]) != _is_complex(dtypes[1]):
+        if _kind(dtypes[0]) != _kind(dtypes[1]):
             raise ValueError(
                 f"Leaf {path!r} is {dtypes[0]} in {names[0]} but {dtypes[1]} in {names[1]}: both "
-                f"must be complex, or neither."
+                f"must be real, both complex, or neither of them either."
             )
     return jax.tree.unflatten(jax.tree.structure(first), [two[path] for path in one])
 
@@ -86,8 +86,8 @@ def is_averaged(leaf: Any) -> bool:
     return jnp.issubdtype(dtype_of(leaf), jnp.inexact)
 
 
-def _is_complex(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.complexfloating)
+def _kind(dtype: Any) -> tuple[bool, bool]:
+    return jnp.issubdtype(dtype, jnp.floating), jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def wide(dtype: Any) -> Any:

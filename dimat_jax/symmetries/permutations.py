@@ -192,9 +192,10 @@ def compose(
     Raises:
       ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
-    check_permutations("first", first)
-    check_permutations("then", then)
-    if symmetries is not None:
+    if symmetries is None:
+        check_permutations("first", first)
+        check_permutations("then", then)
+    else:
         first, then = with_outer(symmetries, first), with_outer(symmetries, then)
     outer = {**_outer(first), **_outer(then)}
     composed = {}
@@ -223,8 +224,9 @@ def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None
     Raises:
       ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
-    check_permutations("permutations", permutations)
-    if symmetries is not None:
+    if symmetries is None:
+        check_permutations("permutations", permutations)
+    else:
         permutations = with_outer(symmetries, permutations)
     outer = _outer(permutations)
     # Outer groups first: the inverse of theirs says where the rows of the others go.

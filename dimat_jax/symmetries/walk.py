@@ -108,7 +108,9 @@ class Record:
       slices: what slices made copies of.
       scans: the axes of the scans around the equation that is walked.
       consumed: atoms that some equation made something of, and not only handed on or left out.
-      first: for each cause the first equation in which it froze something.
+      callers: the equations around the one that is walked, the outermost first.
+      first: for each cause the first equation in which it froze something, and those around it, the
+        innermost first.
     """
 
     carried: list[Axes] = field(default_factory=list)
@@ -116,7 +118,8 @@ class Record:
     slices: list[SlicedAxis] = field(default_factory=list)
     scans: Axes = ()
     consumed: set[Atom] = field(default_factory=set)
-    first: dict[Cause, JaxprEqn] = field(default_factory=dict)
+    callers: list[JaxprEqn] = field(default_factory=list)
+    first: dict[Cause, tuple[JaxprEqn, ...]] = field(default_factory=dict)
 
     def mark(self) -> tuple[int, int, int]:
         """How much there is now, for `forget`."""
@@ -125,6 +128,10 @@ class Record:
     def forget(self, mark: tuple[int, int, int]) -> None:
         """Forgets what a walk left since, because the same equations are walked again."""
         del self.carried[mark[0] :], self.reads[mark[1] :], self.slices[mark[2] :]
+
+    def blame(self, cause: Cause, eqn: JaxprEqn) -> None:
+        """Notes that a cause froze something in an equation, unless it did so before."""
+        self.first.setdefault(cause, (eqn, *reversed(self.callers)))
 
 
 def var_shape(var: Any) -> tuple[int, ...]:
@@ -204,10 +211,14 @@ def _uniform(array: np.ndarray) -> tuple[bool, ...]:
 
 def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     name = eqn.primitive.name
-    if inner := called(eqn):
-        return walk(record, inner, inputs, path)
-    if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](record, eqn, inputs, path)
+    if (inner := called(eqn)) or name in CONTROL_FLOW:
+        record.callers.append(eqn)
+        if inner:
+            outputs = walk(record, inner, inputs, path)
+        else:
+            outputs = CONTROL_FLOW[name](record, eqn, inputs, path)
+        record.callers.pop()
+        return outputs
     axes = [tensor.axes for tensor in inputs]
     values = [tensor.value for tensor in inputs]
     shapes = [var_shape(var) for var in eqn.outvars]
@@ -216,11 +227,11 @@ def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -
     varies = any(tensor.varies for tensor in inputs)
     value = known_output(name, eqn.params, values)
     if name not in RULES:
-        record.first.setdefault(Cause(Reason.NO_RULE, name), eqn)
+        record.blame(Cause(Reason.NO_RULE, name), eqn)
     rule = RULES.get(name, freeze_everything)
-    free = [atom for atom in _atoms_of(inputs) if not atom.frozen]
+    before = {atom: atom.frozen for atom in _atoms_of(inputs)}
     outputs = [Tensor(output, steps, varies, value) for output in rule(equation, *axes)]
-    _account(record, eqn, free, inputs, outputs)
+    _account(record, eqn, before, inputs, outputs)
     record.carried.extend(tensor.carries() for tensor in outputs)
     for contraction in contractions(equation, axes):
         tensor = inputs[contraction.operand]
@@ -236,23 +247,25 @@ not read by that."""
 
 
 def _account(
-    record: Record, eqn: JaxprEqn, free: list[Atom], inputs: list[Tensor], outputs: list[Tensor]
+    record: Record,
+    eqn: JaxprEqn,
+    before: dict[Atom, Cause | None],
+    inputs: list[Tensor],
+    outputs: list[Tensor],
 ) -> None:
     """What an equation consumes, and for which causes it is the first.
 
     Args:
       record: what is added to.
       eqn: the equation.
-      free: the atoms of the inputs that were free before.
+      before: why the atoms of the inputs were frozen before it, if they were.
       inputs: of the equation.
       outputs: of the equation.
     """
-    for atom in free:
-        # It was frozen itself, or is now, by way of a link, something that is frozen.
-        if atom.frozen or atom.link is not None:
-            for root in atoms(((atom,),)):
-                if root.frozen:
-                    record.first.setdefault(root.frozen, eqn)
+    for atom, cause in before.items():
+        for root in atoms(((atom,),)):
+            if root.frozen and root.frozen != cause:
+                record.blame(root.frozen, eqn)
     if eqn.primitive.name not in CONSUME_NOTHING:
         record.consumed |= _atoms_of(inputs) - _atoms_of(outputs)
 

@@ -163,9 +163,11 @@ def from_matrix(array: Any, name: str = "matrix") -> Topology:
       ValueError: for any other shape, or a weight that is negative or not finite.
     """
     try:
-        matrices = np.array(array, np.float64)
+        if np.iscomplexobj(given := np.asarray(array)):
+            raise TypeError("They are complex.")
+        matrices = given.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"A mixing matrix is of numbers, not {shown(array)}.") from error
+        raise ValueError(f"A mixing matrix is of real numbers, not {shown(array)}.") from error
     shape = matrices.shape
     matrices = matrices[None] if matrices.ndim == 2 else matrices
     if matrices.ndim != 3 or 0 in matrices.shape or matrices.shape[1] != matrices.shape[2]:

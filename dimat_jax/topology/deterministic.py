@@ -78,17 +78,22 @@ def circulant(n: int, hops: Iterable[int]) -> Matrix:
     return np.mean([np.roll(np.eye(n), hop, 1) for hop in hops], axis=0)
 
 
-def exponential(n: int, directed: bool = True) -> Topology:
+def exponential(n: int, directed: bool | int = True) -> Topology:
     """Each agent receives from those 1, 2, 4, 8 … places ahead; uniform weights.
 
     Ying et al. 2021 (arXiv 2110.13363), eq. 5: 1/(1 + ⌈log₂ n⌉).
 
     Args:
       n: number of agents.
-      directed: whether models travel one way only; otherwise the edges go both ways.
+      directed: whether models travel one way only; otherwise the edges go both ways. As an option
+        of a run it is 1 or 0.
+
+    Raises:
+      ValueError: for another number of agents than 2 or more, or another value of ``directed``.
     """
     check_agents("exponential", n, 2)
-    expect("directed", directed, bool, "True or False")
+    expect("directed", directed, bool | int, "True or False")
+    check_number("directed", int(directed), least=0, most=1, whole=True)
     hops = [2**t for t in range((n - 1).bit_length())]
     both = [] if directed else [-hop for hop in hops]
     return Topology("exponential", circulant(n, [0, *hops, *both])[None])

@@ -7,6 +7,9 @@ from dimat_jax.topology.base import Topology, check_agents, log2_exactly
 from dimat_jax.topology.base_graph import base_graph
 from dimat_jax.topology.deterministic import circulant
 
+MAX_PERIOD = 100_000
+"""Rounds of random meetings, each of which has a matrix of its own."""
+
 
 def one_peer_exponential(n: int) -> Topology:
     """In round t each agent averages with the one 2^t places ahead: log₂ n rounds give exactly J.
@@ -55,11 +58,9 @@ def random_peers(n: int, p: float = 0.2, seed: int = 0, period: int = 100) -> To
     check_agents("random_peers", n, 2)
     check_number("p", p)
     check_number("seed", seed, least=0, whole=True)
-    check_number("period", period, whole=True)
+    check_number("period", period, least=1, most=MAX_PERIOD, whole=True)
     if not 0 < p <= 1:
         raise ValueError(f"p is a probability above 0 and at most 1, not {p}.")
-    if period < 1:
-        raise ValueError(f"period must be at least 1, not {period}.")
     rng = np.random.default_rng(seed)
     matrices = np.tile(np.eye(n), (period, 1, 1))
     for matrix in matrices:

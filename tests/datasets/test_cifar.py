@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import tracemalloc
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from helpers.cifar_archives import (
 from dimat_jax import datasets
 from dimat_jax.datasets import cifar, download, prepared
 from dimat_jax.datasets.cifar import CIFAR10, CIFAR100
+from dimat_jax.datasets.cifar_files import parse_pickle, read_archive
 
 BOTH = pytest.mark.parametrize("which", [CIFAR10, CIFAR100], ids=lambda which: which.name)
 FORMS = ["python", "binary"]
@@ -176,6 +178,37 @@ def test_nothing_but_arrays_of_bytes_is_unpickled(make, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("labels", [[[0] * 9] * 2, np.zeros(2, np.uint8), 3, ["0", "1"]])
+def test_labels_are_a_list_of_numbers(labels, tmp_path):
+    content = python3_pickle({b"data": np.zeros((2, 3072), np.uint8), b"labels": labels})
+    with pytest.raises(ValueError, match="its labels are no list of whole numbers"):
+        parse_pickle(content, b"labels")
+
+
+def test_arrays_in_fortrans_order_are_taken():
+    images = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
+    plain, transposed = (
+        parse_pickle(python3_pickle({b"data": array, b"labels": [0, 1]}), b"labels")[0]
+        for array in (images, np.asfortranarray(images))
+    )
+    np.testing.assert_array_equal(plain, transposed)
+
+
+def test_a_sparse_file_is_not_unpacked(tmp_path):
+    """It says that it is of more bytes than the archive holds."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("test_batch")
+        member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+        block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        block[483:495] = b"%011o\0" % 1_500_000_000  # its real size
+        block[148:156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:512]))
+        archive.fileobj.write(bytes(block))
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        assert archive.getmember("test_batch").size == 1_500_000_000
+    with pytest.raises(ValueError, match="it lacks test_batch"):
+        read_archive(tmp_path / "a.tar.gz", ["test_batch"])
+
+
 def test_what_unpacks_to_more_than_cifar_is_not_unpacked(tmp_path, monkeypatch):
     path = tmp_path / CIFAR10.python.archive
     with gzip.open(path, "wb") as file:
@@ -280,6 +313,7 @@ def real_directory():
     return next((d for d in [*candidates, shared] if prepared.find(d, "cifar10")), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(real_directory() is None, reason="no prepared CIFAR-10: set TFDS_DATA_DIR")
 def test_the_real_cifar10(tmp_path):
     found = datasets.load("cifar10", real_directory(), tmp_path)

@@ -124,6 +124,16 @@ def test_files_that_are_too_large_together_are_not_unpacked(kind, tmp_path, monk
         load(tmp_path)
 
 
+@pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_without_end_is_not_read(type, tmp_path):
+    with tarfile.open(tmp_path / "tiny-imagenet-200.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("./tiny-imagenet-200/wnids.txt")
+        member.type, member.size = type, 2**30
+        archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))
+    with pytest.raises(ValueError, match="it has a header of 1,073,741,824 bytes"):
+        load(tmp_path)
+
+
 def test_a_folder_that_grows_is_read_again(tmp_path):
     folder = write(files(2), tmp_path, "folder")
     assert load(tmp_path).name == "Tiny ImageNet (2 images a class)"

@@ -237,6 +237,14 @@ BAD = {
         "--topology random_regular --topology-options degree 9",
         "degree must be between 1 and 3 for 4 agents, not 9",
     ),
+    "a graph's own argument": (
+        "--topology-options n 3",
+        "multiple values for argument 'n'. Its op",
+    ),
+    "a graph's name for it": ("--topology-options name 3", "unexpected keyword argument 'name'"),
+    "a method in a pair": ("--method-learning-rate dimatt 0.1", "Did you mean 'dimat'?"),
+    "no value": ("--agents", "agents needs a value."),
+    "no seeds": ("--seeds --agents 4", "seeds needs a value."),
     "a negative rate": ("--learning-rate -1", "learning_rate must be positive, not -1.0"),
 }
 

@@ -93,12 +93,14 @@ def written(xp, rng, made):
     x = _leading(xp, rng, x)
     start, stop = sorted(int(i) for i in rng.integers(len(x) + 1, size=2))
     part = [0 * x[start:stop] + 1, xp.tanh(x[start:stop]), xp.sin(x[: stop - start])]
-    part, add = part[rng.integers(3)], bool(rng.random() < 0.5)
+    part, how = part[rng.integers(3)], ("add", "set", "apply")[rng.integers(3)]
     if xp is np:
-        out = x.copy()
-        out[start:stop] = out[start:stop] + part if add else part
+        out, there = x.copy(), x[start:stop]
+        out[start:stop] = {"add": there + part, "set": part, "apply": np.tanh(there)}[how]
         return out
-    return x.at[start:stop].add(part) if add else x.at[start:stop].set(part)
+    if how == "apply":
+        return x.at[start:stop].apply(jnp.tanh)
+    return x.at[start:stop].add(part) if how == "add" else x.at[start:stop].set(part)
 
 
 def loop(xp, rng, made):

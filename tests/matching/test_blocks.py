@@ -44,7 +44,7 @@ def test_architectures(name):
     assert_cut_and_permuted_alike(symmetries, leaves)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_random_programs(seed, stacked):
     rng = np.random.default_rng(seed)

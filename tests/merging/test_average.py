@@ -129,6 +129,7 @@ def test_whatever_a_pytree_holds():
         ({"a": np.ones(2), "b": 1, "c": 1}, "Leaf 'c' of network 1 is missing in network 0"),
         ({"a": np.ones(3), "b": 1}, r"'a' has shape \(2,\) in network 0 but \(3,\) in network 1"),
         ({"a": 1j * np.ones(2), "b": 1}, "'a' is float64 in network 0 but complex128 in network 1"),
+        ({"a": np.ones(2), "b": 1.0}, "'b' is int64 in network 0 but float64 in network 1"),
     ],
 )
 def test_networks_of_different_leaves_are_refused(other, message):

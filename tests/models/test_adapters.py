@@ -183,7 +183,14 @@ def test_nnx_takes_random_streams_by_their_name_or_first(untyped):
             return self.linear(x)
 
     expected = from_nnx(lambda r: Named(rngs=r)).init(KEY, X)
-    for make in (Named, functools.partial(Named, 3), lambda rngs: Named(rngs=rngs)):
+    ways = (
+        Named,
+        functools.partial(Named, 3),
+        lambda rngs: Named(rngs=rngs),
+        lambda r, **options: Named(rngs=r, **options),
+        lambda rngs, /: Named(rngs=rngs),
+    )
+    for make in ways:
         jax.tree.map(np.testing.assert_array_equal, from_nnx(make).init(KEY, X), expected)
 
 

@@ -131,6 +131,8 @@ def test_copies_and_unions_know_along_what_groups_vary():
 def test_lists_and_wide_integers_are_taken(x64):
     kernel = permute(SYMMETRIES, {"in": [4, 3, 2, 1, 0]}, V)["in"]
     np.testing.assert_array_equal(kernel, V["in"][:, ::-1])
+    traced = jax.jit(lambda i: permute(SYMMETRIES, {"in": list(i)}, V)["in"])(jnp.arange(5)[::-1])
+    np.testing.assert_array_equal(traced, kernel)
     wide = {"in": np.arange(5, dtype=np.int64)}
     for composed in (compose(wide, {}), compose({}, wide), compose(wide, wide), invert(wide)):
         assert composed["in"].dtype == jnp.int32

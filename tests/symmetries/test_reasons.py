@@ -92,6 +92,30 @@ def test_a_note_gives_the_primitive_its_line_and_the_leaves_behind_it():
     assert line == "return jnp.concatenate([h[:, 1::2], h[:, ::2]], 1)"
 
 
+def test_the_line_is_found_for_what_a_library_has_jitted():
+    text, line = note_of(lambda h, v: reversed_by_numpy(h))
+    assert text == "a reversal: frozen are a[1], b[0], first in 'rev'"
+    assert line == "return jnp.flip(h, 1) + h"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_cause_that_is_named_has_a_line_whatever_the_order(swapped):
+    constant = normal(1, c=(4, 7))["c"]
+
+    def between(h):
+        h = h + h[:, ::2].sum()
+        return constant * h if swapped else h * constant
+
+    v = normal(0, a=(3, 7), b=(7, 2))
+    notes = find_symmetries(lambda v, x: between(x @ v["a"]) @ v["b"], v, X).notes
+    assert notes
+    assert all(f" at {__file__}:" in note for note in notes)
+
+
+def reversed_by_numpy(h):
+    return jnp.flip(h, 1) + h
+
+
 def no_rule(h):
     return jax.pure_callback(lambda h: h, h, h)
 

@@ -67,8 +67,9 @@ def test_the_gradient_of_a_ragged_product_has_the_groups_first():
         (jnp.maximum, [7]),
         (lambda a, b: b, []),
         (lambda a, b: a + 2 * b, []),
+        (lambda a, b: jnp.ones(()), []),
     ],
-    ids="sum maximum last weighted".split(),
+    ids="sum maximum last weighted constant".split(),
 )
 def test_a_reduction_by_a_function_passes_if_it_is_symmetric(function, expected):
     """That of units; over other axes any function may be used."""

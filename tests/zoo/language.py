@@ -85,7 +85,7 @@ ENCODED = [STREAM, POOLED, *2 * [*HEAD, MLP]]
 TWO_STACKS = [*2 * [*HEAD, (WIDE,)], *2 * [*HEAD, *HEAD, (32,)]]
 CLASSIFIER = "the stream; the classifier's hidden layer; of each layer heads, their units, the MLP"
 TIED = "the stream, tied to the output's rows; of each layer heads, their units, the MLP"
-SINES = "as there, but sinusoidal positions are added to the stream, which fixes its units"
+SINES = "as GPT-2 or BART, but sinusoidal positions are added to the stream, which fixes its units"
 
 EXHIBITS = [
     reader("BERT", "Bert", ENCODED, CLASSIFIER, **BERT),

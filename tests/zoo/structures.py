@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,19 @@ def recurrent(kind: Any):
     return equinox_of(module, function, images(5, 6))
 
 
+def neural_ode():
+    """A perceptron that says where states go, followed by a solver of adaptive steps."""
+    field = eqx.nn.MLP(4, 4, width_size=16, depth=2, key=jax.random.key(0))
+
+    def function(field: eqx.nn.MLP, x: Any) -> Any:
+        term = diffrax.ODETerm(lambda t, y, args: jnp.tanh(jax.vmap(field)(y)))
+        steps = diffrax.PIDController(rtol=1e-3, atol=1e-6)
+        out = diffrax.diffeqsolve(term, diffrax.Tsit5(), 0, 1, 0.1, x, stepsize_controller=steps)
+        return out.ys[-1]
+
+    return equinox_of(field, function, images(3, 4))
+
+
 def graph_convolution():
     """Two graph convolutions (Kipf and Welling) on a small graph."""
     senders, receivers = jnp.array([0, 1, 2, 3, 0]), jnp.array([1, 2, 3, 0, 2])
@@ -74,5 +88,6 @@ EXHIBITS = [
     Exhibit(
         "LSTM", "equinox", lambda: recurrent(eqx.nn.LSTMCell), [(10,)], "all gates share the state"
     ),
+    Exhibit("Neural ODE", "diffrax", neural_ode, 2 * [(16,)], "the hidden layers of its field"),
     Exhibit("Graph convolution", "jraph", graph_convolution, [(16,)], "the hidden features"),
 ]

@@ -86,7 +86,9 @@ def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[
     indexed = _ints(numbers.scatter_dims_to_operand_dims)
     starts = {dim: 0 for dim in range(len(x)) if dim not in indexed}
     starts |= _starts_of_vector(equation.values[1], indexed)
-    overwritten = equation.name == "scatter" and not several
+    # `.at[...].apply(f)` is a scatter too, whose update is f of what was there.
+    replaced = equation.name == "scatter" and equation.params["update_jaxpr"] is None
+    overwritten = replaced and not several
     return [_written(equation, x, new, starts, overwritten)]
 
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from jax.extend.core import Jaxpr, Literal
+
+from dimat_jax.jaxprs import reducer_of
 from dimat_jax.symmetries.axes import Axes, axis_size, freeze, mixed_axis, unify
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.contractions import REDUCTIONS
@@ -28,7 +31,7 @@ def _reduce_by(equation: Equation, *inputs: Axes) -> list[Axes]:
     number, dims = len(equation.shapes), equation.params["dimensions"]
     # The initial values, scalars, come after the operands.
     axes = [reduce(unify, parts) for parts in zip(*inputs[:number], strict=True)]
-    if not _commutes(equation.params["jaxpr"]):
+    if not _commutes(reducer_of(equation.params)):
         for dim in dims:
             freeze(axes[dim], equation.cause)
     return [tuple(axis for dim, axis in enumerate(axes) if dim not in dims)] * number
@@ -45,13 +48,13 @@ def _arg_reduce(equation: Equation, x: Axes) -> list[Axes]:
 COMMUTATIVE = "add mul max min and or xor".split()
 
 
-def _commutes(function: Any) -> bool:
+def _commutes(jaxpr: Jaxpr) -> bool:
     """Whether each output is a symmetric primitive of its two inputs: ``(a, b), (c, d)`` of two."""
-    jaxpr = getattr(function, "jaxpr", function)
     makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
     pairs = zip(jaxpr.outvars, zip(*_halves(jaxpr.invars), strict=True), strict=True)
     return all(
-        var in makers
+        not isinstance(var, Literal)
+        and var in makers
         and makers[var].primitive.name in COMMUTATIVE
         and {*map(id, makers[var].invars)} == {*map(id, pair)}
         for var, pair in pairs
