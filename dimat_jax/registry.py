@@ -269,7 +269,7 @@ def check_number(
         raise ValueError(f"{name} must be a{' whole' * whole} number, not {shown(value)}.")
     number: Any = value
     if not abs(number) <= (sys.maxsize if whole else sys.float_info.max):
-        raise ValueError(f"{name} must be a finite number, or a smaller one, not {shown(value)}.")
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}.")
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, not {value}.")
     if above is not None and number <= above:

@@ -149,8 +149,7 @@ def statistics_update(task: Task, prepare: Prepare) -> Update:
         statistics = batch_statistics(task, variables, batch)
         number = carry.batch + 1
 
-        # What is the same in all batches stays what it is, to the last bit; counts and flags are
-        # those of the last batch.
+        # What is the same in all batches stays what it is, to the last bit, as counts and flags.
         def mean(mean, x):
             if not jnp.issubdtype(x.dtype, jnp.inexact):
                 return x

@@ -72,10 +72,10 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
         if name not in symmetries.groups:
             known = ", ".join(symmetries.groups) or "none"
             raise ValueError(f"There is no permutation group {name!r}; the groups are: {known}.")
-        if np.shape(permutation) != (shape := shape_of(symmetries, name)):
+        given, shape = jnp.asarray(permutation).shape, shape_of(symmetries, name)
+        if given != shape:
             raise ValueError(
-                f"The permutation of group {name!r} has shape {np.shape(permutation)} "
-                f"but must have shape {shape}."
+                f"The permutation of group {name!r} has shape {given} but must have shape {shape}."
             )
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
 

@@ -53,7 +53,7 @@ def convolutions(draw):
 FORMATS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(convolutions())
 def test_a_convolution_and_its_gradients_are_products(drawn):
     images, kernel, options = drawn

@@ -192,7 +192,7 @@ def test_bad_options_are_named():
         match_activations(*arguments, cost="corelation")
     with pytest.raises(ValueError, match="choice of sites 'first'"):
         match_activations(*arguments, sites="first")
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         match_activations(*arguments, batch_size=0)
     broken = jax.tree.map(lambda x: x * np.nan, source)
     with pytest.raises(ValueError, match="not finite"):

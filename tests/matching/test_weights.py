@@ -259,7 +259,7 @@ def test_a_group_that_cannot_be_taken_apart_is_named_and_the_rest_aligned():
         ),
         (lambda v: {"a": v["a"]}, "Leaf 'b' of the target is missing in the source"),
         (lambda v: v | {"c": 1.0}, "Leaf 'c' of the source is missing in the target"),
-        (lambda v: v | {"a": v["a"] * 1j}, "in the source: both must be complex"),
+        (lambda v: v | {"a": v["a"] * 1j}, "in the source: both must be real, both complex"),
     ],
 )
 def test_networks_of_different_leaves_are_refused(change, message):

@@ -59,6 +59,7 @@ def test_it_has_the_statistics_of_everyones_images(x64):
     assert found == pytest.approx((logits.argmax(1) == dataset.test_labels).mean())
 
 
+@pytest.mark.slow
 def test_networks_that_differ_by_their_order_alone_are_as_good_as_one(x64):
     """After a merge in frames of their own they are brought into one first."""
     dataset = noise(examples=64, tests=40, size=4)

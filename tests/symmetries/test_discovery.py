@@ -112,7 +112,7 @@ class Chain(nn.Module):
         return nn.Dense(2)(x)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), st.booleans())
 def test_random_architectures(kinds, flatten):
     module = Chain(tuple(kinds), flatten)
