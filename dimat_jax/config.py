@@ -66,13 +66,15 @@ class Config:
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     """The local optimizer; momentum is 0.9."""
     weight_decay: float = 0.0
-    """Times the parameters, added to the gradient (L2), or with adamw to the step."""
+    """Times the parameters, added to the gradient (L2), or with adamw to the step. Not of methods
+    that exchange something in every step, which step by themselves."""
     clip: float | None = None
-    """Largest norm of an agent's gradient; longer ones are shortened. None: no limit."""
+    """Largest norm of an agent's gradient; longer ones are shortened. None: no limit. As with
+    weight_decay, not of methods that step by themselves."""
     warmup_epochs: int = 0
     """Epochs at the start of the run in which the learning rate rises linearly from 0."""
     label_smoothing: float = 0.0
-    """Share of a label that is spread over all classes in training."""
+    """Share of a label that is spread over all classes in training; of classification alone."""
     learning_rate: float | None = None
     """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.02 at a batch of 50, and
     in proportion to it."""

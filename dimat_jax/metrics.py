@@ -39,8 +39,8 @@ class Row(TypedDict):
     """Sample standard deviation over agents; 0 of a single one."""
     test_loss_agents: list[float]
     merged_loss: float | None
-    """Of the mean of all agents' networks, in one frame where merges have found one, with
-    statistics of everyone's examples: as if they were all merged now; None if not asked for."""
+    """Of the plain mean of all agents' parameters, with statistics of everyone's examples: as if
+    they were all averaged now; None if not asked for."""
     test_accuracy: float
     """0 to 1."""
     test_accuracy_std: float

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from dimat_jax.registry import shown
 
@@ -23,8 +23,6 @@ Variables = dict[str, Any]
 Those of a population carry a leading ``agents`` axis on every leaf.
 """
 
-Images = UInt8[Array, "*batch height width channels"]
-Labels = Int[Array, "*batch"]
 Logits = Float[Array, "*batch classes"]
 MixingMatrix = Float[Array, "agents agents"]
 Permutations = dict[str, Int[Array, "*outer units"]]
@@ -35,7 +33,20 @@ Batch = Any
 """Examples: a pytree whose leaves share a leading axis ``batch``, as ``{"inputs": ..., "labels":
 ...}`` where images are classified."""
 
-Metric = Shaped[Array, " batch"] | tuple[Shaped[Array, " batch"], Shaped[Array, " batch"]]
+
+class LogMean(NamedTuple):
+    """A metric that is reported as exp(Σ sum / Σ count), as perplexity is.
+
+    Attributes:
+      sum: of each example.
+      count: of what it is a sum of, as of tokens.
+    """
+
+    sum: Shaped[Array, " batch"]
+    count: Shaped[Array, " batch"]
+
+
+Metric = Shaped[Array, " batch"] | tuple[Shaped[Array, " batch"], Shaped[Array, " batch"]] | LogMean
 """A number of each example, whose mean over examples is reported; or a sum and a count of each, as
 of tokens: then Σ sum / Σ count is."""
 
@@ -91,11 +102,12 @@ class Model(NamedTuple):
     """A model as two pure functions.
 
     Attributes:
-      init: ``init(key, x) -> variables``. ``x`` is a batch of normalised float images
-        ``[batch, height, width, channels]``; only its shape and dtype matter.
-      apply: ``apply(variables, x, train=False, key=None) -> (logits, variables)``, logits
-        ``[batch, classes]``. The returned variables carry updated batch statistics when ``train``
-        is true, and are the given ones otherwise. ``key`` drives dropout and stochastic depth.
+      init: ``init(key, x) -> variables``. ``x`` is a batch of what the model takes, of normalised
+        float images ``[batch, height, width, channels]`` for one; only shape and dtype matter.
+      apply: ``apply(variables, x, train=False, key=None) -> (outputs, variables)``, of a classifier
+        logits ``[batch, classes]``. The returned variables carry updated batch statistics when
+        ``train`` is true, and are the given ones otherwise. ``key`` drives dropout and stochastic
+        depth.
     """
 
     init: InitFn

@@ -261,7 +261,7 @@ def measure_network(
             )
         shards, keys = session.shards_of(state), round_keys(state.keys, 1)
         round, _ = merge_round(setup, state.position, shards, keys, "final", setup.topology)
-        trained_by = f"{epochs} epochs of {shards.examples:,} examples, "
+        trained_by = f"{epochs} epochs of {shards.number:,} examples, "
         trained_by += f"{setup.config.optimizer}, learning rate {setup.learning_rate:g} (cosine)"
         named = {"network": network.label, "training": trained_by, "seed": seed}
         named["tests"] = int(session.parts.tests.weights.sum())

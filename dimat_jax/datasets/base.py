@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Integer, Shaped
 
@@ -114,8 +115,7 @@ def _check_split(
         images = images[..., None]
     if images.dtype != np.uint8:
         images = images.astype(np.float32, copy=False)
-        if not np.isfinite(images).all():
-            raise ValueError(f"{split}_images hold numbers that are not finite.")
+        check_finite(f"{split}_images", images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"{split}_images have shape {images.shape}: it must be "
@@ -127,6 +127,17 @@ def _check_split(
             f"shape {images.shape[:1]}, one for each image."
         )
     return images, labels
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raises a `ValueError` for numbers that are not finite, with the column of the first."""
+    if not jnp.issubdtype(values.dtype, jnp.inexact):
+        return
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        column = f", column {list(where[1:])}" if len(where) > 1 else ""
+        raise ValueError(f"{name}: example {where[0]}{column} is {values[where]}.")
 
 
 def _classes(

@@ -50,9 +50,9 @@ def take(tree: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: x[rows], tree)
 
 
-def moments(images: np.ndarray) -> tuple[Any, Any]:
-    """The mean and standard deviation of each channel of float images; 1 of a constant one."""
-    mean, std = (np.asarray(f(images, (0, 1, 2), np.float64)) for f in (np.mean, np.std))
+def moments(values: np.ndarray, axes: int | tuple[int, ...]) -> tuple[Any, Any]:
+    """The mean and standard deviation over these axes, float32; 1 of what is constant."""
+    mean, std = (np.asarray(f(values, axes, np.float64)) for f in (np.mean, np.std))
     return np.float32(mean), np.float32(np.where(std > 1e-6, std, 1))
 
 
@@ -64,7 +64,8 @@ def of_images(dataset: Dataset, augmentation: Augmentation) -> Data:
       augmentation: ``(key, images) -> images``, as stored.
     """
     floats = dataset.train_images.dtype != np.uint8
-    statistics = (moments if floats else channel_statistics)(dataset.train_images)
+    images = dataset.train_images
+    statistics = moments(images, (0, 1, 2)) if floats else channel_statistics(images)
 
     def prepare(batch: Batch) -> Batch:
         mean, std = (jnp.asarray(x, jnp.result_type(float)) for x in statistics)

@@ -1,12 +1,9 @@
 """Tables that scikit-learn ships, with features standardised by those of the training examples."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from dimat_jax.datasets.base import Directory
-from dimat_jax.datasets.data import Data
+from dimat_jax.datasets.data import Data, moments, take
 
 TEST_SHARE = 0.2
 
@@ -57,12 +54,11 @@ def of_table(features: np.ndarray, targets: np.ndarray, kind: str, name: str) ->
     if kind == "targets":
         targets = standardised(targets[:, None], train)
     whole = {"inputs": inputs, kind: targets}
-    take: Callable[[np.ndarray], Any] = lambda rows: {k: x[rows] for k, x in whole.items()}  # noqa: E731
     labels = targets[train] if kind == "labels" else None
-    return Data(take(train), take(test), name, labels)
+    return Data(take(whole, train), take(whole, test), name, labels)
 
 
 def standardised(values: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Columns with mean 0 and standard deviation 1 over the training examples, float32."""
-    mean, std = values[train].mean(0), values[train].std(0)
-    return ((values - mean) / np.where(std > 0, std, 1)).astype(np.float32)
+    mean, std = moments(values[train], 0)
+    return ((values - mean) / std).astype(np.float32)

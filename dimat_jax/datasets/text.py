@@ -14,10 +14,10 @@ LENGTH = 64
 PARTS = 64
 """Contiguous parts of a text, the labels of its windows: `by_class` gives each agent some of them,
 so that agents differ in speakers or topics."""
-HELD_OUT = 10
-"""Of so many windows in a row the last ones' share that is for testing: every tenth stretch."""
 STRETCH = 8
 """Windows of a stretch, so that test windows do not all lie between training windows."""
+HELD_OUT = 10
+"""Every such stretch is for testing, the others for training."""
 
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -40,7 +40,7 @@ def load_tiny_shakespeare(data_dir: Directory = None, cache_dir: Directory = Non
       cache_dir: not used.
 
     Raises:
-      DataNotFoundError: if it lies there not and cannot be downloaded.
+      DataNotFoundError: if it is not there and cannot be downloaded.
     """
     path = data_directory(data_dir) / "tiny_shakespeare" / "input.txt"
     if not path.is_file():

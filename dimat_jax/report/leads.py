@@ -91,8 +91,9 @@ def points_of(
             for method in (of, over)
         ],
     }
-    order = slice(None, None, measure.better)  # Of losses the lower one is ahead.
-    leads = {point: lead(*both[order]) for point, both in means.items() if both}
+    # Of losses the lower one is ahead.
+    paired = {p: both if measure.better > 0 else both[::-1] for p, both in means.items() if both}
+    leads = {point: lead(*both) for point, both in paired.items()}
     return {point: found for point, found in leads.items() if found is not None}
 
 

@@ -17,30 +17,23 @@ from dimat_jax.execution.placement import AGENTS, replicate, shard, to_host
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.batches import Batches
 from dimat_jax.simulation.setup import Setup
-from dimat_jax.symmetries import Symmetries, permute
 from dimat_jax.training.evaluation import Score, Tests, zero_score
-from dimat_jax.types import Permutations, Variables
+from dimat_jax.types import Variables
 
 
-def mean_network(
-    agents: int, symmetries: Symmetries, frame: Permutations, variables: Variables
-) -> Variables:
-    """The mean of all agents' networks, in every lane.
+def mean_network(agents: int, variables: Variables) -> Variables:
+    """The plain mean of all agents' networks, in every lane.
 
     Args:
       agents: how many lanes hold one of their own.
-      symmetries: the model's permutation groups.
-      frame: those that bring each agent into one frame first, ``[lanes, *outer, units]``; may be
-        empty.
       variables: stacked ``[lanes, ...]``; leaves that are not floats stay as they are.
     """
-    aligned = jax.vmap(functools.partial(permute, symmetries))(frame, variables)
 
     def mean(x: Any) -> Any:
         floating = jnp.issubdtype(x.dtype, jnp.floating)
         return jnp.broadcast_to(x[:agents].mean(0), x.shape) if floating else x
 
-    return jax.tree.map(mean, aligned)
+    return jax.tree.map(mean, variables)
 
 
 def mean_evaluation(
@@ -49,8 +42,8 @@ def mean_evaluation(
     evaluating: Callable[..., Any],
     tests: Tests,
     stopwatch: Stopwatch,
-) -> Callable[[Permutations, Variables, Batches], Score]:
-    """Builds ``(frame, variables, pool) -> score`` of the mean network, on the host.
+) -> Callable[[Variables, Batches], Score]:
+    """Builds ``(variables, pool) -> score`` of the mean network, on the host.
 
     All lanes hold the same network, and each works on a part of the test examples.
 
@@ -63,7 +56,7 @@ def mean_evaluation(
     """
     execution, config = setup.execution, setup.config
     averaging = jax.jit(
-        functools.partial(mean_network, execution.agents, setup.symmetries),
+        functools.partial(mean_network, execution.agents),
         out_shardings=NamedSharding(execution.mesh, AGENTS),
     )
     averaging = compiled(averaging, stopwatch)
@@ -78,11 +71,11 @@ def mean_evaluation(
     parts = Tests(examples, weights.astype(tests.weights.dtype))
     first = np.asarray(each * execution.agent_of_lane, np.int32)
 
-    def evaluate(frame: Permutations, variables: Variables, pool: Batches) -> Score:
-        mean = averaging(frame, variables)
+    def evaluate(variables: Variables, pool: Batches) -> Score:
+        mean = averaging(variables)
         if config.recompute_statistics and "batch_stats" in mean:
             # Each lane has the statistics of its own part of the pool: their mean is everyone's.
-            mean = averaging({}, recompute(mean, pool))
+            mean = averaging(recompute(mean, pool))
         score = zero_score(execution.all_lanes, setup.metrics, setup.classes)
         score = shard(execution, score._replace(batch=jnp.asarray(first)))
         score = evaluating(score, mean, replicate(execution, parts), each)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict, unfreeze
 
 from dimat_jax.datasets import Dataset
 from dimat_jax.merging.statistics import moved_by_training, running_statistics
@@ -31,7 +32,8 @@ def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.Shap
     image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
     shape = list(image.shape)
     init = functools.partial(jax.eval_shape, model.init)
-    variables = attempt(f"The model's init fails on images of shape {shape}", init, key, image)
+    what = f"The model's init fails on images of shape {shape}"
+    variables = plain(attempt(what, init, key, image))
     check_variables(variables)
     abstract = to_default_floats(variables)
     for train in (False, True):
@@ -45,11 +47,16 @@ def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.Shap
             abstract,
             images,
         )
-        check_given(given, abstract, when, size, dataset)
+        check_given(plain(given), abstract, when, size, dataset)
     if not jax.tree.leaves(abstract["params"]):
         raise ValueError("The model has no parameters: there is nothing to train and to merge.")
     warn_of_training_mode(model, abstract, images)
     return abstract, image
+
+
+def plain(tree: Any) -> Any:
+    """The same with dicts in place of Flax's frozen ones."""
+    return jax.tree.map(unfreeze, tree, is_leaf=lambda x: isinstance(x, FrozenDict))
 
 
 def check_variables(variables: Any) -> None:
@@ -101,6 +108,18 @@ def check_given(
         raise ValueError(
             f"The model gives logits of {logits.dtype}: they must be real floating-point numbers."
         )
+    check_returned("The model's apply", variables, after, when)
+
+
+def check_returned(what: str, variables: Variables, after: Any, when: str) -> None:
+    """Raises a `ValueError` for variables that are not like those that a function was given.
+
+    Args:
+      what: the function.
+      variables: shapes and dtypes of what it was given.
+      after: of what it has returned.
+      when: in training or in evaluation.
+    """
     before, now = (
         {path: (x.shape, x.dtype) for path, x in leaves_by_path(tree).items()}
         for tree in (variables, after)
@@ -112,12 +131,12 @@ def check_given(
             for kind in (now.get(wrong[0]), before.get(wrong[0]))
         )
         raise ValueError(
-            f"The model's apply must return variables like those that it is given: {when} "
+            f"{what} must return variables like those that it is given: {when} "
             f"{wrong[0]} is {next(described_both)}, and was {next(described_both)}."
         )
     if jax.tree.structure(after) != jax.tree.structure(variables):
         raise ValueError(
-            f"The model's apply must return variables like those that it is given: {when} it "
+            f"{what} must return variables like those that it is given: {when} it "
             "returns other containers (dicts, tuples, lists)."
         )
 

@@ -1,24 +1,35 @@
 """Checks of a task and of examples, which may be anybody's, before anything compiles."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from dimat_jax.datasets import Dataset
+from dimat_jax.datasets.base import check_finite
 from dimat_jax.datasets.data import Data, examples_of
-from dimat_jax.registry import attempt, expect
-from dimat_jax.simulation.own_model import check_variables, described, to_default_floats
+from dimat_jax.registry import attempt, expect, shown
+from dimat_jax.simulation.own_model import (
+    check_returned,
+    check_variables,
+    described,
+    plain,
+    to_default_floats,
+)
 from dimat_jax.symmetries.networks import leaves_by_path
 from dimat_jax.tasks import TASKS
-from dimat_jax.training.evaluation import LOSS
-from dimat_jax.types import Batch, Task, Variables
+from dimat_jax.training.evaluation import LOSS, LogTotal, Total, total_of
+from dimat_jax.training.optimizers import own_hyperparams
+from dimat_jax.types import Batch, Key, Task, Variables
 
-CHECKED = 2
-"""Examples in the batch on which a task is checked: more than one, so that their axis shows."""
+CHECKED = (2, 3)
+"""Examples in the batches on which a task is checked: several, so that their axis shows, and twice,
+so that no other axis is as long."""
 
 
 def check_data(data: Data) -> Data:
@@ -36,8 +47,11 @@ def check_data(data: Data) -> Data:
         what = f"{split} of dj.Data must be a pytree of arrays [examples, ...]"
         tree = jax.tree.map(functools.partial(attempt, what, np.asarray), tree)
         leaves = leaves_by_path(tree)
-        if not leaves or any(x.ndim == 0 or x.dtype == object for x in leaves.values()):
+        if not leaves or any(x.ndim == 0 for x in leaves.values()):
             raise ValueError(f"{what}.")
+        for name, x in leaves.items():
+            if not jnp.issubdtype(x.dtype, jnp.number) and x.dtype != bool:
+                raise ValueError(f"{split} {name!r} is of {x.dtype}: it must be of numbers.")
         lengths = {name: len(x) for name, x in leaves.items()}
         if len(set(lengths.values())) > 1 or not all(lengths.values()):
             said = ", ".join(f"{name or split!r} {n}" for name, n in lengths.items())
@@ -68,51 +82,88 @@ def check_data(data: Data) -> Data:
     return data._replace(**splits, labels=labels)
 
 
-def check_finite(name: str, values: Any) -> None:
-    """Raises a `ValueError` for numbers that are not finite, with the column of the first."""
-    if not np.issubdtype(values.dtype, np.floating):
-        return
-    bad = ~np.isfinite(values)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        column = f", column {list(where[1:])}" if len(where) > 1 else ""
-        raise ValueError(f"{name} is {values[where]} in example {where[0]}{column}.")
-
-
-def classes_of(data: Data, images: Dataset | None) -> int | None:
-    """How many classes a batch's ``labels`` go by; None: there are none."""
-    if images is not None:
-        return images.num_classes
-    both = [tree.get("labels") for tree in (data.train, data.test) if isinstance(tree, dict)]
-    found = [
-        x for x in both if x is not None and x.ndim == 1 and np.issubdtype(x.dtype, np.integer)
-    ]
-    return 1 + max(int(x.max()) for x in found) if len(found) == 2 else None
-
-
 def what_to_learn(data: Data) -> tuple[str, int]:
     """What examples hold to be learned, one of `TASKS`, and how many outputs a model needs for it.
 
     Raises:
-      ValueError: for examples that do not say it.
+      ValueError: for examples that do not say it; for labels or tokens that do not count from 0.
     """
     held = data.train if isinstance(data.train, dict) else {}
     kinds = [kind for kind in TASKS if kind in held]
-    classes = classes_of(data, None)
-    if kinds == ["labels"] and classes is not None:
-        return "labels", classes
     if kinds == ["targets"]:
         return "targets", int(np.prod(held["targets"].shape[1:]))
-    if kinds == ["tokens"]:
-        return "tokens", 1 + max(int(tree["tokens"].max()) for tree in (data.train, data.test))
-    raise ValueError(
-        f"Examples of {data.name} are no dict with integer labels, targets or tokens: task= must "
-        "say what agents learn."
-    )
+    values = [tree[kinds[0]] for tree in (data.train, data.test)] if len(kinds) == 1 else []
+    if not values or not all(np.issubdtype(x.dtype, np.integer) for x in values):
+        raise ValueError(
+            f"Examples of {data.name} are no dict with integer labels, targets or tokens: task= "
+            "must say what agents learn."
+        )
+    least, most = min(int(x.min()) for x in values), max(int(x.max()) for x in values)
+    if least < 0:
+        raise ValueError(f"{kinds[0]} of {data.name} must count from 0, but one is {least}.")
+    return kinds[0], most + 1
 
 
-def abstract_batch(data: Data, examples: int) -> Batch:
-    """Shapes and dtypes of a batch of training examples as a task takes it.
+def targets_mean(data: Data) -> Any:
+    """The mean of the training targets, from which R² counts; 0 where a batch has others."""
+    held = data.train if data.prepare is None and isinstance(data.train, dict) else {}
+    return held["targets"].mean(0) if "targets" in held else 0.0
+
+
+def check_outputs_of_model(
+    task: Task, abstract: tuple[Variables, Batch], kind: str, number: int, name: str
+) -> None:
+    """Raises a `ValueError` for a model that has fewer outputs than there are labels or tokens.
+
+    Args:
+      task: of the model.
+      abstract: shapes of its variables and of a batch.
+      kind: what it learns, one of `TASKS`.
+      number: of outputs that it needs.
+      name: of the data.
+    """
+    given = jax.eval_shape(task.outputs, *abstract).shape[-1]
+    if kind != "targets" and given < number:
+        raise ValueError(
+            f"The model gives {given} outputs: {kind} of {name} need {number}, one for each."
+        )
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, params: Any, agents: int) -> None:
+    """Raises a `ValueError` for an optimizer that cannot take these parameters' gradients alone.
+
+    Args:
+      optimizer: of one's own.
+      params: shapes and dtypes of one agent's.
+      agents: how many there are.
+    """
+
+    def step(params: Any) -> Any:
+        state = own_hyperparams(optimizer.init(params), 0, agents)
+        return optimizer.update(params, state, params)
+
+    what = "The optimizer fails on gradients of the parameters"
+    updates, _ = attempt(what, functools.partial(jax.eval_shape, step), params)
+    if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
+        raise ValueError("The optimizer must give updates of the shapes of the parameters.")
+
+
+def with_plain_dicts(task: Task) -> Task:
+    """The same task, whose variables are plain dicts, if they are Flax's frozen ones."""
+
+    def init(key: Key, batch: Batch) -> Variables:
+        return plain(task.init(key, batch))
+
+    def loss(
+        variables: Variables, batch: Batch, key: Key | None = None, train: bool = False
+    ) -> Any:
+        return plain(task.loss(variables, batch, key=key, train=train))
+
+    return Task(init, loss, task.outputs)
+
+
+def abstract_batch(data: Data, examples: int, train: bool = False) -> Batch:
+    """Shapes and dtypes of a batch of examples as a task takes it, in training or not.
 
     Raises:
       ValueError: if ``prepare`` or ``augment`` of the data fails.
@@ -123,7 +174,7 @@ def abstract_batch(data: Data, examples: int) -> Batch:
         return jax.ShapeDtypeStruct((examples, *x.shape[1:]), dtype)
 
     batch = jax.tree.map(shape, data.train)
-    if data.augment is not None:
+    if train and data.augment is not None:
         augment = functools.partial(jax.eval_shape, data.augment)
         batch = attempt("augment of dj.Data fails", augment, jax.random.key(0), batch)
     if data.prepare is not None:
@@ -132,33 +183,37 @@ def abstract_batch(data: Data, examples: int) -> Batch:
     return batch
 
 
-def abstract_task(task: Task, data: Data) -> tuple[tuple[Variables, Batch], tuple[str, ...]]:
-    """The shapes of one agent's variables and of a batch of one example; the metrics' names.
+def abstract_task(
+    task: Task, data: Data
+) -> tuple[tuple[Variables, Batch], dict[str, type[Total | LogTotal]]]:
+    """The shapes of one agent's variables and of an example; what each metric adds up to.
 
     Raises:
       ValueError: if the task's functions fail on such batches, or give something else than a `Task`
         has to.
     """
-    batch, key = abstract_batch(data, CHECKED), jax.random.key(0)
+    batch, key = abstract_batch(data, 1), jax.random.key(0)
     init = functools.partial(jax.eval_shape, task.init)
     variables = attempt("The task's init fails", init, key, batch)
     check_variables(variables)
     abstract = to_default_floats(variables)
-    names: tuple[str, ...] = ()
-    for train in (False, True):
+    metrics = None
+    for train, examples in itertools.product((False, True), CHECKED):
         when = "in training" if train else "in evaluation"
         loss = functools.partial(task.loss, key=key if train else None, train=train)
         shapes = functools.partial(jax.eval_shape, loss)
-        given = attempt(f"The task's loss fails {when}", shapes, abstract, batch)
-        names = check_losses(given, abstract, when, names)
+        taken = abstract_batch(data, examples, train)
+        given = attempt(f"The task's loss fails {when}", shapes, abstract, taken)
+        metrics = check_losses(given, abstract, examples, when, metrics)
+    assert metrics is not None
     outputs = functools.partial(jax.eval_shape, task.outputs)
     attempt("The task's outputs fail", outputs, abstract, batch)
     check_outputs(task, abstract, batch)
-    return (abstract, abstract_batch(data, 1)), names
+    return (abstract, batch), metrics
 
 
 def check_outputs(task: Task, variables: Variables, batch: Batch) -> None:
-    """Raises a `ValueError` for a parameter that the loss depends on but the outputs do not.
+    """Raises a `ValueError` for a variable that the loss depends on but the outputs do not.
 
     Hidden units are found by what leaves the outputs as they are; the loss must stay, too.
     """
@@ -168,7 +223,7 @@ def check_outputs(task: Task, variables: Variables, batch: Batch) -> None:
 
     of_loss, of_outputs = (reads(f, variables, batch) for f in (losses, task.outputs))
     for path in of_loss:
-        if path.startswith("params/") and path not in of_outputs:
+        if path not in of_outputs:
             raise ValueError(
                 f"The task's outputs do not depend on {path!r}, but its loss does: outputs must "
                 "hold all that the loss is made of."
@@ -183,12 +238,23 @@ def reads(function: Callable[..., Any], variables: Variables, batch: Batch) -> l
 
 
 def check_losses(
-    given: Any, variables: Variables, when: str, before: tuple[str, ...]
-) -> tuple[str, ...]:
+    given: Any,
+    variables: Variables,
+    examples: int,
+    when: str,
+    before: dict[str, type[Total | LogTotal]] | None,
+) -> dict[str, type[Total | LogTotal]]:
     """Raises a `ValueError` unless a task's loss gives losses, metrics and variables.
 
+    Args:
+      given: by the loss, abstract.
+      variables: that it was given.
+      examples: in the batch.
+      when: in training or in evaluation.
+      before: what was found of the metrics before; None: nothing yet.
+
     Returns:
-      The metrics' names.
+      What each metric adds up to.
     """
     if not isinstance(given, tuple) or len(given) != 3 or not isinstance(given[1], dict):
         raise ValueError(
@@ -196,32 +262,41 @@ def check_losses(
             f"{described(given)}."
         )
     losses, metrics, after = given
-    if not isinstance(losses, jax.ShapeDtypeStruct) or losses.shape != (CHECKED,):
+    shape = (examples,)
+    if not isinstance(losses, jax.ShapeDtypeStruct) or losses.shape != shape:
         raise ValueError(
-            f"The task's loss gives {described(losses)} {when} for {CHECKED} examples: it must be "
-            f"one loss of each, an array of shape {(CHECKED,)}."
+            f"The task's loss gives {described(losses)} {when} for {examples} examples: it must be "
+            f"one loss of each, an array of shape {shape}."
         )
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(f"The task's losses are {losses.dtype} {when}: they must be real floats.")
     for name, metric in metrics.items():
+        check_name(name)
         parts = metric if isinstance(metric, tuple) else (metric,)
-        fits = all(isinstance(x, jax.ShapeDtypeStruct) and x.shape == (CHECKED,) for x in parts)
-        if not fits or len(parts) not in (1, 2) or name == LOSS or not isinstance(name, str):
+        fits = all(isinstance(x, jax.ShapeDtypeStruct) and x.shape == shape for x in parts)
+        if not fits or len(parts) not in (1, 2):
             raise ValueError(
                 f"The metric {name!r} must be a number of each example, or a sum and a count of "
-                f"each, and not be called {LOSS!r}; {when} it is {described(metric)}."
+                f"each; {when} it is {described(metric)}."
             )
-    if before and tuple(metrics) != before:
+    found = {name: total_of(metric) for name, metric in metrics.items()}
+    if before is not None and found != before:
         raise ValueError(
-            f"The task's metrics are {', '.join(before)} in evaluation and "
-            f"{', '.join(metrics) or 'none'} in training: they must be the same."
+            f"The task's metrics are {', '.join(before) or 'none'} in evaluation and "
+            f"{', '.join(metrics) or 'none'} in training: they must be the same, of one kind."
         )
-    given, back = (
-        {path: (x.shape, x.dtype) for path, x in leaves_by_path(tree).items()}
-        for tree in (variables, after)
-    )
-    wrong = [path for path in {**given, **back} if given.get(path) != back.get(path)]
-    if wrong:
+    check_returned("The task's loss", variables, after, when)
+    return found
+
+
+TAKEN = ("_std", "_agents", "_classes")
+"""With what the entries of a row end that are of agents and of classes."""
+
+
+def check_name(name: Any) -> None:
+    """Raises a `ValueError` for a metric whose entries in a row would be taken for others."""
+    if not isinstance(name, str) or name == LOSS or name.endswith(TAKEN):
         raise ValueError(
-            f"The task's loss must return variables like those that it is given: {when} "
-            f"{wrong[0]} differs."
+            f"A metric must be called by a string, not {LOSS!r} nor with {', '.join(TAKEN)} at its "
+            f"end, and not {shown(name)}."
         )
-    return tuple(metrics)

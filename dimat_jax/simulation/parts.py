@@ -21,7 +21,7 @@ from dimat_jax.algorithms.stepping import (
     gradient_update,
 )
 from dimat_jax.datasets import Data
-from dimat_jax.execution.forms import lift, map_agents, repeat
+from dimat_jax.execution.forms import Update, lift, map_agents, repeat
 from dimat_jax.execution.placement import AGENTS, place, replicate, shard
 from dimat_jax.execution.products import multiplying
 from dimat_jax.execution.timing import Stopwatch, compiled
@@ -30,13 +30,13 @@ from dimat_jax.merging.merger import Merger, make_merger
 from dimat_jax.simulation.examples import Shards, some_tests
 from dimat_jax.simulation.mean_network import mean_evaluation
 from dimat_jax.simulation.measure import consensus_distance, is_finite
-from dimat_jax.simulation.setup import Setup
+from dimat_jax.simulation.setup import OWN, Setup
 from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, Tests, evaluate_update, zero_score
 from dimat_jax.training.local import epoch_order, train_update
 from dimat_jax.training.optimizers import make_schedule, own_hyperparams, round_factor, warmup
 from dimat_jax.training.state import AgentState, init_population
-from dimat_jax.types import Batch, Key, Permutations, Variables
+from dimat_jax.types import Batch, Key, Permutations, Task, Variables
 
 
 class GossipParts(NamedTuple):
@@ -69,8 +69,7 @@ class Parts(NamedTuple):
       aligned_distance: ``(permutations, variables) -> []``, the same after these permutations.
       finite: ``(variables) -> [lanes]``, likewise.
       merger: the parts of a merge round.
-      evaluate_mean: ``(frame, variables, pool) -> score``, see
-        `dimat_jax.simulation.mean_network`.
+      evaluate_mean: ``(variables, pool) -> score``, see `dimat_jax.simulation.mean_network`.
       tests: the test examples of the evaluations along the way.
       all_tests: all of them.
       stopwatch: where the time goes.
@@ -85,7 +84,7 @@ class Parts(NamedTuple):
     aligned_distance: Callable[[Permutations, Variables], Float[Array, ""]]
     finite: Callable[[Variables], Bool[Array, "lanes"]]
     merger: Merger
-    evaluate_mean: Callable[[Permutations, Variables, Batches], Score]
+    evaluate_mean: Callable[[Variables, Batches], Score]
     tests: Tests
     all_tests: Tests
     stopwatch: Stopwatch
@@ -99,10 +98,9 @@ def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
     prepare = prepared(data)
 
     order = make_order(setup, stopwatch)
-    trained = multiplying(task) if execution.products else task
-    update = train_update(trained, optimizer, schedule_of(setup), prepare.training, config.proximal)
-    training = repeat(execution, update, stopwatch, AGENTS)
-    gradient_step = lift(execution, gradient_update(trained, prepare.training), stopwatch, AGENTS)
+    training = repeat(execution, local_update(setup), stopwatch, AGENTS)
+    gradient = gradient_update(trained_task(setup), prepare.training)
+    gradient_step = lift(execution, gradient, stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
         return training(state, order(shards, key, epoch), shards.examples, shards.steps)
@@ -173,6 +171,22 @@ def prepared(data: Data) -> Prepared:
     return Prepared(training, always)
 
 
+def trained_task(setup: Setup) -> Task:
+    """The task as the devices compute its gradient."""
+    return multiplying(setup.task) if setup.execution.products else setup.task
+
+
+def local_update(setup: Setup) -> Update:
+    """One step of one agent by itself, see `train_update`."""
+    return train_update(
+        trained_task(setup),
+        setup.optimizer,
+        schedule_of(setup),
+        prepared(setup.data).training,
+        setup.config.proximal,
+    )
+
+
 def make_init(
     setup: Setup, optimizer: optax.GradientTransformation, stopwatch: Stopwatch
 ) -> Callable[[Key], AgentState]:
@@ -237,16 +251,23 @@ def make_gossip_parts(
 
 
 def schedule_of(setup: Setup, gossip: bool = False) -> optax.Schedule:
-    """Step → learning rate of a run, see `make_schedule`."""
+    """Step → learning rate of a run, see `make_schedule`.
+
+    An optimizer that was handed over has its own: its steps are multiplied by 1, but for
+    ``round_schedule``.
+
+    Args:
+      setup: what the run works with.
+      gossip: whether of a method that exchanges something in every step, and steps by itself.
+    """
     config = setup.config
+    own = config.optimizer == OWN and not gossip
     before, after = (examples // setup.batch_size for examples in setup.epoch_examples)
     first, epochs = config.pretrain_epochs * before, config.epochs_per_round
-    schedule = make_schedule(
-        config.schedule, setup.learning_rate, first, after, config.rounds * epochs, gossip
-    )
-    factors = [schedule]
-    if config.warmup_epochs:
-        factors.append(warmup(config.warmup_epochs * (before or after)))
+    name, rate = ("constant", 1.0) if own else (config.schedule, setup.learning_rate)
+    factors = [make_schedule(name, rate, first, after, config.rounds * epochs, gossip)]
+    if config.warmup_epochs and not own:
+        factors.append(warmup(config.warmup_epochs * (before if config.pretrain_epochs else after)))
     if config.round_schedule != "constant":
         factors.append(round_factor(config.round_schedule, first, epochs * after, config.rounds))
     return lambda step: math.prod(factor(step) for factor in factors)

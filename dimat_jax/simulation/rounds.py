@@ -19,6 +19,7 @@ from dimat_jax.simulation.parts import Parts
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.simulation.state import Position, RoundKeys, RunState
 from dimat_jax.topology import Topology, Tree, flood, neighbor_slots
+from dimat_jax.training.optimizers import with_hyperparams
 from dimat_jax.types import Key, Permutations, Variables
 
 
@@ -197,4 +198,5 @@ def average_state(
             networks = merger.gather(variables, sources)
             of_slot = merger.permute_state(permutations[slot - 1], networks, of_slot)
         total = merger.add(total, inputs.weights[:, slot], of_slot)
-    return narrow(total, own)["state"]
+    # The numbers that each agent's optimizer was given are not averaged.
+    return with_hyperparams(narrow(total, own)["state"], state)

@@ -323,7 +323,7 @@ class Session(NamedTuple):
             every = self.setup.config.merged_every
             if every and position.round % every == 0:
                 pool = self.pools(position.seed, position.method >= 0)
-                merged = values_of(parts.evaluate_mean(state.frame or {}, variables, pool))
+                merged = values_of(parts.evaluate_mean(variables, pool))
             distance = float(parts.consensus_distance(variables))
             aligned = distance if state.frame == {} else None
             if state.frame:

@@ -24,13 +24,17 @@ from dimat_jax.simulation.own_task import (
     abstract_batch,
     abstract_task,
     check_data,
-    classes_of,
+    check_optimizer,
+    check_outputs_of_model,
+    targets_mean,
     what_to_learn,
+    with_plain_dicts,
 )
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
-from dimat_jax.tasks import TASKS, classification
+from dimat_jax.tasks import TASKS
 from dimat_jax.topology import Topology, stretched
+from dimat_jax.training.evaluation import LogTotal, Total
 from dimat_jax.training.optimizers import as_steps, make_optimizer
 from dimat_jax.types import Batch, Key, Model, Task, Variables
 
@@ -39,7 +43,7 @@ STEPS_PER_EPOCH = 10
 """The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
 
 OWN = "own"
-"""What a model is called that was handed over instead of named."""
+"""What a model or an optimizer is called that was handed over instead of named."""
 
 
 class Setup(NamedTuple):
@@ -49,13 +53,14 @@ class Setup(NamedTuple):
       config: with every default filled in; model, data set and graph that were handed over instead
         of named are in it as `OWN` and by their own names.
       batch_size: examples in an agent's batch.
-      learning_rate: of the local optimizer; 1 of one that has its own.
+      learning_rate: of the local optimizer that the configuration names, and of methods that step
+        by themselves.
       optimizer: gradient → the direction in which an agent steps.
       data: the examples actually used.
       task: what all agents learn.
       abstract: shapes and dtypes of one agent's variables, and of a batch of one example as the
         task takes it.
-      metrics: the names of what the task measures besides its loss.
+      metrics: what the task measures besides its loss, by name, and what it adds up to.
       classes: how many classes examples have; None: none, or no accuracy of them.
       topology: the graph.
       methods: the methods of the run, by name, in their order.
@@ -75,7 +80,7 @@ class Setup(NamedTuple):
     data: Data
     task: Task
     abstract: tuple[Variables, Batch]
-    metrics: tuple[str, ...]
+    metrics: dict[str, type[Total | LogTotal]]
     classes: int | None
     topology: Topology
     methods: dict[str, Algorithm]
@@ -121,7 +126,7 @@ def prepare(
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
     check_own(model, dataset, graph, task, optimizer)
-    named = names_of(config, model or task, dataset, graph)
+    named = names_of(config, model or task, dataset, graph, optimizer)
     config = with_examples(config, dataset)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
@@ -132,8 +137,11 @@ def prepare(
     divided = {seed: divide(config, data, seed_keys(seed).partition) for seed in config.seeds}
     epoch_examples = mean_share(divided, 0), mean_share(divided, 1)
     batch_size = choose_batch_size(config, min(epoch_examples))
-    learning_rate = 1.0 if optimizer else choose_learning_rate(config, batch_size)
-    task, abstract, metrics = choose_task(config, task, model, data, images)
+    learning_rate = choose_learning_rate(config, batch_size)
+    learned = choose_task(config, task, model, data, images)
+    task, abstract = learned.task, learned.abstract
+    if optimizer is not None:
+        check_optimizer(optimizer, abstract[0]["params"], config.agents)
     say(f"finding the permutation groups of the model {named['model']}")
     symmetries = find_symmetries(task.outputs, *abstract)
     check_fit(chosen, task, symmetries, abstract)
@@ -147,8 +155,8 @@ def prepare(
         data=data,
         task=task,
         abstract=abstract,
-        metrics=metrics,
-        classes=classes_of(data, images) if "accuracy" in metrics else None,
+        metrics=learned.metrics,
+        classes=learned.classes,
         topology=graph,
         methods=chosen,
         graphs=graphs,
@@ -188,26 +196,44 @@ def load(config: Config, dataset: Dataset | Data | None) -> tuple[Data, Dataset 
     return of_images(images, choose_augmentation(config, images)), images
 
 
-def choose_task(
-    config: Config, task: Task | None, model: Model | None, data: Data, images: Dataset | None
-) -> tuple[Task, tuple[Variables, Batch], tuple[str, ...]]:
-    """What agents learn: a task of one's own, or to classify by a model.
+class Learned(NamedTuple):
+    """What agents learn, and what is known of it: see `Setup`."""
 
-    Returns:
-      The task; shapes of an agent's variables and of a batch; the names of the metrics.
+    task: Task
+    abstract: tuple[Variables, Batch]
+    metrics: dict[str, type[Total | LogTotal]]
+    classes: int | None = None
+
+
+def choose_task(
+    config: Config, given: Task | None, model: Model | None, data: Data, images: Dataset | None
+) -> Learned:
+    """What agents learn: a task of one's own, or what the data ask of a model.
 
     Raises:
       ValueError: for a task or a model that does not fit the data.
     """
-    if task is None and images is not None:
-        model = model or make_model(config, images.num_classes)
-        variables, _ = abstract_inputs(model, images)
-        learned = classification(model, config.label_smoothing)
-        return learned, (variables, abstract_batch(data, 1)), ("accuracy",)
-    if task is None:
+    kind, outputs = ("labels", images.num_classes) if images is not None else (None, None)
+    if given is None and images is None:
         kind, outputs = what_to_learn(data)
-        task = TASKS[kind](model or make_model(config, outputs))
-    return task, *abstract_task(task, data)
+    if config.label_smoothing and (given is not None or kind != "labels"):
+        raise ValueError("label_smoothing is of classification by a model: leave it at 0.")
+    if given is not None:
+        return Learned(task := with_plain_dicts(given), *abstract_task(task, data))
+    assert kind is not None and outputs is not None
+    model = model or make_model(config, outputs)
+    options: dict[str, dict[str, Any]] = {
+        "labels": {"label_smoothing": config.label_smoothing},
+        "targets": {"mean": targets_mean(data)},
+    }
+    task = with_plain_dicts(TASKS[kind](model, **options.get(kind, {})))
+    classes = outputs if kind == "labels" else None
+    if images is not None:
+        variables, _ = abstract_inputs(model, images)
+        return Learned(task, (variables, abstract_batch(data, 1)), {"accuracy": Total}, classes)
+    abstract, metrics = abstract_task(task, data)
+    check_outputs_of_model(task, abstract, kind, outputs, data.name)
+    return Learned(task, abstract, metrics, classes)
 
 
 def names_of(
@@ -215,12 +241,13 @@ def names_of(
     model: Model | Task | None,
     dataset: Dataset | Data | None,
     graph: Topology | None,
+    optimizer: optax.GradientTransformation | None,
 ) -> dict[str, Any]:
-    """What model, data set and graph are called, by the option that names them.
+    """What model, data set, graph and optimizer are called, by the option that names them.
 
     Raises:
       ValueError: for a name that there is not, of what was not handed over; for options of a graph
-        that was.
+        or an optimizer that was.
     """
     if model is None:
         choose("model", config.model, models.FACTORIES)
@@ -230,10 +257,13 @@ def names_of(
         choose("topology", config.topology, topology.TOPOLOGIES)
     elif config.topology_options:
         raise ValueError("topology_options are those of a named topology: one was handed over.")
+    if optimizer is not None and (config.weight_decay or config.clip is not None):
+        raise ValueError("weight_decay and clip are of a named optimizer: one was handed over.")
     return {
         "model": config.model if model is None else OWN,
         "dataset": config.dataset if dataset is None else dataset.name,
         "topology": config.topology if graph is None else graph.name,
+        "optimizer": config.optimizer if optimizer is None else OWN,
     }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dimat_jax.tasks.classification import classification as classification
 from dimat_jax.tasks.language import language_model as language_model
 from dimat_jax.tasks.regression import regression as regression
-from dimat_jax.types import Model, Task
+from dimat_jax.types import Task
 
-TASKS: Mapping[str, Callable[[Model], Task]] = {
+TASKS: Mapping[str, Callable[..., Task]] = {
     "labels": classification,
     "targets": regression,
     "tokens": language_model,
 }
-"""What a batch holds → the task that a model learns of it."""
+"""What a batch holds → the task that a model learns of it, each ``(model, **options) -> Task``."""

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from dimat_jax.types import Batch, Key, Model, Task, Variables
+from dimat_jax.types import Batch, Key, LogMean, Model, Task, Variables
 
 
 def language_model(model: Model) -> Task:
@@ -28,9 +28,9 @@ def language_model(model: Model) -> Task:
         before, after = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         logits, state = model.apply(variables, before, train=train, key=key)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, after)
-        count = jnp.full(len(nats), nats.shape[1], nats.dtype)
-        hits = (logits.argmax(-1) == after).sum(1).astype(nats.dtype)
-        metrics = {"accuracy": (hits, count), "perplexity": (nats.sum(1), count)}
+        count = jnp.full(len(nats), nats.shape[1])
+        hits = (logits.argmax(-1) == after).sum(1)
+        metrics = {"accuracy": (hits, count), "perplexity": LogMean(nats.sum(1), count)}
         return nats.mean(1), metrics, state
 
     def outputs(variables: Variables, batch: Batch) -> Any:

@@ -1,6 +1,6 @@
 """Evaluation of one agent on test examples; `dimat_jax.execution` lifts it to all agents."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from dimat_jax.datasets.data import examples_of, take
 from dimat_jax.execution.forms import Update
-from dimat_jax.types import Metric, Prepare, Task, Variables
+from dimat_jax.types import LogMean, Metric, Prepare, Task, Variables
 
 LOSS = "loss"
 """What the task's loss is called among the metrics."""
-
-
-EXPONENTIAL = ("perplexity",)
-"""Metrics that are reported as the exponential of their mean."""
 
 
 class Total(NamedTuple):
@@ -32,6 +28,13 @@ class Total(NamedTuple):
     count: Float[Array, "*agents"]
 
 
+class LogTotal(NamedTuple):
+    """What a `LogMean` adds up to: its value is ``exp(sum / count)``; see `Total`."""
+
+    sum: Float[Array, "*agents"]
+    count: Float[Array, "*agents"]
+
+
 class Score(NamedTuple):
     """What evaluation adds up; stacked with a leading ``agents`` axis.
 
@@ -41,7 +44,7 @@ class Score(NamedTuple):
       batch: the next batch, int32. shape=()
     """
 
-    totals: dict[str, Total]
+    totals: dict[str, Total | LogTotal]
     classes: Float[Array, "*agents_classes"]
     batch: Int[Array, "*agents"]
 
@@ -58,30 +61,39 @@ class Tests(NamedTuple):
     weights: Float[np.ndarray | Array, "batches batch"]
 
 
-def zero_score(agents: int, metrics: Iterable[str], classes: int | None) -> Score:
+def total_of(metric: Metric) -> type[Total | LogTotal]:
+    """What a metric adds up to."""
+    return LogTotal if isinstance(metric, LogMean) else Total
+
+
+def zero_score(
+    agents: int, metrics: Mapping[str, type[Total | LogTotal]], classes: int | None
+) -> Score:
     """The score of every agent before any example, in buffers of its own: it will be donated.
 
     Args:
       agents: number of agents.
-      metrics: names of what the task measures besides its loss.
+      metrics: what the task measures besides its loss, and what it adds up to.
       classes: how many there are; None: the examples have none.
     """
 
     def zeros(*shape: int) -> Array:
         return jnp.zeros((agents, *shape), jnp.result_type(float))
 
-    totals = {name: Total(zeros(), zeros()) for name in (LOSS, *metrics)}
+    kinds = {LOSS: Total, **metrics}
+    totals = {name: kind(zeros(), zeros()) for name, kind in kinds.items()}
     of_classes = zeros() if classes is None else zeros(classes)
     return Score(totals, of_classes, jnp.zeros(agents, jnp.int32))
 
 
 def values_of(score: Score) -> dict[str, Any]:
     """The value of each metric, from a score on the host: ``[agents]``, or a single number."""
-    means = {
-        name: np.asarray(total.sum, float) / np.asarray(total.count, float)
-        for name, total in score.totals.items()
-    }
-    return {name: np.exp(x) if name in EXPONENTIAL else x for name, x in means.items()}
+
+    def value(total: Total | LogTotal) -> Any:
+        mean = np.asarray(total.sum, float) / np.asarray(total.count, float)
+        return np.exp(mean) if isinstance(total, LogTotal) else mean
+
+    return {name: value(total) for name, total in score.totals.items()}
 
 
 def test_batches(examples: Any, batch_size: int) -> Tests:
@@ -111,15 +123,13 @@ def evaluate_update(task: Task, prepare: Prepare, classes: int | None = None) ->
         batch, counts = take((resident.examples, resident.weights), score.batch)
         losses, metrics, _ = task.loss(variables, prepare(batch))
 
-        def add(total: Total, metric: Metric) -> Total:
-            values, each = metric if isinstance(metric, tuple) else (metric, jnp.ones_like(losses))
-            dtype = total.sum.dtype
-            return Total(
-                *(
-                    before + jnp.where(counts > 0, x, 0).sum().astype(dtype)
-                    for before, x in zip(total, (values, each), strict=True)
-                )
-            )
+        def add(total: Total | LogTotal, metric: Metric) -> Total | LogTotal:
+            values, each = metric if isinstance(metric, tuple) else (metric, counts)
+
+            def plus(before: Array, x: Array) -> Array:
+                return before + jnp.where(counts > 0, x.astype(before.dtype), 0).sum()
+
+            return type(total)(plus(total.sum, values), plus(total.count, each))
 
         measured = {LOSS: losses, **metrics}
         totals = {name: add(total, measured[name]) for name, total in score.totals.items()}

@@ -45,18 +45,38 @@ def own_hyperparams(state: Any, agent: Any, agents: int) -> Any:
       state: as the optimizer's ``init`` makes it: numbers of shape ``[agents]`` are all agents'.
       agent: which one.
       agents: how many there are.
+
+    Raises:
+      ValueError: for numbers of another shape.
     """
 
     def own(node: Any) -> Any:
-        if not hasattr(node, "hyperparams"):
+        if not has_hyperparams(node):
             return node
-        numbers = {
-            name: x[agent] if jnp.shape(x) == (agents,) else x
-            for name, x in node.hyperparams.items()
-        }
+        for name, x in node.hyperparams.items():
+            if jnp.shape(x) not in ((), (agents,)):
+                raise ValueError(
+                    f"{name} of the optimizer has shape {jnp.shape(x)}: it must be a number, or "
+                    f"one for each of {agents} agents."
+                )
+        numbers = {name: x[agent] if jnp.ndim(x) else x for name, x in node.hyperparams.items()}
         return node._replace(hyperparams=numbers)
 
-    return jax.tree.map(own, state, is_leaf=lambda node: hasattr(node, "hyperparams"))
+    return jax.tree.map(own, state, is_leaf=has_hyperparams)
+
+
+def has_hyperparams(node: Any) -> bool:
+    """Whether it is a state of `optax.inject_hyperparams`."""
+    return hasattr(node, "hyperparams")
+
+
+def with_hyperparams(state: Any, of: Any) -> Any:
+    """An optimizer's state, but with the numbers that another one has been given."""
+
+    def own(node: Any, other: Any) -> Any:
+        return node._replace(hyperparams=other.hyperparams) if has_hyperparams(node) else node
+
+    return jax.tree.map(own, state, of, is_leaf=has_hyperparams)
 
 
 def as_steps(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
