@@ -263,6 +263,8 @@ def _account(
       outputs: of the equation.
     """
     for atom, cause in before.items():
+        if atom.link is None and atom.frozen is cause:
+            continue  # Nothing has happened to it.
         for root in atoms(((atom,),)):
             if root.frozen and root.frozen != cause:
                 record.blame(root.frozen, eqn)
