@@ -26,7 +26,6 @@ from .simulation.observer import Observer as Observer
 from .simulation.result import Result as Result
 from .simulation.session import Session as Session
 from .simulation.session import make_session as make_session
-from .simulation.sweep import Trial as Trial
 from .simulation.sweep import sweep as sweep
 from .symmetries import Group as Group
 from .symmetries import Site as Site

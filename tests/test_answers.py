@@ -113,6 +113,10 @@ def calls() -> dict:
         "random_permutations": (dj.random_permutations, dict(key=KEY, symmetries=found)),
         "read_activations": (read, dict(symmetries=found, model_or_function=MODEL)),
         "verify": (dj.verify, network | dict(symmetries=found)),
+        "sweep": (dj.sweep, dict(config=CONFIG, model=SOFTMAX, dataset=DATASET)),
+        "classification": (dj.classification, dict(model=MODEL)),
+        "language_model": (dj.language_model, dict(model=MODEL)),
+        "regression": (dj.regression, dict(model=MODEL)),
     }
 
 
@@ -188,6 +192,7 @@ def faults_of(function, arguments, name) -> tuple[list[str], int]:
 def quiet(untyped, monkeypatch, tmp_path):
     """As users run it; nothing is run, and nobody is warned."""
     monkeypatch.setattr(runs, "run", lambda *args: prepare_run(*args[:-1]))
+    monkeypatch.setattr("dimat_jax.simulation.sweep.trained", lambda *args: [])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():

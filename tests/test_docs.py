@@ -75,6 +75,24 @@ def test_a_run_goes_step_by_step_as_the_page_says():
     )
 
 
+TASKS_PAGE = (pathlib.Path(__file__).parents[1] / "docs/tasks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("heading", "metric"),
+    [("Two inputs, a loss", "within_a_tenth"), ("An Equinox module", "accuracy")],
+)
+def test_the_tasks_of_the_page_run(heading, metric):
+    section = TASKS_PAGE.split(f"## {heading}")[1].split("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert len(code.splitlines()) < 30
+    names = {}
+    exec(code, names)
+    first, last = names["result"].history[0], names["result"].history[-1]
+    assert last[f"test_{metric}"] > first[f"test_{metric}"] > 0
+    assert names["result"].setup.symmetries.groups
+
+
 def readme_commands() -> list[str]:
     """The commands of the page's section "Two commands"."""
     page = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

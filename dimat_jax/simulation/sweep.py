@@ -2,128 +2,151 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dimat_jax.config import Config
 from dimat_jax.datasets import Data, Dataset
-from dimat_jax.datasets.data import examples_of
+from dimat_jax.datasets.data import take
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
 from dimat_jax.execution.forms import repeat
-from dimat_jax.execution.placement import place, replicate, to_host
+from dimat_jax.execution.placement import (
+    choose_execution,
+    has_convolutions,
+    place,
+    replicate,
+    to_host,
+)
 from dimat_jax.execution.timing import Stopwatch
-from dimat_jax.registry import check_number, expect
-from dimat_jax.simulation.parts import make_parts, prepared, schedule_of
+from dimat_jax.registry import check_number, choose, expect
+from dimat_jax.simulation.checks import MAX_SEED, check_config
+from dimat_jax.simulation.parts import local_update, make_parts
+from dimat_jax.simulation.session import on_own_mesh
 from dimat_jax.simulation.setup import Setup, prepare
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.training.evaluation import values_of
-from dimat_jax.training.local import epoch_order, train_update
+from dimat_jax.training.local import epoch_order
+from dimat_jax.training.optimizers import has_hyperparams
 from dimat_jax.training.state import AgentState, init_population
 from dimat_jax.types import Key, Model, Task
 
-
-class Trial(NamedTuple):
-    """One training of a sweep.
-
-    Attributes:
-      learning_rate: that it stepped by.
-      seed: of its initial weights, data order and augmentation.
-      train_loss: mean of its last epoch.
-      measured: metric → its value on the test examples at the end, the loss among them.
-    """
-
-    learning_rate: float
-    seed: int
-    train_loss: float
-    measured: dict[str, float]
+Point = dict[str, Any]
+"""A training of a sweep: its seed, and the numbers that it goes by."""
 
 
 def sweep(
     config: Config = Config(),
     *,
-    learning_rate: Sequence[float],
     seed: Sequence[int] = (0,),
     model: Model | None = None,
     dataset: Dataset | Data | None = None,
     task: Task | None = None,
-) -> list[Trial]:
-    """Trains one network for every learning rate and seed, all of them at once.
+    optimizer: optax.GradientTransformation | None = None,
+    **numbers: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Trains one network for every seed and every choice of numbers, all of them at once.
 
-    Each goes through the training examples (at most ``config.examples_per_agent`` of them) for
-    ``config.pretrain_epochs`` epochs; those of one seed start from the same weights and see the
-    same batches. Agents, graph, methods and rounds of the configuration are not looked at.
+    Each learns from the examples that a single agent would have (``config.examples_per_agent``,
+    drawn by its seed) for ``config.pretrain_epochs`` epochs; those of one seed start from the same
+    weights and see the same batches. Number of agents, graph, methods and rounds are not looked at.
+
+        dj.sweep(config, learning_rate=[0.01, 0.1], seed=[0, 1])
 
     Args:
-      config: data, model, optimizer, batch size, epochs.
-      learning_rate: the rates.
+      config: data, model, optimizer, batch size, epochs, schedule.
       seed: the seeds.
       model: used instead of ``config.model``.
       dataset: used instead of ``config.dataset``.
       task: what is learned, instead of to classify by a model.
+      optimizer: used instead of ``config.optimizer``.
+      **numbers: values to try of ``learning_rate``; of an optimizer that was handed over, of any
+        number of `optax.inject_hyperparams`.
 
     Returns:
-      A trial for each learning rate and seed, rates outermost. A training that diverged has losses
-      that are not finite.
+      A table: a row for each training, numbers outermost, with what it went by, ``train_loss`` (the
+      mean of its last epoch), ``test_loss`` and ``test_`` with the name of every metric, on all
+      test examples. A training that diverged has losses that are not finite.
 
     Raises:
       ValueError: for a configuration that cannot be run, before anything compiles.
     """
-    for name, values in (("learning_rate", learning_rate), ("seed", seed)):
+    check_config(config)
+    for name, values in {**numbers, "seed": seed}.items():
         expect(name, values, Sequence | np.ndarray, "a list of numbers")
         if not len(values):
             raise ValueError(f"{name} must be a list of one number or more.")
-    for rate in learning_rate:
-        check_number("learning_rate", float(rate), above=0)
-    points = list(itertools.product(map(float, learning_rate), map(int, seed)))
+        for value in values:
+            whole = name == "seed"
+            check_number(name, value, least=0, most=MAX_SEED if whole else None, whole=whole)
+    choices = itertools.product(*numbers.values(), seed)
+    points = [dict(zip((*numbers, "seed"), choice, strict=True)) for choice in choices]
     config = dataclasses.replace(
-        config, agents=len(points), topology="disconnected", topology_options=(), rounds=0,
-        partition="iid", methods=("local_only",), seeds=tuple(dict.fromkeys(map(int, seed))),
-        learning_rate=None, out=None,
+        config, agents=1, topology="disconnected", topology_options=(), rounds=0, partition="iid",
+        methods=("local_only",), seeds=tuple(dict.fromkeys(map(int, seed))), out=None,
+        learning_rate=None if "learning_rate" in numbers else config.learning_rate,
     )  # fmt: skip
-    prepare_devices(config.agents, config.devices)
+    prepare_devices(len(points), config.devices)
     keep_compilations()
-    setup = prepare(config, model, dataset, task=task)
-    return trials(setup, points)
+    setup = prepare(config, model, dataset, task=task, optimizer=optimizer)
+    check_numbers(setup, numbers, own=optimizer is not None)
+    return trained(for_points(setup, len(points)), points)
 
 
-def trials(setup: Setup, points: Sequence[tuple[float, int]]) -> list[Trial]:
-    """Runs a sweep that is prepared: an agent for each point."""
-    config, execution, stopwatch = setup.config, setup.execution, Stopwatch()
-    parts, prepare_batch = make_parts(setup), prepared(setup.data)
-    number = examples_of(setup.data.train)
-    if isinstance(config.examples_per_agent, int):
-        number = min(number, config.examples_per_agent)
-    size = min(setup.batch_size, number)
-    steps = number // size
-    seeds = {seed: seed_keys(seed) for _, seed in points}
-    base = setup.learning_rate
+def check_numbers(setup: Setup, numbers: Mapping[str, Any], own: bool) -> None:
+    """Raises a `ValueError` for a number that the optimizer does not go by."""
+    names = ["learning_rate"]
+    if own:
+        state = jax.eval_shape(setup.optimizer.init, setup.abstract[0]["params"])
+        nodes = jax.tree.leaves(state, is_leaf=has_hyperparams)
+        names = [name for node in nodes if has_hyperparams(node) for name in node.hyperparams]
+    for name in numbers:
+        choose("number of the optimizer", name, names)
+
+
+def for_points(setup: Setup, points: int) -> Setup:
+    """What a single agent works with, for so many of them side by side."""
+    config = setup.config
+    convolutions = has_convolutions(setup.task.outputs, *setup.abstract)
+    execution = choose_execution(points, convolutions, config.devices, config.agents_at_once)
+    return setup._replace(execution=execution)
+
+
+@on_own_mesh
+def trained(setup: Setup, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Trains and tests an agent for each point; their rows."""
+    config, execution, parts = setup.config, setup.execution, make_parts(setup)
+    seeds = {seed: seed_keys(seed) for seed in config.seeds}
     start = {seed: initial(setup, keys.init) for seed, keys in seeds.items()}
-    states = [
-        start[seed]._replace(rate_scale=jnp.full_like(start[seed].rate_scale, rate / base))
-        for rate, seed in points
-    ]
+    states = [with_numbers(setup, start[point["seed"]], point) for point in points]
     state = place(execution, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-    resident = replicate(execution, jax.tree.map(lambda x: x[:number], setup.data.train))
-    schedule = schedule_of(setup)
-    update = train_update(setup.task, setup.optimizer, schedule, prepare_batch.training)
-    training = repeat(execution, update, stopwatch)
+    # The examples of every seed, one after the other.
+    rows = np.concatenate([setup.shards[seed][0][0] for seed in seeds])
+    number, steps = len(rows) // len(seeds), setup.epoch_examples[0] // setup.batch_size
+    first = {seed: number * i for i, seed in enumerate(seeds)}
+    resident = replicate(execution, take(setup.data.train, rows))
+    training = repeat(execution, local_update(setup), Stopwatch())
     for epoch in range(config.pretrain_epochs):
+        sizes = 1, number, steps, setup.batch_size, 1
         orders = {
-            seed: np.asarray(epoch_order(keys.order, epoch, 1, number, steps, size, 1))[0]
+            seed: first[seed] + np.asarray(epoch_order(keys.order, epoch, *sizes))[0]
             for seed, keys in seeds.items()
         }
-        order = place(execution, np.stack([orders[seed] for _, seed in points]))
+        order = place(execution, np.stack([orders[point["seed"]] for point in points]))
         state = training(state._replace(loss=jnp.zeros_like(state.loss)), order, resident, steps)
     losses = to_host(execution, state.loss) / max(1, steps)
-    score = to_host(execution, parts.evaluate(state.variables, parts.all_tests))
-    measured = values_of(score)
+    measured = values_of(to_host(execution, parts.evaluate(state.variables, parts.all_tests)))
     return [
-        Trial(*point, float(losses[i]), {name: float(x[i]) for name, x in measured.items()})
+        {
+            **point,
+            "train_loss": float(losses[i]),
+            **{f"test_{name}": float(x[i]) for name, x in measured.items()},
+        }
         for i, point in enumerate(points)
     ]
 
@@ -133,3 +156,22 @@ def initial(setup: Setup, key: Key) -> AgentState:
     task, optimizer, batch = setup.task, setup.optimizer, setup.abstract[1]
     population = jax.jit(lambda key: init_population(task, optimizer, key, 1, batch))(key)
     return jax.tree.map(lambda x: x[0], population)
+
+
+def with_numbers(setup: Setup, state: AgentState, point: Point) -> AgentState:
+    """The state of a network that is to be trained by the numbers of a point."""
+    numbers = {name: value for name, value in point.items() if name != "seed"}
+    nodes = jax.tree.leaves(state.optimizer, is_leaf=has_hyperparams)
+    if not any(map(has_hyperparams, nodes)):
+        rate = numbers.get("learning_rate", setup.learning_rate)
+        return state._replace(
+            rate_scale=jnp.full_like(state.rate_scale, rate / setup.learning_rate)
+        )
+
+    def own(node: Any) -> Any:
+        if not has_hyperparams(node):
+            return node
+        given = {n: jnp.full_like(x, numbers.get(n, x)) for n, x in node.hyperparams.items()}
+        return node._replace(hyperparams=given)
+
+    return state._replace(optimizer=jax.tree.map(own, state.optimizer, is_leaf=has_hyperparams))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from dimat_jax.registry import check_number, expect
 from dimat_jax.types import Batch, Key, Model, Task, Variables
 
 
@@ -16,7 +17,12 @@ def classification(model: Model, label_smoothing: float = 0.0) -> Task:
     Args:
       model: gives logits ``[batch, classes]``.
       label_smoothing: share of a label that is spread over all classes in training.
+
+    Raises:
+      ValueError: for anything but a model, or a share that is none.
     """
+    expect("model", model, Model, "a dj.Model")
+    check_number("label_smoothing", label_smoothing, least=0, most=1)
 
     def init(key: Key, batch: Batch) -> Variables:
         return model.init(key, batch["inputs"])

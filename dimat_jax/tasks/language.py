@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from dimat_jax.registry import expect
 from dimat_jax.types import Batch, Key, LogMean, Model, Task, Variables
 
 
@@ -17,7 +18,11 @@ def language_model(model: Model) -> Task:
     Args:
       model: gives logits ``[batch, length, vocabulary]`` of tokens ``[batch, length]``, each from
         the tokens before and at its place.
+
+    Raises:
+      ValueError: for anything but a model.
     """
+    expect("model", model, Model, "a dj.Model")
 
     def init(key: Key, batch: Batch) -> Variables:
         return model.init(key, batch["tokens"][:, :-1])

@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
+from dimat_jax.registry import attempt, expect
 from dimat_jax.types import Batch, Key, Model, Task, Variables
 
 
@@ -16,7 +18,12 @@ def regression(model: Model, mean: Any = 0.0) -> Task:
     Args:
       model: gives predictions ``[batch, outputs]``, as many as a target has numbers.
       mean: of the targets, from which R² counts; 0 of those that are standardised.
+
+    Raises:
+      ValueError: for anything but a model, or a mean that is none.
     """
+    expect("model", model, Model, "a dj.Model")
+    mean = attempt("mean must be of numbers", np.asarray, mean, float)
 
     def predictions(variables: Variables, batch: Batch, **options: Any) -> tuple[Any, Variables]:
         given, after = model.apply(variables, batch["inputs"], **options)

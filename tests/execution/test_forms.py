@@ -24,7 +24,7 @@ from dimat_jax.execution.kernels import SWITCH
 from dimat_jax.execution.placement import AGENTS, REPLICATED, pad, place, replicate, shard
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.merging import statistics
-from dimat_jax.training.evaluation import Tests, evaluate_update, zero_score
+from dimat_jax.training.evaluation import Tests, Total, evaluate_update, zero_score
 from dimat_jax.training.local import train_update
 from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.training.state import init_population
@@ -183,7 +183,7 @@ def updates_of(model, dataset):
     )
     train = train_update(task, optimizer, lambda step: 0.1, lambda key, batch: prepare(batch))
     evaluate = evaluate_update(task, prepare, 4)
-    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, ["accuracy"], 4))
+    score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, {"accuracy": Total}, 4))
     tests = Tests(jax.tree.map(lambda x: x[None], batch), jnp.ones((1, len(images))))
     total = statistics.StatisticsMean(state.variables["batch_stats"], score.batch)
     summing = statistics.statistics_update(task, prepare)

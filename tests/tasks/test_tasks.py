@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze, unfreeze
 from helpers.small_runs import as_batch, noise, preparer, small_config
 
 import dimat_jax as dj
 from dimat_jax.datasets.data import of_images
 from dimat_jax.datasets.text import of_text
+from dimat_jax.simulation.parts import schedule_of
+from dimat_jax.training.optimizers import has_hyperparams
 
 DATASET = noise(examples=120, tests=23, size=8)
 
@@ -135,7 +138,51 @@ def test_what_examples_hold_says_what_is_learned(dataset, model, metrics):
     assert result.history[-1]["test_loss"] < result.history[0]["test_loss"] * 1.5
 
 
+def test_r2_counts_from_the_mean_of_the_training_targets():
+    """The mean itself explains nothing, wherever it lies."""
+    targets = normal(40) + 100
+    whole = {"inputs": np.ones((40, 1), np.float32), "targets": targets}
+    task = dj.Model(
+        lambda key, x: {"params": {"mean": jnp.float32(targets.mean())}},
+        lambda v, x, train=False, key=None: (x * v["params"]["mean"], v),
+    )
+    config = small_config(agents=1, topology="disconnected", pretrain_epochs=0, rounds=0,
+                          methods=("local_only",))  # fmt: skip
+    data = dj.Data(whole, whole, "numbers")
+    row = dj.simulate(config, model=task, dataset=data, observer=None).history[-1]
+    assert row["test_r2"] == pytest.approx(0, abs=1e-3)
+
+
+def test_frozen_dicts_do_as_well():
+    def frozen(model):
+        def apply(variables, x, train=False, key=None):
+            logits, after = model.apply(unfreeze(variables), x, train, key)
+            return logits, freeze(after)
+
+        return dj.Model(lambda key, x: freeze(model.init(key, x)), apply)
+
+    model = dj.models.mlp(num_classes=4, width=0.05, depth=1, norm="batch")
+    config = small_config(agents=2, devices=2, rounds=1, methods=("dimat",))
+    runs = [
+        dj.simulate(config, model=m, dataset=DATASET, observer=None) for m in (model, frozen(model))
+    ]
+    assert without_time(runs[0].history) == without_time(runs[1].history)
+
+
 BAD_TASKS = {
+    "a mean over examples": (
+        lambda v, b, key=None, train=False: (b["inputs"].mean(0), {}, v),
+        "one loss of each, an array of shape",
+    ),
+    "whole numbers": (
+        lambda v, b, key=None, train=False: (b["inputs"][:, 0] > 0, {}, v),
+        "The task's losses are bool in evaluation",
+    ),
+    "a name that is taken": (
+        lambda v, b, key=None, train=False: (
+            b["inputs"][:, 0], {"error_std": b["inputs"][:, 0]}, v),
+        "A metric must be called by a string, not 'loss' nor with _std",
+    ),
     "a mean loss": (
         lambda v, b, key=None, train=False: (b["inputs"].mean(), {}, v),
         "one loss of each, an array of shape",
@@ -156,7 +203,7 @@ BAD_TASKS = {
     ),
     "variables that are lost": (
         lambda v, b, key=None, train=False: (b["inputs"][:, 0], {}, {}),
-        "must return variables like those that it is given: in evaluation params/w differs",
+        "must return variables like those that it is given: in evaluation params/w is missing",
     ),
 }  # fmt: skip
 
@@ -191,9 +238,24 @@ BAD_DATA = {
     "nan": (
         {**WHOLE, "inputs": np.where(np.eye(20, 2, -3) > 0, np.nan, 1.0).astype(np.float32)},
         WHOLE,
-        r"'inputs' is nan in example 3, column \[0\]",
+        r"'inputs': example 3, column \[0\] is nan",
     ),
     "nothing": ({}, {}, "must be a pytree of arrays"),
+    "words": (
+        {"x": np.array(["a"] * 3)},
+        {"x": np.array(["b"])},
+        "'x' is of <U1: it must",
+    ),
+    "labels below 0": (
+        {**WHOLE, "labels": WHOLE["labels"] * 2 - 1},
+        WHOLE,
+        "labels of mine must count from 0, but one is -1",
+    ),
+    "tokens below 0": (
+        {"tokens": np.full((9, 5), -1)},
+        {"tokens": np.ones((9, 5), int)},
+        "tokens of mine must count from 0, but one is -1",
+    ),
 }
 
 
@@ -209,3 +271,70 @@ def test_examples_without_labels_are_not_divided_by_class():
     data = dj.Data(WHOLE, WHOLE, "mine")
     with pytest.raises(ValueError, match="mine has no labels: partition must be iid"):
         dj.make_session(small_config(agents=2, partition="by_class"), task=task, dataset=data)
+
+
+def test_a_model_with_too_few_outputs_is_refused():
+    data = dj.Data(WHOLE, WHOLE, "mine")._replace(train={**WHOLE, "labels": np.arange(20) % 5})
+    with pytest.raises(ValueError, match="gives 3 outputs: labels of mine need 5, one for each"):
+        dj.make_session(small_config(agents=2), model=linear(3), dataset=data)
+
+
+def test_smoothing_is_of_labels_alone():
+    numbers = {"inputs": normal(20, 2), "targets": normal(20)}
+    for given in (
+        {"task": by_hand(linear(2)), "dataset": dj.Data(WHOLE, WHOLE, "mine")},
+        {"model": linear(1), "dataset": dj.Data(numbers, numbers, "mine")},
+    ):
+        with pytest.raises(ValueError, match="label_smoothing is of classification"):
+            dj.make_session(small_config(agents=2, label_smoothing=0.1), **given)
+
+
+def test_what_training_adds_to_a_batch_is_not_there_in_evaluation():
+    def augment(key, batch):
+        return {**batch, "more": batch["inputs"]}
+
+    def loss(variables, batch, key=None, train=False):
+        return (batch["more"] * variables["params"]["w"]).sum(1), {}, variables
+
+    task = dj.Task(lambda key, b: {"params": {"w": jnp.ones(2)}}, loss, lambda v, b: v["params"])
+    data = dj.Data(WHOLE, WHOLE, "mine", augment=augment)
+    with pytest.raises(ValueError, match="The task's loss fails in evaluation .*'more'"):
+        dj.make_session(small_config(agents=2), task=task, dataset=data)
+
+
+def rates(*values):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=np.array(values, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "message"),
+    [
+        (optax.polyak_sgd(), {}, "The optimizer fails on gradients of the parameters"),
+        (rates(0.1, 0.1, 0.1), {}, "it must be a number, or one for each of 2 agents"),
+        (optax.sgd(0.1), {"weight_decay": 0.1}, "weight_decay and clip are of a named optimizer"),
+        ("adam", {}, "optimizer must be an optax.GradientTransformation, not 'adam'"),
+    ],
+)
+def test_optimizers_that_cannot_be_are_refused(optimizer, options, message):
+    given = {"model": linear(4), "dataset": DATASET, "optimizer": optimizer}
+    with pytest.raises(ValueError, match=message):
+        dj.make_session(small_config(agents=2, **options), **given)
+
+
+def test_averaging_leaves_each_agents_optimizer_its_own_numbers():
+    config = small_config(agents=2, devices=2, rounds=1, methods=("wa",),
+                          optimizer_after_merge="averaged")  # fmt: skip
+    given = {"model": linear(4), "dataset": DATASET, "optimizer": rates(0.0, 0.1)}
+    session = dj.make_session(config, **given)
+    state = session.merge(session.begin(session.train(session.start()), "wa"))
+    nodes = jax.tree.leaves(state.agents.optimizer, is_leaf=has_hyperparams)
+    (numbers,) = (node.hyperparams for node in nodes if has_hyperparams(node))
+    np.testing.assert_array_equal(numbers["learning_rate"], np.float32([0.0, 0.1]))
+
+
+def test_methods_that_step_by_themselves_take_the_runs_rate():
+    config = small_config(agents=4, methods=("cdsgd",), learning_rate=0.25, schedule="cosine")
+    given = {"model": linear(4), "dataset": DATASET, "optimizer": optax.sgd(1e-3)}
+    setup = dj.make_session(config, **given).setup
+    assert float(schedule_of(setup, gossip=True)(0)) == 0.25
+    assert all(float(schedule_of(setup)(step)) == 1 for step in (0, 7))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import dimat_jax as dj
 from dimat_jax.training import evaluation
+from dimat_jax.types import LogMean
 
 
 @pytest.mark.parametrize("tests", [5, 8, 10])
@@ -23,7 +24,7 @@ def test_evaluation_is_that_of_numpy(tests, x64):
     variables = first_state(linear_softmax(), "sgd").variables
     update = evaluation.evaluate_update(task, preparer(dataset), dataset.num_classes)
     update = jax.jit(jax.vmap(update, in_axes=(0, 0, None)))
-    score = evaluation.zero_score(AGENTS, ["accuracy"], dataset.num_classes)
+    score = evaluation.zero_score(AGENTS, {"accuracy": evaluation.Total}, dataset.num_classes)
     for _ in range(batches):
         score = update(score, variables, resident)
 
@@ -50,11 +51,18 @@ def test_the_last_test_batch_is_filled_up_with_examples_that_do_not_count():
 
 
 def mean_task():
-    """Metrics of three kinds: a number of each example, sums and counts, an exponential."""
+    """Metrics of all kinds: a number of each example, sums and counts, the exponential of those.
+
+    How they are called says nothing.
+    """
 
     def loss(variables, batch, key=None, train=False):
         x, count = batch["x"], batch["count"]
-        metrics = {"plain": 2 * x, "ratio": (x * count, count), "perplexity": (x, count)}
+        metrics = {
+            "perplexity": 2 * x,
+            "ratio": (x * count, count),
+            "exponential": LogMean(x, count),
+        }
         return x, metrics, variables
 
     return dj.Task(lambda key, batch: {"params": {}}, loss, lambda variables, batch: ())
@@ -69,14 +77,34 @@ def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_fills_up(number, si
     tests = evaluation.test_batches({"x": x, "count": count}, min(size, number))
     tests = jax.tree.map(jnp.asarray, tests)
     update = jax.vmap(evaluation.evaluate_update(mean_task(), lambda b: b), in_axes=(0, None, None))
-    score = evaluation.zero_score(1, ["plain", "ratio", "perplexity"], None)
+    kinds = {
+        "perplexity": evaluation.Total,
+        "ratio": evaluation.Total,
+        "exponential": evaluation.LogTotal,
+    }
+    score = evaluation.zero_score(1, kinds, None)
     for _ in range(len(tests.weights)):
         score = update(score, {}, tests)
     expected = {
         "loss": x.mean(),
-        "plain": 2 * x.mean(),
+        "perplexity": 2 * x.mean(),
         "ratio": (x * count).sum() / count.sum(),
-        "perplexity": np.exp(x.sum() / count.sum()),
+        "exponential": np.exp(x.sum() / count.sum()),
     }
     found = {name: value[0] for name, value in evaluation.values_of(score).items()}
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_sums_are_not_made_in_few_bits():
+    """Forty times 1.0078125 in bfloat16: neither the sum nor the count fits into 8 bits."""
+
+    def loss(variables, batch, key=None, train=False):
+        values = jnp.full(len(batch["x"]), 1.0078125, jnp.bfloat16)
+        return values, {"same": values}, variables
+
+    task = dj.Task(lambda key, batch: {"params": {}}, loss, lambda variables, batch: ())
+    tests = jax.tree.map(jnp.asarray, evaluation.test_batches({"x": np.zeros(40)}, 40))
+    score = evaluation.zero_score(1, {"same": evaluation.Total}, None)
+    update = jax.vmap(evaluation.evaluate_update(task, lambda b: b), in_axes=(0, None, None))
+    found = evaluation.values_of(update(score, {}, tests))
+    assert found["loss"] == found["same"] == 1.0078125
