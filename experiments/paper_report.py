@@ -368,8 +368,8 @@ All methods of a table see the same data, initial weights and order of batches. 
   initialisation there are more, as many as pretraining would have had epochs. Merging methods have
   trained apart since their last merge; the others have just exchanged something.
 - **at the end**: merging methods after one merge more, the others as they are.
-- **mean model**: of the plain mean of all agents' parameters at the end, with statistics of everyone's
-  examples; on the test images used along the way.
+- **mean model**: of the plain mean of all agents' parameters at the end, with statistics of
+  everyone's examples; on the test images used along the way.
 - **over Alone**: ahead of agents that never communicate, in points, paired by seed, with a 95%
   interval of Student's t (of one seed the difference alone); in bold where the interval is without
   a zero.
