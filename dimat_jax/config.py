@@ -63,7 +63,7 @@ class Config:
     """Whether methods that merge do so once more after the last training."""
     gossip_every: int = 1
     """Steps between two exchanges of methods that exchange something while they train."""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
+    optimizer: str = "momentum"
     """The local optimizer; momentum is 0.9."""
     weight_decay: float = 0.0
     """Times the parameters, added to the gradient (L2), or with adamw to the step. Not of methods

@@ -27,7 +27,7 @@ from typing import (
 import tyro
 
 from dimat_jax import registry
-from dimat_jax.config import PRESETS, Config
+from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.registry import choose
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ NAMED: dict[str, Iterable[str]] = {
     "partition": registry.PARTITIONS,
     "augmentation": registry.AUGMENTATIONS,
     "model": registry.MODELS,
+    "optimizer": LEARNING_RATES,
     "methods": registry.METHODS,
     "method_learning_rate": registry.METHODS,
 }

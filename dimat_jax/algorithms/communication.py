@@ -3,7 +3,7 @@
 An *exchange* is one merge, or one gossip step: what a method does with one round of its graph.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ class Traffic(NamedTuple):
     total: int
 
 
-def variables_bytes(variables: Variables) -> int:
+def variables_bytes(variables: Any) -> int:
     """Bytes of one network's variables, running statistics included.
 
     Args:

@@ -115,12 +115,12 @@ def _check_split(
         images = images[..., None]
     if images.dtype != np.uint8:
         images = images.astype(np.float32, copy=False)
-        check_finite(f"{split}_images", images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"{split}_images have shape {images.shape}: it must be "
             "[examples, height, width, channels], with at least one of each."
         )
+    check_finite(f"{split}_images", images)
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{split}_labels are {labels.dtype} of shape {labels.shape}: they must be integers of "

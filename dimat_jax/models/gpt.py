@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
-from dimat_jax.registry import check_number, choose
+from dimat_jax.registry import check_number, choose, expect
 from dimat_jax.types import Model
 
 POSITIONS = ("rotary", "learned")
@@ -125,6 +125,7 @@ def gpt(
     choose("norm", norm, NORMS)
     for name, value in (("depth", depth), ("heads", heads)):
         check_number(name, value, least=1, whole=True)
+    expect("tied", tied, bool, "True or False")
     check_number("dropout", dropout, least=0)
     if dropout >= 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}.")

@@ -104,6 +104,26 @@ def what_to_learn(data: Data) -> tuple[str, int]:
     return kinds[0], most + 1
 
 
+MAX_CLASSES = 1000
+"""Accuracies of more classes than these are not told apart: labels may be anything's numbers."""
+
+
+def classes_of(task: Task, abstract: tuple[Variables, Batch], data: Data) -> int | None:
+    """By how many classes the accuracy of a task of one's own is told apart; None: by none.
+
+    It is where each example has an accuracy and one label in ``labels``, counted from 0.
+    """
+    _, metrics, _ = jax.eval_shape(task.loss, *abstract)
+    splits = [x for x in (data.train, data.test) if isinstance(x, dict) and "labels" in x]
+    labels = [np.asarray(x["labels"]) for x in splits]
+    if len(labels) < 2 or isinstance(metrics.get("accuracy", ()), tuple):
+        return None
+    if not all(x.ndim == 1 and np.issubdtype(x.dtype, np.integer) for x in labels):
+        return None
+    least, most = min(int(x.min()) for x in labels), max(int(x.max()) for x in labels)
+    return most + 1 if 0 <= least and most < MAX_CLASSES else None
+
+
 def targets_mean(data: Data) -> Any:
     """The mean of the training targets, from which R² counts; 0 where a batch has others."""
     held = data.train if data.prepare is None and isinstance(data.train, dict) else {}

@@ -26,6 +26,7 @@ from dimat_jax.simulation.own_task import (
     check_data,
     check_optimizer,
     check_outputs_of_model,
+    classes_of,
     targets_mean,
     what_to_learn,
     with_plain_dicts,
@@ -219,7 +220,9 @@ def choose_task(
     if config.label_smoothing and (given is not None or kind != "labels"):
         raise ValueError("label_smoothing is of classification by a model: leave it at 0.")
     if given is not None:
-        return Learned(task := with_plain_dicts(given), *abstract_task(task, data))
+        task = with_plain_dicts(given)
+        abstract, metrics = abstract_task(task, data)
+        return Learned(task, abstract, metrics, classes_of(task, abstract, data))
     assert kind is not None and outputs is not None
     model = model or make_model(config, outputs)
     options: dict[str, dict[str, Any]] = {

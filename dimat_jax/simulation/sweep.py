@@ -86,16 +86,17 @@ def sweep(
             check_number(name, value, least=0, most=MAX_SEED if whole else None, whole=whole)
     choices = itertools.product(*numbers.values(), seed)
     points = [dict(zip((*numbers, "seed"), choice, strict=True)) for choice in choices]
+    devices = config.devices
     config = dataclasses.replace(
         config, agents=1, topology="disconnected", topology_options=(), rounds=0, partition="iid",
-        methods=("local_only",), seeds=tuple(dict.fromkeys(map(int, seed))), out=None,
+        methods=("local_only",), devices=None, seeds=tuple(dict.fromkeys(map(int, seed))), out=None,
         learning_rate=None if "learning_rate" in numbers else config.learning_rate,
     )  # fmt: skip
-    prepare_devices(len(points), config.devices)
+    prepare_devices(len(points), devices)
     keep_compilations()
     setup = prepare(config, model, dataset, task=task, optimizer=optimizer)
     check_numbers(setup, numbers, own=optimizer is not None)
-    return trained(for_points(setup, len(points)), points)
+    return trained(for_points(setup, len(points), devices), points)
 
 
 def check_numbers(setup: Setup, numbers: Mapping[str, Any], own: bool) -> None:
@@ -109,11 +110,11 @@ def check_numbers(setup: Setup, numbers: Mapping[str, Any], own: bool) -> None:
         choose("number of the optimizer", name, names)
 
 
-def for_points(setup: Setup, points: int) -> Setup:
+def for_points(setup: Setup, points: int, devices: int | None) -> Setup:
     """What a single agent works with, for so many of them side by side."""
     config = setup.config
     convolutions = has_convolutions(setup.task.outputs, *setup.abstract)
-    execution = choose_execution(points, convolutions, config.devices, config.agents_at_once)
+    execution = choose_execution(points, convolutions, devices, config.agents_at_once)
     return setup._replace(execution=execution)
 
 

@@ -61,8 +61,8 @@ class Tests(NamedTuple):
     weights: Float[np.ndarray | Array, "batches batch"]
 
 
-def total_of(metric: Metric) -> type[Total | LogTotal]:
-    """What a metric adds up to."""
+def total_of(metric: Any) -> type[Total | LogTotal]:
+    """What a `Metric`, or its shape, adds up to."""
     return LogTotal if isinstance(metric, LogMean) else Total
 
 

@@ -62,7 +62,7 @@ def test_any_number_of_an_optimizer_is_swept():
         ({"optimizer": optax.sgd(0.1), "learning_rate": [0.1]}, "There are none"),
     ],
 )
-def test_bad_sweeps(options, message):
+def test_bad_sweeps(options, message, untyped):
     with pytest.raises(ValueError, match=message):
         dj.sweep(small_config(), model=linear_softmax(), dataset=DATASET, **options)
 

@@ -153,7 +153,7 @@ def test_r2_counts_from_the_mean_of_the_training_targets():
     assert row["test_r2"] == pytest.approx(0, abs=1e-3)
 
 
-def test_frozen_dicts_do_as_well():
+def test_frozen_dicts_do_as_well(untyped):
     def frozen(model):
         def apply(variables, x, train=False, key=None):
             logits, after = model.apply(unfreeze(variables), x, train, key)
@@ -252,7 +252,7 @@ BAD_DATA = {
         "labels of mine must count from 0, but one is -1",
     ),
     "tokens below 0": (
-        {"tokens": np.full((9, 5), -1)},
+        {"tokens": np.full((20, 5), -1)},
         {"tokens": np.ones((9, 5), int)},
         "tokens of mine must count from 0, but one is -1",
     ),
@@ -315,7 +315,7 @@ def rates(*values):
         ("adam", {}, "optimizer must be an optax.GradientTransformation, not 'adam'"),
     ],
 )
-def test_optimizers_that_cannot_be_are_refused(optimizer, options, message):
+def test_optimizers_that_cannot_be_are_refused(optimizer, options, message, untyped):
     given = {"model": linear(4), "dataset": DATASET, "optimizer": optimizer}
     with pytest.raises(ValueError, match=message):
         dj.make_session(small_config(agents=2, **options), **given)
