@@ -82,8 +82,8 @@ PRESETS: dict[str, tuple[Network, ...]] = {
         Network("resnet20", 4.0, "batch", 50, 50_000),
     ),
     "language": (
-        Network("gpt", 1.0, None, 10, 10_000, "tiny_shakespeare"),
-        Network("gpt", 1.0, None, 10, 10_000, "tiny_shakespeare", "same"),
+        Network("gpt", 1.0, None, 6, 10_000, "tiny_shakespeare"),
+        Network("gpt", 1.0, None, 6, 10_000, "tiny_shakespeare", "same"),
     ),
     "smoke": (Network("mlp", 0.1, "none", 2, 400), Network("mlp", 0.1, "batch", 2, 400)),
 }
@@ -326,7 +326,8 @@ def measure_techniques(
 
     Yields:
       A row each: what was done, the mean accuracy and loss of the networks, those of the mean of
-      all, and those at `POINTS` between the first two.
+      all, those at `POINTS` between the first two, and the losses of the mean of the first one,
+      two, three ... networks.
     """
     import numpy as np
 
@@ -335,7 +336,8 @@ def measure_techniques(
     ends = {"ends_accuracy": float(accuracies.mean()), "ends_loss": float(losses.mean())}
     segment = np.zeros((len(POINTS) - 2, agents))
     segment[:, 0], segment[:, 1] = 1 - np.array(POINTS[1:-1]), POINTS[1:-1]
-    weights = np.concatenate([np.full((1, agents), 1 / agents), segment])
+    of_first = np.tri(agents) / np.arange(1, agents + 1)[:, None]
+    weights = np.concatenate([of_first, segment])
     for technique, frame in frames(session.setup.symmetries.groups).items():
         aligned = variables
         for permutations in [] if frame is None else frame(merger, variables, round):
@@ -343,7 +345,8 @@ def measure_techniques(
         for correction, arguments in CORRECTIONS.items():
             if correction == "RESET" and "batch_stats" not in variables:
                 continue
-            accuracy, loss = mixtures(session, aligned, round, weights, **arguments)
+            found = mixtures(session, aligned, round, weights, **arguments)
+            accuracy, loss = (values[agents - 1 :] for values in found)
             yield {
                 "technique": technique,
                 "correction": correction,
@@ -351,6 +354,7 @@ def measure_techniques(
                 "loss": float(loss[0]),
                 "accuracies": [float(x) for x in (accuracies[0], *accuracy[1:], accuracies[1])],
                 "losses": [float(x) for x in (losses[0], *loss[1:], losses[1])],
+                "losses_of_first": [float(x) for x in found[1][:agents]],
                 **ends,
             }
 

@@ -40,13 +40,13 @@ def describe(row: Row, labels: Mapping[str, str] = NO_LABELS) -> str:
         parts += [name, f"round {row['round']}", f"after {row['phase']}"]
     measure = measure_of([row])
     value = shown(values_of({0: row}, measure), measure)
-    speed = f", {row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
+    speed = f", {row['images_per_second']:,.0f} examples/s" if row["images_per_second"] else ""
     return f"{', '.join(parts)}: {measure.name} {value}{measure.sign}{speed}"
 
 
 @contextlib.contextmanager
 def show_progress(console: Console) -> Iterator[Observer]:
-    """Shows phase, epoch, loss, images/s, accuracy and time left while the block runs.
+    """Shows phase, epoch, loss, examples/s, accuracy and time left while the block runs.
 
     Args:
       console: where to; a bar if it is a terminal, a line for each phase and row otherwise.

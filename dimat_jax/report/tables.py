@@ -184,9 +184,9 @@ def cost_table(rows: Sequence[Row], labels: Mapping[str, str] = NO_LABELS) -> Ta
     spent_on = {part for row in rows for part in row["seconds"]}
     parts = [*PARTS, *sorted(spent_on - set(PARTS))]
     columns = [costs([row for row in rows if row["method"] == method], parts) for method in methods]
-    names = ["MB sent", *(f"{part}, s" for part in parts), "images/s"]
+    names = ["MB sent", *(f"{part}, s" for part in parts), "examples/s"]
     lines = [list(line) for line in zip(names, *columns, strict=True)]
-    title = "What it cost per seed: MB sent by an agent, seconds by part, images trained per second"
+    title = "What it cost per seed: MB sent by an agent, seconds by part, examples a second"
     return Table(title, ["cost", *(labels.get(m, m) for m in methods)], lines)
 
 

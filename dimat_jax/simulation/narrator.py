@@ -82,7 +82,7 @@ class Narrator:
     def epoch(self, state: RunState) -> None:
         """The event that has ended was an epoch, which has left this state."""
         loss, speed = state.train_loss, state.images_per_second
-        self._say(f"{self.where()}, loss {loss:.3f}, {speed:,.0f} images/s")
+        self._say(f"{self.where()}, loss {loss:.3f}, {speed:,.0f} examples/s")
 
     def where(self) -> str:
         """The event, in words."""

@@ -15,7 +15,7 @@ from dimat_jax.report import progress
 from dimat_jax.report.progress import describe, show_if_watched, show_progress
 from dimat_jax.simulation.observer import Observer
 
-LABEL = "seed 12, Gradient tracking, round 100: epoch 10 of 10, loss 1.234, 12,345 images/s"
+LABEL = "seed 12, Gradient tracking, round 100: epoch 10 of 10, loss 1.234, 12,345 examples/s"
 SETUP = types.SimpleNamespace(methods={"dimat": types.SimpleNamespace(label="DIMAT")})
 
 
@@ -29,7 +29,7 @@ def test_a_row_as_a_line():
     pretrained, merged = run()[1], run()[2]
     assert (
         describe(pretrained)
-        == "seed 0, pretraining, epoch 2: accuracy 41.5 ± 1.3 %, 1,000 images/s"
+        == "seed 0, pretraining, epoch 2: accuracy 41.5 ± 1.3 %, 1,000 examples/s"
     )
     labels = {"dimat": "DIMAT"}
     assert describe(merged, labels) == "seed 0, DIMAT, round 1, after merge: accuracy 43.5 ± 1.3 %"

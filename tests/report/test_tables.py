@@ -98,14 +98,14 @@ def test_the_table_of_leads_has_an_interval_where_there_are_seeds_for_one():
 def test_costs_are_sums_over_rows_and_means_over_seeds():
     found = cells(tables.cost_table(run(seeds=(0, 1, 2), rounds=3)))
     assert found["compile, s", "pretrain"] == "6.00"
-    assert found["images/s", "pretrain"] == "1,000"
+    assert found["examples/s", "pretrain"] == "1,000"
     assert found["MB sent", "dimat"] == "6.0"
     assert found["train, s", "dimat"] == "3.00"
     assert found["match, s", "dimat"] == "1.50"
     assert found["assign, s", "dimat"] == "0.75"
     assert found["mix, s", "wa"] == "0.38"
     assert found["match, s", "wa"] == "-"
-    assert found["images/s", "wa"] == "500"
+    assert found["examples/s", "wa"] == "500"
 
 
 def test_a_part_of_another_name_gets_a_line():
