@@ -76,8 +76,8 @@ class Config:
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes in training; of classification alone."""
     learning_rate: float | None = None
-    """Learning rate; None: 0.001 for adam; for sgd 0.1 and for momentum 0.02 at a batch of 50, and
-    in proportion to it."""
+    """Learning rate; None: 0.001 for adam and adamw; for sgd 0.1 and for momentum 0.02 at a batch
+    of 50, and in proportion to it."""
     method_learning_rate: tuple[tuple[str, float], ...] = ()
     """Learning rates of methods in the rounds, by name, in place of the run's: cdsgd 0.1 sgp
     0.05."""

@@ -78,6 +78,11 @@ def report(rows: Sequence[Row], dataset: str, command: str) -> str:
             f"{of_network[0]['training']}. The networks themselves: {ends}, loss {loss}.",
         ]
         sections.append(to_markdown(table(network, of_network)))
+        if len(of_network[0].get("losses_of_first", ())) > 2:
+            sections += [
+                "Loss of the mean of so many of them, with nothing done to it:",
+                to_markdown(table_of_first(network, of_network)),
+            ]
         figures = [text for start, text in PUBLISHED.items() if network.startswith(start)]
         sections += [
             "Midpoint of the first two networks after activation matching, before → after REPAIR: "
@@ -128,6 +133,18 @@ def table(network: str, rows: Sequence[Row]) -> Table:
         loss = mean_std([row["loss"] for row in by["none"]], 2)
         body.append([technique, *accuracies, loss, *drops, *rises])
     return Table(network, columns, body)
+
+
+def table_of_first(network: str, rows: Sequence[Row]) -> Table:
+    """One network's losses of the mean of the first 1, 2, 4, 8 ... networks."""
+    most = len(rows[0]["losses_of_first"])
+    numbers = [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
+    body = []
+    for technique in dict.fromkeys(row["technique"] for row in rows):
+        found = [r for r in rows if (r["technique"], r["correction"]) == (technique, "none")]
+        losses = ([row["losses_of_first"][n - 1] for row in found] for n in numbers)
+        body.append([technique, *(mean_std(values, 2) for values in losses)])
+    return Table(network, ["technique", *map(str, numbers)], body)
 
 
 def mean_std(values: Sequence[float], digits: int = 1) -> str:

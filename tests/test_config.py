@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import pathlib
-from typing import get_args, get_type_hints
 
 import pytest
 
@@ -61,8 +60,7 @@ def test_the_help_gives_the_default_learning_rates():
 
 
 def test_every_optimizer_has_a_learning_rate():
-    allowed = get_args(get_type_hints(Config)["optimizer"])
-    assert set(allowed) == set(OPTIMIZERS) == set(LEARNING_RATES)
+    assert set(OPTIMIZERS) == set(LEARNING_RATES)
 
 
 def test_presets_can_be_run():
@@ -87,5 +85,5 @@ def test_options_that_are_not_given_are_the_presets(untyped):
     assert Config(preset="paper", agents=4).model == "resnet20" != Config().model
     assert dataclasses.replace(PRESETS["paper"], preset="quick").model == "resnet20"
     for wrong in ("junk", None, 3, ["quick"]):
-        with pytest.raises(ValueError, match="Unknown preset .* There are: quick, early, paper."):
+        with pytest.raises(ValueError, match="Unknown preset .* There are: quick, early, language"):
             Config(preset=wrong)

@@ -141,8 +141,7 @@ def prepare(
     learning_rate = choose_learning_rate(config, batch_size)
     learned = choose_task(config, task, model, data, images)
     task, abstract = learned.task, learned.abstract
-    if optimizer is not None:
-        check_optimizer(optimizer, abstract[0]["params"], config.agents)
+    steps = choose_optimizer(config, optimizer, abstract[0])
     say(f"finding the permutation groups of the model {named['model']}")
     symmetries = find_symmetries(task.outputs, *abstract)
     check_fit(chosen, task, symmetries, abstract)
@@ -152,7 +151,7 @@ def prepare(
         ),
         batch_size=batch_size,
         learning_rate=learning_rate,
-        optimizer=as_steps(optimizer) if optimizer else make_optimizer(*optimizer_options(config)),
+        optimizer=steps,
         data=data,
         task=task,
         abstract=abstract,
@@ -379,9 +378,23 @@ def choose_learning_rate(config: Config, batch_size: int) -> float:
     return config.learning_rate or share * LEARNING_RATES[config.optimizer]
 
 
-def optimizer_options(config: Config) -> tuple[str, float, float | None]:
-    """What `make_optimizer` takes."""
-    return config.optimizer, config.weight_decay, config.clip
+def choose_optimizer(
+    config: Config, given: optax.GradientTransformation | None, variables: Variables
+) -> optax.GradientTransformation:
+    """Gradient → the direction in which an agent steps, see `make_optimizer`.
+
+    Args:
+      config: the run.
+      given: an optimizer to use instead of the one that it names.
+      variables: shapes and dtypes of one agent's.
+
+    Raises:
+      ValueError: for an optimizer that cannot take the parameters' gradients.
+    """
+    if given is None:
+        return make_optimizer(config.optimizer, config.weight_decay, config.clip)
+    check_optimizer(given, variables["params"], config.agents)
+    return as_steps(given)
 
 
 def choose_augmentation(config: Config, dataset: Dataset) -> Augmentation:

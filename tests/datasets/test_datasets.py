@@ -77,7 +77,10 @@ def test_check_converts_jax_arrays_lists_and_wider_labels():
             "train_images are int64: they must be uint8",
         ),
         ({"train_images": np.zeros((6, 4, 3, 2))}, "test_images are uint8 .* train_images float32"),
-        ({"train_images": np.full((6, 4, 3, 2), np.nan)}, "train_images hold numbers that are not"),
+        (
+            {"train_images": np.full((6, 4, 3, 2), np.nan)},
+            "train_images: example 0, column .* nan",
+        ),
         ({"train_images": np.zeros((6, 4, 3), np.uint8)}, r"train_images uint8 \(4, 3, 1\)"),
         ({"train_images": np.zeros((6, 4), np.uint8)}, r"shape \(6, 4\)"),
         ({"test_images": np.zeros((0, 4, 3, 2), np.uint8)}, "with at least one of each"),

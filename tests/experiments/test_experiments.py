@@ -26,7 +26,8 @@ from experiments.cifar import main
 TINY = """--dataset digits --model mlp --agents 4 --pretrain-epochs 1 --rounds 1 --topology ring
 --no-merge-at-end --merge-frame own --align-every 1 --methods dimat wa""".split()
 FIELDS = """method seed round epoch phase test_accuracy test_accuracy_std test_accuracy_agents
-test_accuracy_classes merged_accuracy test_loss train_loss consensus_distance
+test_accuracy_classes merged_accuracy test_loss test_loss_std test_loss_agents merged_loss
+train_loss consensus_distance
 consensus_distance_aligned units_moved bytes_sent images_per_second seconds""".split()
 CLOCK = {"images_per_second", "seconds"}
 
@@ -126,7 +127,7 @@ def test_results_name_the_data_and_the_options_used(runs):
 
 def test_the_terminal_says_what_runs_how_far_it_is_and_who_wins(runs):
     said = runs[0].said
-    for text in ("digits, iid, 359 of the 1,437 training images", "mlp, width 0.1", "4, ring"):
+    for text in ("digits, iid, 359 of the 1,437 training examples", "mlp, width 0.1", "4, ring"):
         assert text in said
     assert "all 360 at the end" in said and "seed 0, DIMAT, round 1, after merge" in said
     assert re.search(
@@ -361,7 +362,7 @@ def test_an_interrupted_run_shows_what_there_is_says_where_and_exits_with_130(
     assert main([*TINY, "--width", "0.1", "--out", str(tmp_path / "out")]) == common.INTERRUPTED
     assert common.INTERRUPTED == 130
     error = capsys.readouterr().err
-    assert error == "Interrupted in seed 0, WA, round 1: evaluating on 360 test images.\n"
+    assert error == "Interrupted in seed 0, WA, round 1: evaluating on 360 test examples.\n"
     assert "| train 1     |" in said.getvalue()
     assert "On all test examples at the end: DIMAT" in said.getvalue()
     found = Run(tmp_path / "out", 130, "")

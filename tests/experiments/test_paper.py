@@ -367,7 +367,7 @@ def test_trials_are_stored_and_their_rates_read_back(tmp_path, monkeypatch):
         ends = {m: rates[m] if rates[m] < 0.1 else 0.0 for m in methods}
         made = outcome(0, ends)
         finals = {
-            (m, 0): type("Final", (), {"test_accuracy": np.array(v)})
+            (m, 0): type("Final", (), {"measured": {"accuracy": np.array(v)}})
             for m, v in made.all_tests.items()
         }
         return type("Result", (), {"history": made.rows, "finals": finals})

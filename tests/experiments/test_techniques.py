@@ -38,6 +38,14 @@ def test_every_technique_is_measured_with_every_correction_that_a_network_takes(
             assert [(r["technique"], r["correction"]) for r in mine] == [
                 (t, c) for t in TECHNIQUES for c in corrections
             ]
+            # Of one network it is the first one's, of all of them that of the mean.
+            assert all(
+                r["losses_of_first"][0] == pytest.approx(r["losses"][0], rel=1e-4)
+                for r in mine
+                if r["technique"] == "averaging" and r["correction"] == "none"
+            )
+            assert all(r["losses_of_first"][-1] == r["loss"] for r in mine)
+            assert all(len(r["losses_of_first"]) == 3 for r in mine)
             # The networks themselves are the same whatever is done to them.
             assert len({r["ends_accuracy"] for r in mine}) == 1
             assert len({(r["accuracies"][0], r["accuracies"][-1]) for r in mine}) == 1
@@ -86,7 +94,7 @@ def test_published_figures_stand_beside_ours_and_the_networks_are_listed(folder,
     assert main(["--list"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(PRESETS["cpu"])
-    assert said[0] == "mlp × 1, no normalisation: 3 networks, 1 seeds, 10 epochs of 10,000 images"
+    assert said[0] == "mlp × 1, no normalisation: 3 networks, 1 seeds, 10 epochs of 10,000 examples"
 
 
 def test_barriers_are_measured_from_the_straight_line_between_the_ends():
