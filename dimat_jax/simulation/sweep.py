@@ -86,7 +86,7 @@ def sweep(
             check_number(name, value, least=0, most=MAX_SEED if whole else None, whole=whole)
     choices = itertools.product(*numbers.values(), seed)
     points = [dict(zip((*numbers, "seed"), choice, strict=True)) for choice in choices]
-    devices = config.devices
+    devices = config.devices and min(config.devices, len(points))
     config = dataclasses.replace(
         config, agents=1, topology="disconnected", topology_options=(), rounds=0, partition="iid",
         methods=("local_only",), devices=None, seeds=tuple(dict.fromkeys(map(int, seed))), out=None,

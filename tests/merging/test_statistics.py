@@ -192,16 +192,16 @@ def test_what_is_frozen_stays_and_is_used_as_it_is(way, x64):
 def test_flags_counts_and_complex_numbers_may_be_among_them():
     """Counts and flags are no statistics of a batch: they stay."""
 
-    def apply(variables, x, train=False, key=None):
+    def loss(variables, x, key=None, train=False):
         counted = variables["batch_stats"]["count"] + 1
         mean = x.mean() * (1 + 1j)
-        return x, {"batch_stats": {"count": counted, "ready": counted > 9, "mean": mean}}
+        return x, {}, {"batch_stats": {"count": counted, "ready": counted > 9, "mean": mean}}
 
-    model = dj.Model(lambda key, x: {}, apply)
+    task = dj.Task(lambda key, x: {}, loss, lambda variables, x: x)
     stats = {"count": jnp.int32(7), "ready": jnp.array(True), "mean": jnp.zeros((), complex)}
     images = jnp.arange(9.0)
     carry = StatisticsMean(stats, jnp.int32(0))
-    update = statistics.statistics_update(model, lambda images: images)
+    update = statistics.statistics_update(task, lambda images: images)
     for _ in range(3):
         operands = {"params": {}, "batch_stats": stats}, jnp.arange(9).reshape(3, 3)
         carry = update(carry, operands, images)

@@ -43,13 +43,13 @@ def test_events_are_called_by_whose_they_are_when_and_what_happens(setup):
         "seed 0, pretraining: epoch 2 of 3",
         "seed 0, pretraining: epoch 3 of 3",
         "seed 0, pretraining: recomputing statistics",
-        "seed 0, pretraining: evaluating on 50 test images",
+        "seed 0, pretraining: evaluating on 50 test examples",
         "seed 0, Alone: starting",
     ]
     assert said[-3:] == [
         "seed 0, WA, round 2: epoch 1 of 1",
         "seed 0, WA, round 2: recomputing statistics",
-        "seed 0, WA, round 2: evaluating on all 50 test images",
+        "seed 0, WA, round 2: evaluating on all 50 test examples",
     ]
     assert "seed 0, WA, round 1: merging" in said
 
@@ -86,7 +86,7 @@ def test_the_share_is_that_of_the_time(setup, clock):
     assert len(known) > 4
     for share, now in known:
         assert share == pytest.approx(now / total, abs=0.02)
-    assert heard[-1][0] == "seed 0, WA, round 2: evaluating on all 50 test images"
+    assert heard[-1][0] == "seed 0, WA, round 2: evaluating on all 50 test examples"
     assert heard[-1][1] == pytest.approx(1 - 10 / total, abs=0.02)  # its ten seconds are to come
 
 

@@ -108,7 +108,7 @@ def test_training_and_evaluation_in_both_forms_are_those_of_one_agent_alone(x64)
         np.testing.assert_allclose(state.variables["params"]["bias"][agent], bias, atol=1e-8)
         x = ((DATASET.test_images / 255 - mean) / std).reshape(23, -1)
         correct = ((x @ kernel + bias).argmax(1) == DATASET.test_labels).sum()
-        assert score.correct[agent].sum() == correct
+        assert score.totals["accuracy"].sum[agent] == correct
     assert state.step.tolist() == [5] * 8
 
 

@@ -74,7 +74,7 @@ def test_nothing_is_traced_or_compiled_from_the_second_round_on(main_job):
     for counts in (traces, compiled):
         assert set(counts[2:6]) == {counts[2]}  # DIMAT, from the end of its first round
         assert set(counts[7:]) == {counts[7]}  # WA, from its first merge
-    assert traces[6] - traces[5] <= 1 and traces[7] == traces[6]  # all test images: another shape
+    assert traces[6] - traces[5] <= 1 and traces[7] == traces[6]  # all test examples: another shape
 
 
 def test_rows_come_in_order_of_time_with_the_agreed_fields(main_job):
@@ -97,7 +97,7 @@ def test_figures_over_agents_are_those_of_the_agents(main_job):
     for row in main_job.rows:
         agents = np.array(row["test_accuracy_agents"])
         assert agents.shape == (8,)
-        np.testing.assert_array_equal(np.round(agents * 30), agents * 30)  # of 30 test images
+        np.testing.assert_array_equal(np.round(agents * 30), agents * 30)  # of 30 test examples
         assert row["test_accuracy"] == pytest.approx(agents.mean())
         assert row["test_accuracy_std"] == pytest.approx(agents.std(ddof=1))
         assert 0 < row["test_loss"] < 10
@@ -158,7 +158,7 @@ def test_the_observer_hears_of_the_whole_run(main_job):
         assert f"seed 0, {method}, round 1: merging, averaging" in main_job.labels
     for part in ("comparing units", "assigning units", "recomputing statistics", "compiling"):
         assert f"seed 0, DIMAT, round 1: merging, {part}" in main_job.labels
-    assert "seed 0, DIMAT, round 3: evaluating on all 50 test images" in main_job.labels
+    assert "seed 0, DIMAT, round 3: evaluating on all 50 test examples" in main_job.labels
     shares = main_job.shares
     assert 0 < shares[-1] < 1 and all(0 <= share < 1 for share in shares)
 
@@ -408,7 +408,7 @@ def test_an_interruption_goes_on_after_the_observer_was_given_what_there_is():
     found = stop_in(config, on_row=interrupt)
     assert [row["method"] for row in found.result.history] == ["pretrain", *["wa"] * 4, "dsgd"]
     assert set(found.result.finals) == {("wa", 0)}
-    assert found.reason == ("Interrupted in seed 0, DSGD, round 1: evaluating on 50 test images.")
+    assert found.reason == ("Interrupted in seed 0, DSGD, round 1: evaluating on 50 test examples.")
 
 
 def test_the_observer_is_given_what_there_is_of_a_run_that_diverged():
