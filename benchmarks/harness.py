@@ -202,7 +202,9 @@ def peak_memory() -> int:
 
 def cores() -> int:
     """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    from dimat_jax.execution.devices import usable_cores
+
+    return usable_cores()
 
 
 def select_backend(backend: str | None) -> None:

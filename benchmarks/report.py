@@ -50,17 +50,17 @@ def progress(line: str) -> None:
 
 def publish(name: str, options: Any, tables: Sequence[Table], measured: Any) -> None:
     """Prints the tables, and leaves ``NAME.json`` and ``NAME.md`` where the options ask for it."""
-    from rich.console import Console
+    from dimat_jax.report.terminal import terminal
 
     where = provenance(backend=options.backend)
-    console = Console()
+    console = terminal()
     texts = []
     for table in tables:
         texts.append(show(table, console))
         console.print()
     text = "\n".join(texts)
     footer = sentence(where)
-    console.print(footer, highlight=False, soft_wrap=True)
+    console.print(footer, soft_wrap=True)
     if options.out is None:
         return
     asked = json.loads(json.dumps(dataclasses.asdict(options), default=str))

@@ -1,25 +1,36 @@
 """The frozen configuration of a run. Light on purpose: nothing here imports JAX."""
 
 import dataclasses
+import functools
 import pathlib
-from typing import Literal
+from typing import Any, Literal
+
+from dimat_jax.registry import choose
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that a run is, but for its data; the defaults are the preset ``quick``."""
+    """All that a run is, but for its data; the defaults are those of the preset that is named.
+
+    `dataclasses.replace` keeps every option that it is not given, whatever preset it is.
+
+    Raises:
+      ValueError: for a preset that there is not. What else is wrong is said before a run.
+    """
 
     # The field docstrings below are the command line's help texts, which add the names that
     # `dimat_jax.registry` has.
 
     preset: str = "quick"
     """Where the defaults come from: quick, for two CPU cores; early, where merging does not pay
-    yet; or paper, the published network, data, number of agents and epochs. In Python, start from
-    PRESETS[name]."""
+    yet; or paper, the published network, data, number of agents and epochs."""
     agents: int = 16
     """Number of agents, each with its own network and its own data."""
     topology: str = "exponential"
     """The graph: who merges with whom. Of the methods only sgp takes digraph."""
+    topology_options: tuple[tuple[str, int | float], ...] = ()
+    """Options of the graph, by name: degree 3 of random_regular, p 0.4 seed 1 of erdos_renyi, k 2
+    of base_k."""
     dataset: str = "auto"
     """The images; auto is CIFAR-10 if it can be had, else shapes."""
     data_dir: pathlib.Path | None = None
@@ -28,8 +39,9 @@ class Config:
     """How the training data are divided among the agents."""
     alpha: float = 0.5
     """Concentration of the dirichlet partition: smaller is more heterogeneous."""
-    examples_per_agent: int | None = 500
-    """At most so many training examples for each agent; None: all of its share."""
+    examples_per_agent: int | None | Literal["auto"] = "auto"
+    """At most so many training examples for each agent; None: all of its share; auto: 500 of a data
+    set that is named, all of one that is handed over."""
     augmentation: str | None = None
     """What is done to the images in training; None: what suits the data set."""
     model: str = "convnet"
@@ -116,10 +128,9 @@ class Config:
     """Whether a run that already lies in that folder may be replaced."""
 
 
-PRESETS = {
-    "quick": Config(),
-    "early": Config(
-        preset="early",
+OPTIONS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "early": dict(
         topology="ring",
         examples_per_agent=1000,
         optimizer_after_merge="fresh",
@@ -131,8 +142,7 @@ PRESETS = {
         align_every=1,
         evaluate_every=1,
     ),
-    "paper": Config(
-        preset="paper",
+    "paper": dict(
         agents=5,
         topology="fully_connected",
         dataset="cifar100",
@@ -154,11 +164,31 @@ PRESETS = {
         evaluate_every=1,
     ),
 }
+"""Preset → the options in which it differs from ``quick``."""
+
+
+def _from_preset(init: Any) -> Any:
+    """The same ``__init__``, but options that are not given are those of the preset."""
+
+    @functools.wraps(init)
+    def from_preset(self: Config, *, preset: str = Config.preset, **given: Any) -> None:
+        options = OPTIONS[choose("preset", preset, OPTIONS)]
+        init(self, **{"preset": preset, **options, **given})
+
+    return from_preset
+
+
+Config.__init__ = _from_preset(Config.__init__)
+
+PRESETS = {name: Config(preset=name) for name in OPTIONS}
 """Named configurations. ``quick`` is sized for two CPU cores; ``early`` too: agents merge before
 they have learned what their own data can teach them, and train on at the same rate, so that those
 who stay alone end ahead; ``paper`` has the network, data,
 number of agents and epochs of the published headline result (arXiv 2404.08079, table 2: ResNet-20
 of width 8 on CIFAR-100). It matches as ``quick`` does; the published code on the images of all
 agents: ``matching_data="shared", statistics_data="shared"``."""
+
+EXAMPLES_PER_AGENT = 500
+"""What ``examples_per_agent="auto"`` is of a data set that is named."""
 
 LEARNING_RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3}

@@ -9,7 +9,9 @@ parameters: those that hold jaxprs are read here only, for JAX 0.9 to 0.12.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -136,8 +138,20 @@ CALLS = {
 """The primitives that just evaluate a jaxpr on their operands, and the parameter that holds it."""
 
 
+IMPLEMENTED = {"maybe_set": "impl", "vprim": "impl", "call_hi_primitive": "to_lojax"}
+"""Primitives written in others (of Equinox; `lax.custom_root` from JAX 0.11 on), and the attribute
+that is the function of arrays."""
+
+
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that just evaluates it: jit, remat, custom derivatives, calls."""
+    if eqn.primitive.name in IMPLEMENTED:
+        function = getattr(eqn.primitive, IMPLEMENTED[eqn.primitive.name])
+        implementation = functools.partial(function, **eqn.params)
+        avals: list[Any] = [var.aval for var in eqn.invars]
+        return jax.make_jaxpr(implementation)(
+            *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+        )
     names = CALLS.get(eqn.primitive.name, ())
     return next((_closed(eqn.params[name]) for name in names if name in eqn.params), None)
 
@@ -240,6 +254,64 @@ def while_of(eqn: JaxprEqn) -> While:
 def branches_of(eqn: JaxprEqn) -> list[ClosedJaxpr]:
     """The branches of a ``cond``; its first operand says which, the others go to any of them."""
     return [_closed(branch) for branch in eqn.params["branches"]]
+
+
+def by_platform(eqn: JaxprEqn) -> bool:
+    """Whether the branches of a ``cond`` are for different platforms: only one may compile here."""
+    return eqn.params.get("branches_platforms") is not None
+
+
+def reducer_of(params: Mapping[str, Any]) -> Jaxpr:
+    """The function by which a ``reduce`` with these parameters reduces."""
+    return _closed(params["jaxpr"]).jaxpr
+
+
+class Solver(NamedTuple):
+    """What a ``custom_linear_solve`` evaluates: ``x = jaxpr(*consts, *b)``.
+
+    Attributes:
+      jaxpr: what is evaluated.
+      consts: at which of the operands its own constants are.
+      first: at which of the operands ``b`` begins; those between are for derivatives.
+    """
+
+    jaxpr: ClosedJaxpr
+    consts: slice
+    first: int
+
+    def split(self, operands: Sequence[T]) -> list[T]:
+        """The operands that the jaxpr reads."""
+        return [*operands[self.consts], *operands[self.first :]]
+
+
+def solver_of(eqn: JaxprEqn) -> Solver:
+    """What a ``custom_linear_solve`` does."""
+    lengths = eqn.params["const_lengths"]
+    start = lengths.matvec + lengths.vecmat
+    consts = slice(start, start + lengths.solve)
+    return Solver(_closed(eqn.params["jaxprs"].solve), consts, sum(lengths))
+
+
+# Where an equation comes from ---------------------------------------------------------------------
+
+LIBRARIES = "jax jaxlib flax haiku equinox dimat_jax".split()
+"""Whose lines say less than those of the code that calls them."""
+
+
+def source_line(eqn: JaxprEqn) -> str | None:
+    """The line of the user's code that an equation comes from, as ``"path/model.py:12"``.
+
+    None if only lines of libraries are known, as within a function that they have jitted.
+    """
+    folders = [
+        os.path.dirname(file) + os.sep
+        for file in (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
+        if file
+    ]
+    traceback = eqn.source_info.traceback
+    frames = list(traceback.frames) if traceback else []
+    own = [frame for frame in frames if not frame.file_name.startswith(tuple(folders))]
+    return f"{own[0].file_name}:{own[0].line_num}" if own else None
 
 
 # Functions whose calls can be found in a jaxpr ---------------------------------------------------

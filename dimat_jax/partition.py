@@ -6,13 +6,15 @@ number of agents and the key only: not on devices, nor on x64.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
 from dimat_jax import registry
-from dimat_jax.types import Key
+from dimat_jax.registry import attempt, check_number
+from dimat_jax.types import Key, check_key
 
 Labels = Integer[Array | np.ndarray, " examples"]
 Indices = Int[np.ndarray, "_"]
@@ -92,8 +94,7 @@ def dirichlet(labels: Labels, n: int, key: Key, alpha: float | int) -> list[Indi
         examples, a label is negative, or every draw left an agent without examples.
     """
     labels = _checked(labels, n)
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha is {alpha}: it must be a positive number.")
+    check_number("alpha", alpha, above=0)
     rng = _generator(key)
     order, counts = _class_by_class(labels, rng), np.bincount(labels)
     # Class c begins at order[starts[c]]; agent i gets its places cuts[i, c] to cuts[i + 1, c].
@@ -130,6 +131,7 @@ def pretrain_iid_finetune_by_class(
         label is negative.
     """
     labels = _checked(labels, n)
+    check_key(key)
     half_key, iid_key, class_key = jax.random.split(key, 3)
     order, counts = _class_by_class(labels, _generator(half_key)), np.bincount(labels)
     starts = np.cumsum(counts) - counts
@@ -176,20 +178,27 @@ def stack(shards: list[Indices]) -> Int[np.ndarray, "agents examples"]:
 
 def _checked(labels: Labels, n: int) -> Integer[np.ndarray, " examples"]:
     """The labels on the host, if they can be split among ``n`` agents."""
-    labels = np.asarray(labels)
+    found: Any = attempt("labels must be an array", np.asarray, labels)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape [examples], not {found.dtype} of shape "
+            f"{list(found.shape)}."
+        )
+    check_number("The number of agents", n, whole=True)
     if n < 1:
         raise ValueError(f"There are {n} agents: there must be at least 1.")
-    if n > len(labels):
+    if n > len(found):
         raise ValueError(
-            f"There are {n} agents and {len(labels)} examples: every agent needs at least one."
+            f"There are {n} agents and {len(found)} examples: every agent needs at least one."
         )
-    if labels.min() < 0:
-        raise ValueError(f"A label is {labels.min()}: labels must be 0 or more.")
-    return labels
+    if found.min() < 0:
+        raise ValueError(f"A label is {found.min()}: labels must be 0 or more.")
+    return found
 
 
 def _generator(key: Key) -> np.random.Generator:
     """A NumPy generator seeded by a JAX key."""
+    check_key(key)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 

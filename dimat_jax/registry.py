@@ -1,4 +1,4 @@
-"""What a run can name: the registries, and looking things up in them.
+"""What a run can name: the registries, looking things up in them, and saying what is no value.
 
 A registry says where a thing lies and imports it when it is asked for, so that ``--help`` lists all
 names and still answers at once. Adding a topology, a model, a data set, an augmentation, a
@@ -8,6 +8,9 @@ partition or a method takes its file and its line here, ``"name": "module:attrib
 import difflib
 import importlib
 import inspect
+import numbers
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -163,14 +166,17 @@ def choose(kind: str, name: str, allowed: Iterable[str]) -> str:
       ValueError: if ``name`` is not among them; names the nearest one and all of them.
     """
     allowed = list(allowed)
-    if name in allowed:
+    if isinstance(name, str) and name in allowed:
         return name
-    near = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}.")
+    # CIFAR-10 is near to cifar10.
+    plain = {re.sub(r"\W|_", "", other.lower()): other for other in allowed}
+    near = difflib.get_close_matches(re.sub(r"\W|_", "", str(name).lower()), plain, n=1)
+    hint = f" Did you mean {plain[near[0]]!r}?" if near else ""
+    there_are = f"There are: {', '.join(allowed)}." if allowed else "There are none."
+    raise ValueError(f"Unknown {kind} {shown(name)}.{hint} {there_are}")
 
 
-def make(kind: str, name: str, table: Mapping[str, Callable], *args: Any, **options: Any) -> Any:
+def make(kind: str, name: str, table: Mapping[str, Callable], /, *args: Any, **options: Any) -> Any:
     """Calls ``table[name](*args, **options)``.
 
     Raises:
@@ -181,5 +187,88 @@ def make(kind: str, name: str, table: Mapping[str, Callable], *args: Any, **opti
     try:
         signature.bind(*args, **options)
     except TypeError as error:
-        raise ValueError(f"{kind} {name!r}: {error}. It takes {signature}.") from error
+        takes = ", ".join(list(signature.parameters)[len(args) :]) or "none"
+        raise ValueError(f"{kind} {name!r}: {error}. Its options: {takes}.") from error
     return factory(*args, **options)
+
+
+# What is no value ---------------------------------------------------------------------------------
+
+SHOWN = 60
+"""Characters of a value in a message."""
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, and no longer than `SHOWN`."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"a {type(value).__name__}"
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's type and message on one line, without what some say after a first paragraph."""
+    message = " ".join(str(error).strip().partition("\n\n")[0].split())
+    message = message if len(message) <= 300 else f"{message[:300]} ..."
+    return f"{type(error).__name__}: {message}"
+
+
+def attempt(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls somebody's own function on arguments that it may not take.
+
+    Args:
+      what: a sentence's beginning, for the message: what does not work.
+      function: what is called.
+      *args: with what.
+
+    Raises:
+      ValueError: in one sentence, whatever the function raises.
+    """
+    try:
+        return function(*args)
+    except Exception as error:
+        raise ValueError(f"{what} ({in_a_line(error)}).") from error
+
+
+def expect(name: str, value: Any, kind: Any, what: str) -> None:
+    """Raises a `ValueError` unless a value is of a kind.
+
+    Args:
+      name: of the value.
+      value: from Python anything may come.
+      kind: as of `isinstance`.
+      what: says what it must be.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {what}, not {shown(value)}.")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    least: int | float | None = None,
+    above: int | float | None = None,
+    most: int | float | None = None,
+    whole: bool = False,
+) -> None:
+    """Raises a `ValueError` unless a value is a finite number, and in its range.
+
+    Args:
+      name: of the value.
+      value: from Python anything may come.
+      least: the smallest that it may be.
+      above: what it must be larger than.
+      most: the largest that it may be.
+      whole: whether it must be a whole number.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} must be a{' whole' * whole} number, not {shown(value)}.")
+    number: Any = value
+    if not abs(number) <= (sys.maxsize if whole else sys.float_info.max):
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}.")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}.")
+    if above is not None and number <= above:
+        what = "positive" if above == 0 else f"more than {above}"
+        raise ValueError(f"{name} must be {what}, not {value}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, not {value}.")

@@ -9,6 +9,8 @@ from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.metrics import Row, append_row
+from dimat_jax.registry import expect
+from dimat_jax.simulation.checks import check_config, check_types
 from dimat_jax.simulation.observer import Observer
 from dimat_jax.simulation.result import Result
 from dimat_jax.simulation.run import run
@@ -50,11 +52,15 @@ def simulate(
         and the step.
       KeyboardInterrupt: if it is interrupted.
     """
+    check_config(config)
+    watched = isinstance(observer, str) and observer == "auto"
+    if not watched and observer is not None:
+        expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
     def go(config: Config, observer: Observer) -> Result:
         return run(config, model, dataset, topology, methods, observer)
 
-    if observer != "auto":
+    if not watched:
         return run_and_record(config, go, observer or Observer())
     # Here, so that a run that shows nothing does without rich.
     from dimat_jax.report.progress import show_if_watched
@@ -72,6 +78,7 @@ def run_and_record(
     # Here, so that a run that writes nothing does without matplotlib.
     from dimat_jax.report import folder
 
+    check_types(config)
     out = pathlib.Path(config.out)  # A user may have given a string.
     config = dataclasses.replace(config, out=out)
     folder.check_folder(out, config.overwrite)

@@ -7,7 +7,12 @@ Arrays are annotated with jaxtyping; the axis names used throughout are ``agents
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
+
+from dimat_jax.registry import shown
 
 Key = PRNGKeyArray
 """A typed PRNG key, as `jax.random.key` makes it; shape ``()`` unless said otherwise."""
@@ -61,3 +66,11 @@ class Model(NamedTuple):
 
     init: InitFn
     apply: ApplyFn
+
+
+def check_key(key: Any) -> None:
+    """Raises a `ValueError` for anything but a single PRNG key, typed or of the older kind."""
+    dtype, shape = getattr(key, "dtype", None), np.shape(key) if hasattr(key, "dtype") else None
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not ((typed and shape == ()) or (dtype == np.uint32 and shape == (2,))):
+        raise ValueError(f"key must be a PRNG key, as jax.random.key(0), not {shown(key)}.")

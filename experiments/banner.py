@@ -16,7 +16,7 @@ def print_banner(console: Console, setup: "Setup") -> None:
 
     config, dataset = setup.config, setup.dataset
     if dataset.stand_in_for is not None:
-        console.print(f"[bold red]NOT THE REAL DATA: {dataset.name}[/]", highlight=False)
+        console.print(f"NOT THE REAL DATA: {dataset.name}", style="bold red", soft_wrap=True)
     tests, examples = len(dataset.test_labels), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
     named = config.model if config.model == OWN else f"{config.model}, width {config.width:g}"
@@ -37,7 +37,7 @@ def print_banner(console: Console, setup: "Setup") -> None:
     }
     for name, text in lines.items():
         if text is not None:
-            console.print(f"{name:>10}  {text}", highlight=False, soft_wrap=True)
+            console.print(f"{name:>10}  {text}", soft_wrap=True)
 
 
 def about_kernels(setup: "Setup") -> str | None:

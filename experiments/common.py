@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from dimat_jax.simulation.setup import Setup
 
 BAD_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
 """As shells have it: 128 and the number of the signal."""
 NUMBERS = {int: "a whole number", float: "a number"}
 NAMED: dict[str, Iterable[str]] = {
@@ -46,8 +47,11 @@ NAMED: dict[str, Iterable[str]] = {
     "augmentation": registry.AUGMENTATIONS,
     "model": registry.MODELS,
     "methods": registry.METHODS,
+    "method_learning_rate": registry.METHODS,
 }
 """Option → the names that it takes."""
+KINDS = {"dataset": "data set", "methods": "method", "method_learning_rate": "method"}
+"""Option → what it names, where that is called otherwise."""
 Options = TypeVar("Options")
 
 
@@ -64,10 +68,22 @@ def exit_code(action: Callable[[], object]) -> int:
     """Does what a command does.
 
     Returns:
-      0; 2, after one sentence, for bad input; 130, after one as well, where it was interrupted.
+      0; 2, after one sentence, for bad input; 130, after one as well, where it was interrupted;
+      141 where nobody reads what it writes.
     """
+    from dimat_jax.report.terminal import take_any_text
+
+    take_any_text()
     try:
-        action()
+        try:
+            action()
+        finally:
+            if sys.stdout is not None:  # It may be closed.
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone, as in `... | head`; what Python still has to write goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -79,7 +95,7 @@ def exit_code(action: Callable[[], object]) -> int:
 
 def parse(name: str, description: str, arguments: Sequence[str]) -> Config:
     """The configuration that the arguments ask for, on top of their preset."""
-    preset = given_values(Config, arguments)["preset"] or [Config.preset]
+    preset = given_values(Config, arguments).get("preset") or [Config.preset]
     default = PRESETS[choose("preset", preset[-1], PRESETS)]
     return command_line(Config, name, description, arguments, default)
 
@@ -96,10 +112,9 @@ def command_line(
     Raises:
       ValueError: for a value that an option cannot have. What else is wrong tyro explains itself.
     """
+    hints = get_type_hints(options)
     for option, values in given_values(options, arguments).items():
-        hint = get_type_hints(options)[option]
-        for value in values:
-            check_value(option, hint, value)
+        check_values(option, hints[option], values)
     listed = with_names(options)
     found = tyro.cli(
         listed,
@@ -125,14 +140,46 @@ def with_names(options: type[Options]) -> type[Options]:
 
 
 def given_values(options: type, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The values of every option as they stand in the arguments, of its last mention."""
+    """The values of every option that the arguments name, as they stand there at its last mention.
+
+    Raises:
+      ValueError: for an argument that stands before all options.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for field in dataclasses.fields(options):
         dashed = field.name.replace("_", "-")
-        parser.add_argument(
-            f"--{dashed}", f"--{field.name}", dest=field.name, nargs="*", default=[]
-        )
-    return vars(parser.parse_known_args(arguments)[0])
+        parser.add_argument(f"--{dashed}", f"--{field.name}", dest=field.name, nargs="*")
+    found, rest = parser.parse_known_args(arguments)
+    if rest and not rest[0].startswith("-"):
+        raise ValueError(f"{rest[0]!r} belongs to no option: each begins with --.")
+    return {name: values for name, values in vars(found).items() if values is not None}
+
+
+def check_values(option: str, hint: Any, values: Sequence[str]) -> None:
+    """Raises a `ValueError` for values that an option cannot have, or for too many.
+
+    Args:
+      option: its name.
+      hint: its annotation.
+      values: as they stand on the command line.
+    """
+    of_tuple = get_origin(hint) is tuple
+    most = None if of_tuple else int(hint is not bool)
+    if most is not None and len(values) > most:
+        takes = "one value" if most else "no value"
+        raise ValueError(f"{values[most]!r} belongs to no option: {option} takes {takes}.")
+    if not values and hint is not bool:
+        raise ValueError(f"{option} needs a value.")
+    pairs = of_tuple and get_origin(get_args(hint)[0]) is tuple
+    if pairs and len(values) % 2:
+        raise ValueError(f"{option} takes pairs of a name and a number: {values[-1]!r} has none.")
+    if not pairs:
+        for value in values:
+            check_value(option, hint, value)
+        return
+    name, number = get_args(get_args(hint)[0])
+    for i, value in enumerate(values):
+        check_value(option, number if i % 2 else name, value)
 
 
 def check_value(option: str, hint: Any, value: str) -> None:
@@ -140,13 +187,15 @@ def check_value(option: str, hint: Any, value: str) -> None:
     kinds = (hint, *get_args(hint))
     if value == "None" and type(None) in kinds:
         return
+    if option in NAMED and str in kinds:
+        choose(KINDS.get(option, option), value, NAMED[option])
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     numbers = [kind for kind in kinds if kind in NUMBERS]
     if value in words:
         return
     if words and not numbers:
         choose(option, value, words)
-    for kind in numbers:
+    for kind in numbers[-1:]:  # Of int | float the last takes both.
         try:
             kind(value)
         except ValueError as error:
@@ -162,12 +211,11 @@ def run_and_report(config: Config) -> "Result":
       KeyboardInterrupt: if it is interrupted; says where. Of a run that has begun the tables of
         what there is are shown before it or a divergence is raised.
     """
-    from rich.console import Console
-
     from dimat_jax.report.progress import show_progress
+    from dimat_jax.report.terminal import terminal
     from experiments.banner import print_banner
 
-    console, stopped = Console(), []
+    console, stopped = terminal(), []
     config = dataclasses.replace(config, out=config.out or default_folder(config))
     try:
         with show_progress(console) as shown:
@@ -212,5 +260,5 @@ def show_report(console: "Console", result: "Result") -> None:
         show(table, console)
         console.print()
     for line in filter(None, (headline(summary), final_line(summary))):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Written to {folder}", highlight=False)
+        console.print(line, soft_wrap=True)
+    console.print(f"Written to {folder}", soft_wrap=True)

@@ -105,7 +105,6 @@ class Study(NamedTuple):
 
 
 CPU = Config(
-    preset="factors",
     dataset="cifar10",
     examples_per_agent=500,
     batch_size=50,
@@ -236,7 +235,7 @@ def trials(
 
 def steps_of_a_round(config: Config) -> int:
     """How many there are."""
-    assert config.examples_per_agent and config.batch_size
+    assert isinstance(config.examples_per_agent, int) and config.batch_size
     return config.epochs_per_round * (config.examples_per_agent // config.batch_size)
 
 

@@ -211,11 +211,10 @@ def store_outcome(folder: pathlib.Path, outcome: Outcome) -> None:
 
 def run_and_store(folder: pathlib.Path, config: Config, dataset: "Dataset") -> Outcome:
     """Runs a cell, showing progress, and writes its results."""
-    from rich.console import Console
-
     from dimat_jax.report.progress import show_progress
+    from dimat_jax.report.terminal import terminal
 
-    with show_progress(Console()) as observer:
+    with show_progress(terminal()) as observer:
         outcome = run_cell(config, dataset, observer)
     store_outcome(folder, outcome)
     return outcome

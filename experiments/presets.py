@@ -131,7 +131,6 @@ def smoke_cells() -> Iterable[Cell]:
 CPU_EXAMPLES, CPU_BATCH = 800, 50
 
 CPU = Config(
-    preset="cpu",
     round_rate=1.0,
     optimizer_after_merge="fresh",
     merge_at_end=True,
@@ -162,7 +161,6 @@ STUDIES = {
     "full": Study(
         dataclasses.replace(
             PRESETS["paper"],
-            preset="full",
             schedule="exponential",
             merge_frame="reference",
             matching_data="shared",
@@ -180,7 +178,6 @@ STUDIES = {
     "smoke": Study(
         dataclasses.replace(
             CPU,
-            preset="smoke",
             examples_per_agent=100,
             batch_size=20,
             pretrain_epochs=2,
@@ -221,6 +218,7 @@ def expected_seconds(config: Config, most_tests: int | None) -> float:
     size = 4 if config.dataset == "tiny_imagenet" else 1
     speed = IMAGES_PER_SECOND[config.model] / config.width**2 / size
     share = EXAMPLES[config.dataset] // config.agents
+    assert config.examples_per_agent != "auto"
     examples = min(config.examples_per_agent or share, share)
     neighbors = config.agents - 1 if config.topology == "fully_connected" else 2
     gradients = sum(1 + neighbors * (method == "cga") for method in config.methods)

@@ -138,10 +138,9 @@ def compare(options: Options, command: str) -> None:
       ValueError: for bad input.
     """
     networks = chosen_networks(options)
-    from rich.console import Console
-
     from dimat_jax.execution.devices import prepare_devices
     from dimat_jax.report.progress import show_progress
+    from dimat_jax.report.terminal import terminal
     from experiments.techniques_report import write_report
 
     prepare_devices(options.agents)
@@ -150,7 +149,7 @@ def compare(options: Options, command: str) -> None:
     setups = {network: make_setup(options, network) for network in networks}
     rows: list[dict[str, Any]] = []
     with (
-        show_progress(Console()) as observer,
+        show_progress(terminal()) as observer,
         (folder / ROWS_FILE).open("w", encoding="utf-8") as file,
     ):
         for network, setup in setups.items():

@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
 import pytest
+from jaxtyping import config as jaxtyping_config
 
 COMPILED = "DIMAT_JAX_TESTS_COMPILED"
 """The folder in which this run of the tests keeps what it has compiled, for its workers alike."""
@@ -31,3 +32,11 @@ def x64():
     """Runs one test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def untyped():
+    """Runs one test as users run the library: annotations are not checked."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)

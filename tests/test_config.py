@@ -78,3 +78,14 @@ def test_presets_can_be_run():
 def test_a_configuration_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().agents = 3  # pyrefly: ignore
+
+
+def test_options_that_are_not_given_are_the_presets(untyped):
+    for name, preset in PRESETS.items():
+        found = Config(preset=name, agents=4, width=2.0)
+        assert found == dataclasses.replace(preset, agents=4, width=2.0)
+    assert Config(preset="paper", agents=4).model == "resnet20" != Config().model
+    assert dataclasses.replace(PRESETS["paper"], preset="quick").model == "resnet20"
+    for wrong in ("junk", None, 3, ["quick"]):
+        with pytest.raises(ValueError, match="Unknown preset .* There are: quick, early, paper."):
+            Config(preset=wrong)

@@ -5,7 +5,9 @@ import pytest
 from golden.record import CASES, FOLDER, recorded, rows
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "convnet")) for n in CASES]
+)
 def test_the_rows_are_those_recorded(name):
     found, expected = rows(name), recorded(name)
     assert len(found) == len(expected)

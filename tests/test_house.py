@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "dimat_jax"
-ORDER = """config types registry metrics jaxprs partition topology datasets models symmetries
+ORDER = """registry config types metrics jaxprs partition topology datasets models symmetries
 matching execution training merging algorithms simulation report runs""".split()
 """Rooms and flat modules; each imports only from those before it."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

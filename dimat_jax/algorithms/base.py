@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Int
 from dimat_jax.execution.placement import Execution, pad
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.merger import Merger
+from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, Tree, check_doubly_stochastic, neighbor_slots
-from dimat_jax.types import Key, Permutations, Variables
+from dimat_jax.types import Key, Model, Permutations, Variables
 
 Params = Any
 """Trainable parameters of all agents, stacked ``[agents, ...]``."""
@@ -166,6 +167,8 @@ class Merge(NamedTuple):
       message: what is sent in each merge.
       init: ``(variables) -> state``, before the method's first round: what it remembers from round
         to round, an outer optimizer's state and the variables of the round before, say.
+      fits: ``(model, symmetries, abstract)``, with shapes of one agent's variables and of an image:
+        raises a `ValueError` for a model that it cannot merge, and warns where it does less.
       optimizer: what becomes of the agents' optimizers, as `Config.optimizer_after_merge` has it;
         None: what the run says.
     """
@@ -174,6 +177,7 @@ class Merge(NamedTuple):
     graph: Graph
     message: Message = Message(parameters=1, statistics=1)
     init: Callable[[Variables], State] = lambda variables: ()
+    fits: Callable[[Model, Symmetries, tuple[Variables, Any]], None] = lambda *_: None
     optimizer: Literal["fresh", "kept", "averaged"] | None = None
 
 

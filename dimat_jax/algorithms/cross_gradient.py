@@ -104,7 +104,7 @@ def agree(gradients: Params, slot_mask: Float[Array, "slots"]) -> Params:
     gram = inner_products(gradients)
     lengths = jnp.sqrt(jnp.diagonal(gram))
     per_length = jnp.where(lengths > 0, 1 / lengths, 0)
-    cosines = gram * per_length[:, None] * per_length
+    cosines = gram * per_length[:, None] * per_length[None]
     shares = nonnegative_minimum(cosines, cosines[0], (slot_mask > 0) & (lengths > 0))
     weights = (shares * per_length * lengths[0]).at[0].set(1)
     return jax.tree.map(
@@ -179,7 +179,7 @@ def solve_free(
     free: Bool[Array, "unknowns"],
 ) -> Float[Array, "unknowns"]:
     """The u with K u = −b among the free unknowns, and 0 elsewhere."""
-    block = jnp.where(free[:, None] & free, matrix, jnp.eye(len(slope), dtype=matrix.dtype))
+    block = jnp.where(free[:, None] & free[None], matrix, jnp.eye(len(slope), dtype=matrix.dtype))
     return jax.scipy.linalg.solve(block, jnp.where(free, -slope, 0), assume_a="pos")
 
 

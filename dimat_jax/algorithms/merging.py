@@ -7,8 +7,10 @@ methods here are the arguments of `neighbor_average`.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -22,10 +24,13 @@ from dimat_jax.algorithms.base import (
     State,
     doubly_stochastic,
 )
+from dimat_jax.merging.average import narrow
 from dimat_jax.merging.merger import Merger
 from dimat_jax.merging.repair import Goal
+from dimat_jax.merging.units import find_units
+from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, Tree, fully_connected, random_peers
-from dimat_jax.types import Permutations, Variables
+from dimat_jax.types import Model, Permutations, Variables
 
 SLOTS_AT_ONCE = 4
 """Neighbours of an agent that are held at the same time: more of them share one forward pass of the
@@ -141,7 +146,8 @@ def common_frame(align: Align, graph: Graph = doubly_stochastic) -> Merge:
             variables = merger.permute(permutations, variables)
         return Merged(variables, state, used, moved=bool(used))
 
-    return Merge(apply, graph, Message(parameters=0, statistics=0))
+    fits = functools.partial(check_model, align, frame, False)
+    return Merge(apply, graph, Message(parameters=0, statistics=0), fits=fits)
 
 
 def neighbor_average(
@@ -165,8 +171,37 @@ def neighbor_average(
       message: what an agent sends to each that hears from it.
     """
     return Merge(
-        functools.partial(average, align, frame, recompute, repair, by_examples), graph, message
+        functools.partial(average, align, frame, recompute, repair, by_examples),
+        graph,
+        message,
+        fits=functools.partial(check_model, align, frame, repair),
     )
+
+
+def check_model(
+    align: Align,
+    frame: Frame | None,
+    repair: bool,
+    model: Model,
+    symmetries: Symmetries,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+) -> None:
+    """Whether a model can be merged so; the first arguments as of `neighbor_average`.
+
+    Raises:
+      ValueError: for no layer that REPAIR can correct.
+    """
+    aligns = frame is not None or align is not unaligned
+    if aligns and not symmetries.groups:
+        warnings.warn(
+            "The model has no permutation group: there is nothing to align, and merging averages.",
+            stacklevel=2,
+        )
+    if repair and not find_units(symmetries, model, *abstract).found:
+        raise ValueError(
+            "REPAIR finds no layer that it can correct: it needs a bias after each, and both used "
+            "once and outside loops."
+        )
 
 
 def average(
@@ -215,6 +250,7 @@ def average(
             if repair:
                 of_parent = merger.repair.read(parent, round.matching())
                 goal = merger.add(goal, weights[:, slot], of_parent)
+    total = narrow(total, variables)
     # REPAIR comes last: it corrects what recomputed statistics leave.
     if recompute and round.statistics is not None:
         total = merger.recompute(total, round.statistics())

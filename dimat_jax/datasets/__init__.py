@@ -4,6 +4,7 @@ Knows neither of agents nor of models: may import `types`, `registry` and `jaxpr
 file with ``load(data_dir, cache_dir)``, and a line in `dimat_jax.registry`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 
 from dimat_jax import registry
@@ -40,4 +41,6 @@ def load(name: str, data_dir: Directory = None, cache_dir: Directory = None) -> 
       DataNotFoundError: (a ValueError) if it can be had neither here nor from the network.
       ValueError: for an unknown name (with the nearest one), or damaged data (which file).
     """
+    for argument, value in (("data_dir", data_dir), ("cache_dir", cache_dir)):
+        registry.expect(argument, value, str | os.PathLike | None, "a path, or None")
     return SOURCES[registry.choose("data set", name, SOURCES)](data_dir, cache_dir)

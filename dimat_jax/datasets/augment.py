@@ -105,11 +105,11 @@ def normalize(
       Float images of the same shape.
     """
     mean, std = jnp.asarray(mean), jnp.asarray(std)
-    *outer, width, channels = images.shape
+    width, channels = images.shape[-2:]
     # By whole rows: XLA's CPU backend does not vectorise over so few channels.
     gain, offset = (jnp.tile(x, width) for x in (1 / (255 * std), -mean / std))
-    rows = jnp.asarray(images, mean.dtype).reshape(*outer, width * channels)
-    return (rows * gain + offset).reshape(images.shape)
+    rows = jnp.asarray(images, mean.dtype).reshape(-1, width * channels)
+    return (rows * gain[None] + offset[None]).reshape(images.shape)
 
 
 def channel_statistics(

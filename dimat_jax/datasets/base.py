@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Int32, Shaped, UInt8
 
-from dimat_jax.registry import AUGMENTATIONS, choose
+from dimat_jax.registry import AUGMENTATIONS, attempt, check_number, choose, expect
 
 Directory = str | os.PathLike | None
 """A folder; None: where such things lie by default."""
@@ -48,11 +48,6 @@ def data_directory(data_dir: Directory = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def in_a_line(error: Exception) -> str:
-    """An error's type and message on one line: tarfile's, for one, has a line for each codec."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 class DataNotFoundError(ValueError):
     """A data set is neither on this machine nor to be downloaded."""
 
@@ -72,6 +67,8 @@ def check(dataset: Dataset) -> Dataset:
         differ in number, training and test images in shape, labels lie outside
         ``0 .. num_classes - 1``, or another field is none that `Dataset` documents.
     """
+    expect("dataset", dataset, Dataset, "a dj.Dataset")
+    check_number("num_classes", dataset.num_classes, whole=True)
     if dataset.num_classes < 2:
         raise ValueError(f"num_classes is {dataset.num_classes}: it must be at least 2.")
     train = _check_split("train", dataset.train_images, dataset.train_labels, dataset.num_classes)
@@ -99,7 +96,10 @@ def _check_split(
     num_classes: int,
 ) -> tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]:
     """Checks the images and labels of one split; see `check`."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = (
+        attempt(f"{split}_{name} must be an array", np.asarray, values)
+        for name, values in (("images", images), ("labels", labels))
+    )
     if images.dtype != np.uint8:
         raise ValueError(
             f"{split}_images are {images.dtype}: they must be uint8, from 0 to 255 "

@@ -18,7 +18,6 @@ from dimat_jax.datasets.base import (
     Directory,
     check,
     data_directory,
-    in_a_line,
 )
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.cifar_files import (
@@ -30,6 +29,7 @@ from dimat_jax.datasets.cifar_files import (
     read_folder,
 )
 from dimat_jax.datasets.download import download
+from dimat_jax.registry import in_a_line
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 TRAIN_EXAMPLES, TEST_EXAMPLES = 50_000, 10_000
@@ -177,12 +177,8 @@ def _download(cifar: Cifar, directory: Path) -> Path:
     try:
         download(URL + cifar.binary.archive, cifar.sha256, path)
     except DataNotFoundError as error:
-        note = ""
-        if (directory / cifar.name).is_dir():
-            note = (
-                f" ({directory / cifar.name} holds nothing that can be read without TensorFlow: "
-                "TFDS must prepare it with file_format='array_record'.)"
-            )
+        problem = prepared.problem(directory, cifar.name)
+        note = f" ({problem}.)" if problem else ""
         raise DataNotFoundError(
             f"{cifar.title} is not in {directory}, and {error} Put {cifar.python.archive} or "
             f"{cifar.binary.archive} from {URL}cifar.html there, or name another data "

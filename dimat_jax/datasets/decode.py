@@ -1,6 +1,7 @@
 """Encoded images to arrays."""
 
 import io
+import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,9 +28,13 @@ def decode(encoded: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
     from PIL import Image
 
     try:
-        image = np.asarray(Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")).convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+        if image.size[::-1] != size:  # as its header says, before anything is decoded
+            raise ValueError(f"an image of {image.size[::-1]} pixels where {size} are expected")
+        return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"an image of far more pixels than {size}") from error
     except (OSError, SyntaxError) as error:  # Pillow's for broken JPEG and broken PNG
         raise ValueError(f"no whole JPEG or PNG image ({error})") from error
-    if image.shape[:2] != size:
-        raise ValueError(f"an image of {image.shape[:2]} pixels where {size} are expected")
-    return image

@@ -1,5 +1,6 @@
 """Directories that TensorFlow Datasets has prepared, read without TensorFlow."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dimat_jax.datasets.base import Dataset, check, in_a_line
+from dimat_jax.datasets.base import Dataset, check
 from dimat_jax.datasets.decode import decode, is_jpeg
+from dimat_jax.registry import in_a_line
 
 
 def find(data_dir: Path, name: str) -> Path | None:
@@ -23,6 +25,33 @@ def find(data_dir: Path, name: str) -> Path | None:
         and '"array_record"' in info.read_text(errors="replace")
     ]
     return max(directories, key=lambda path: [int(x) for x in path.name.split(".")], default=None)
+
+
+def problem(data_dir: Path, name: str) -> str | None:
+    """Why a data set that is there cannot be read; None if it is not there.
+
+    Args:
+      data_dir: where data sets lie.
+      name: TFDS's name of it.
+    """
+    folder = data_dir / name
+    if not folder.is_dir():
+        return None
+    versions = [path for path in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    if not versions:
+        return f"{folder} has no folder of a version, as 3.0.2, in it"
+    newest = max(versions, key=lambda path: [int(x) for x in path.name.split(".")])
+    info = newest / "dataset_info.json"
+    try:
+        found = json.loads(info.read_text(encoding="utf-8"))["fileFormat"]
+    except OSError:
+        return f"{info} is missing: preparing the data set did not end"
+    except (ValueError, KeyError, TypeError):
+        return f"{info} is damaged"
+    return (
+        f"{newest} is prepared as {found}, which cannot be read without TensorFlow: TFDS must "
+        "prepare it with file_format='array_record'"
+    )
 
 
 def read(directory: Path, title: str, size: tuple[int, int], num_classes: int) -> Dataset:

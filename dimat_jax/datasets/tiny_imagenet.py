@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -19,16 +20,21 @@ from dimat_jax.datasets.base import (
     Directory,
     check,
     data_directory,
-    in_a_line,
 )
 from dimat_jax.datasets.cache import cached, fingerprint
 from dimat_jax.datasets.decode import decode
+from dimat_jax.registry import in_a_line
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TITLE = "Tiny ImageNet"
 SIZE = (64, 64)
 COMPLETE = 500  # training images a class
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+CLASSES = "wnids.txt"
+TESTS = "val/val_annotations.txt"
+MAX_FILE, MAX_BYTES = 2**20, 2**30
+"""What a file, and all together, may hold: the original has 0.24 GB in files of up to 0.4 MB."""
 
 Files = dict[str, bytes]
 """Path below ``tiny-imagenet-200/`` → content."""
@@ -63,13 +69,20 @@ def load(data_dir: Directory = None, cache_dir: Directory = None) -> Dataset:
 
 
 def find(directory: Path) -> Path | None:
-    """The folder, zip or tar to read; of several the one of the shortest name, a folder first."""
+    """The folder, zip or tar to read; of several the one of the shortest name, a folder first.
+
+    Last come folders without a list of classes, which are none of the data set, or a part of it.
+    """
     paths = [
         path
         for path in directory.glob("tiny-imagenet-200*")
         if path.is_dir() or path.name.endswith(SUFFIXES)
     ]
-    return min(paths, key=lambda path: (len(path.name), path.name), default=None)
+
+    def rank(path: Path) -> tuple[bool, int, str]:
+        return path.is_dir() and not (path / CLASSES).is_file(), len(path.name), path.name
+
+    return min(paths, key=rank, default=None)
 
 
 def _marks(path: Path) -> list[Path]:
@@ -88,28 +101,59 @@ def read(path: Path) -> Dataset:
     try:
         files = dict(_files(path))
         return _assemble(files)
-    except Exception as error:  # zipfile, tarfile and zlib have many; so have missing files
+    except Exception as error:  # zipfile, tarfile and zlib have many
         raise ValueError(f"{path} is damaged, or not {TITLE} ({in_a_line(error)}).") from error
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """All files needed, by their path below ``tiny-imagenet-200/``."""
+    """All files needed, by their path below ``tiny-imagenet-200/``.
+
+    Raises:
+      ValueError: for files larger than the data set's, before they are unpacked.
+    """
+    total = 0
+
+    def take(name: str, size: int) -> bool:
+        nonlocal total
+        if not _needed(name):
+            return False
+        total += size
+        if size > MAX_FILE or total > MAX_BYTES:
+            raise ValueError(f"{name} is of {size:,} bytes, which is too much")
+        return True
+
     if path.is_dir():
-        for name in (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
-            if _needed(name):
-                yield name, (path / name).read_bytes()
+        for file in path.rglob("*"):
+            name = file.relative_to(path).as_posix()
+            if file.is_file() and take(name, file.stat().st_size):
+                yield name, file.read_bytes()
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if _needed(_below(name)):
-                    yield _below(name), archive.read(name)
+            for member in archive.infolist():
+                if take(_below(member.filename), member.file_size):
+                    yield _below(member.filename), archive.read(member)
     else:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
-                if member.isfile() and _needed(_below(member.name)):
+                if member.isfile() and take(_below(member.name), member.size):
                     content = archive.extractfile(member)
                     assert content is not None  # a file has some
                     yield _below(member.name), content.read()
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive, of which names and the like are not larger than any file.
+
+    Python's own reads them whole before anyone can ask how large they are.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        """A member's header, read from one block."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in tarfile.REGULAR_TYPES and member.size > MAX_FILE:
+            raise ValueError(f"it has a header of {member.size:,} bytes, which is too much")
+        return member
 
 
 def _below(name: str) -> str:
@@ -119,21 +163,34 @@ def _below(name: str) -> str:
 
 def _needed(name: str) -> bool:
     """Whether a file is read: images that have labels, and the two lists."""
-    if name in ("wnids.txt", "val/val_annotations.txt"):
+    if name in (CLASSES, TESTS):
         return True
     return name.startswith(("train/", "val/")) and name.endswith(".JPEG")
 
 
 def _assemble(files: Files) -> Dataset:
-    """Makes the data set of the original's files."""
-    wnids = sorted(files["wnids.txt"].decode().split())
+    """Makes the data set of the original's files.
+
+    Raises:
+      ValueError: for a list that is missing, or a line of it that is none.
+    """
+    missing = [name for name in (CLASSES, TESTS) if name not in files]
+    if missing:
+        raise ValueError(f"it lacks {missing[0]}")
+    wnids = sorted(files[CLASSES].decode().split())
     number = {wnid: label for label, wnid in enumerate(wnids)}
     train = {
-        name: number[PurePosixPath(name).parts[1]] for name in files if name.startswith("train/")
+        name: _label(number, PurePosixPath(name).parts[1], name)
+        for name in files
+        if name.startswith("train/")
     }
-    lines = files["val/val_annotations.txt"].decode().splitlines()
-    rows = [line.split("\t") for line in lines if line.strip()]
-    test = {f"val/images/{row[0]}": number[row[1]] for row in rows}
+    test = {}
+    for place, line in enumerate(files[TESTS].decode().splitlines(), 1):
+        row = line.split("\t")
+        if line.strip() and len(row) < 2:
+            raise ValueError(f"{TESTS}, line {place}, has no tab between image and class")
+        if line.strip():
+            test[f"val/images/{row[0]}"] = _label(number, row[1], f"{TESTS}, line {place}")
     # A part of the data set may have kept the whole list.
     test = {name: label for name, label in test.items() if name in files}
     images, labels = _decode_all(files, train)
@@ -141,6 +198,17 @@ def _assemble(files: Files) -> Dataset:
     tests = _decode_all(files, test)
     dataset = Dataset(images, labels, *tests, len(wnids), title(counts), "flip_and_crop")
     return check(dataset)
+
+
+def _label(number: dict[str, int], wnid: str, where: str) -> int:
+    """The number of a class.
+
+    Raises:
+      ValueError: if it is in no list.
+    """
+    if wnid not in number:
+        raise ValueError(f"{where}: the class {wnid!r} is not in {CLASSES}")
+    return number[wnid]
 
 
 def title(counts: np.ndarray) -> str:

@@ -6,11 +6,20 @@ from typing import Any
 
 import jax
 
+from dimat_jax.registry import check_number
+
 MAX_CPU_DEVICES = 64
 FORCED_DEVICES = "xla_force_host_platform_device_count"
 MALLOC_OPTIONS = {-1: 2**31 - 1, -3: 2**30, -8: 1}
 """glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in bytes, and M_ARENA_MAX (``malloc.h``): what
 threads have beside the one arena of the process is limited to 64 MB a piece."""
+
+
+def usable_cores() -> int:
+    """The cores that this process may use; all there are where the system cannot say."""
+    if hasattr(os, "sched_getaffinity"):  # Neither macOS nor Windows has it.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def virtual_devices(agents: int, cores: int | None = None) -> int:
@@ -20,7 +29,7 @@ def virtual_devices(agents: int, cores: int | None = None) -> int:
     The smallest divisor of the agents that is at least the number of cores wastes nothing; where
     there is none below `MAX_CPU_DEVICES`, one device for each core, the last not quite full.
     """
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or usable_cores()
     # 5 agents on 2 cores: 5 devices of one agent, none masked. 67 agents: 2 devices of 34 lanes.
     divisors = (d for d in range(cores, min(agents, MAX_CPU_DEVICES) + 1) if agents % d == 0)
     return next(divisors, min(agents, cores, MAX_CPU_DEVICES))
@@ -41,8 +50,8 @@ def prepare_devices(agents: int, devices: int | None = None) -> None:
       ValueError: if there is not at least one of each.
     """
     for name, value in (("agents", agents), ("devices", devices)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+        if value is not None or name == "agents":
+            check_number(name, value, least=1, whole=True)
     keep_memory()
     config: Any = jax.config
     if config.jax_num_cpu_devices > 0 or FORCED_DEVICES in os.environ.get("XLA_FLAGS", ""):

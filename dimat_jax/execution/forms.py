@@ -10,7 +10,6 @@ give the same numbers; `dimat_jax.execution.placement.choose_execution` says whi
   in one compiled call. A lifted step is then a function to be traced inside `loop`.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dimat_jax.execution.devices import usable_cores
 from dimat_jax.execution.kernels import with_kernels
 from dimat_jax.execution.placement import AGENTS, REPLICATED, Execution, replicate
 from dimat_jax.execution.products import with_products
@@ -37,6 +37,8 @@ Step = Callable[[PyTree, PyTree, PyTree], PyTree]
 
 def over_devices(execution: Execution, function: Callable[..., PyTree], in_specs: Any) -> Callable:
     """A function of what lies on one device, lifted to all; it returns stacked arrays."""
+    if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
+        return function  # One device has everything.
     return jax.shard_map(
         function, mesh=execution.mesh, in_specs=in_specs, out_specs=AGENTS, check_vma=False
     )
@@ -226,7 +228,7 @@ def vectorized(execution: Execution, update: Update) -> Step:
 
 def threads_each(execution: Execution) -> int:
     """How many cores there are for each of this process's devices, where these are CPU devices."""
-    return max(1, len(os.sched_getaffinity(0)) // len(execution.mesh.local_devices))
+    return max(1, usable_cores() // len(execution.mesh.local_devices))
 
 
 def chunks_in_sequence(

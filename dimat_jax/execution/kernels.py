@@ -79,7 +79,7 @@ def with_kernels(function: Callable[..., Any], threads: int = 1) -> Callable[...
       function: of pytrees of arrays.
       threads: how many of XLA's threads share a kernel's work.
     """
-    if not installed():
+    if jax.config.jax_disable_jit or not installed():  # pyrefly: ignore[missing-attribute]
         return function
 
     def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:

@@ -82,6 +82,9 @@ def choose_execution(
     steps scanned, one call for all of them; an accelerator that computes several agents at once
     takes convolutions as matrix products, 1.8 to 3 times as fast (docs/results/gpu.md).
 
+    Where JAX compiles nothing (``JAX_DISABLE_JIT=1``), agents take turns on one device, so that
+    whoever debugs a model meets the values of one agent in it.
+
     Args:
       agents: number of agents.
       convolutions: whether the model has any.
@@ -101,8 +104,11 @@ def choose_execution(
             f"devices must be 1 to {allowed} ({len(available)} there are, for {agents} agents), "
             f"not {devices}."
         )
+    eager: bool = jax.config.jax_disable_jit  # pyrefly: ignore[missing-attribute]
+    if eager:
+        devices = 1
     on_cpu = available[0].platform == "cpu"
-    if on_cpu and len(available) == 1 < virtual_devices(agents):
+    if on_cpu and not eager and len(available) == 1 < virtual_devices(agents):
         warnings.warn(
             "JAX has started with one CPU device, so the agents share one core: call "
             f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
@@ -110,7 +116,7 @@ def choose_execution(
         )
     # As few lanes as so many devices allow: the fullest device decides how long a step takes.
     lanes = -(-agents // devices)
-    sequential = on_cpu and convolutions
+    sequential = eager or (on_cpu and convolutions)
     at_once = min(lanes, agents_at_once or (1 if sequential else lanes))
     at_once = max(d for d in range(1, at_once + 1) if lanes % d == 0)
     used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.

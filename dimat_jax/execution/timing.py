@@ -76,7 +76,7 @@ def compiled(function: jax.stages.Wrapped, stopwatch: Stopwatch) -> Callable[...
 
 def executables(
     function: jax.stages.Wrapped, stopwatch: Stopwatch
-) -> Callable[..., jax.stages.Compiled]:
+) -> Callable[..., Callable[..., Any]]:
     """As `compiled`, for calls so many that looking the arguments through each time would count.
 
     Returns:
@@ -84,7 +84,9 @@ def executables(
     """
     found: dict[Any, jax.stages.Compiled] = {}
 
-    def find(*args: Any) -> jax.stages.Compiled:
+    def find(*args: Any) -> Callable[..., Any]:
+        if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
+            return function  # There is nothing to compile.
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in found:

@@ -9,6 +9,7 @@ from dimat_jax.matching.activations import (
     cross_moments,
     match_activations,
     scores,
+    warn_of_unread,
 )
 from dimat_jax.matching.assignment import assign
 from dimat_jax.matching.universe import match_universe, universe_objective
@@ -25,4 +26,5 @@ __all__ = [
     "matching_objective",
     "scores",
     "universe_objective",
+    "warn_of_unread",
 ]

@@ -6,26 +6,34 @@ axis of agents or edges: `cross_moments` and `scores` are pure, `assign` runs on
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.dtypes import canonicalize_dtype
+from jaxtyping import Array, Float, Inexact, Shaped
 
 from dimat_jax.matching.assignment import assign, positions_of
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
-from dimat_jax.registry import choose
-from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, read_sites
+from dimat_jax.registry import attempt, check_number, choose
+from dimat_jax.symmetries import GroupKey, Permutations, Symmetries, check_symmetries, read_sites
+from dimat_jax.symmetries.analysis import FAILS, as_function
+from dimat_jax.symmetries.networks import check_leaves, like, wide
 from dimat_jax.types import Model
 
 SITES = ("all", "last")
-Activations = Mapping[GroupKey, Sequence[Float[Array, "..."]]]
+Activations = Mapping[GroupKey, Sequence[Shaped[Array, "..."]]]
 
 
 class Moments(NamedTuple):
     """Moments of two networks' units over examples, pixels and tokens, at one read site.
+
+    A unit may be complex, as a state of a linear recurrence is. Its mean is complex then, a square
+    is that of a modulus, and a product is Re(conj(target) source): that of real and imaginary
+    parts, added up.
 
     Sums of squares are of deviations from the mean: sums of raw squares would lose, in float32, the
     small deviations of units with a large mean, and find a correlation between constant units.
@@ -40,8 +48,8 @@ class Moments(NamedTuple):
     """
 
     count: Float[Array, "*lead"]
-    target_mean: Float[Array, "*lead units"]
-    source_mean: Float[Array, "*lead units"]
+    target_mean: Inexact[Array, "*lead units"]
+    source_mean: Inexact[Array, "*lead units"]
     target_square: Float[Array, "*lead units"]
     source_square: Float[Array, "*lead units"]
     cross: Float[Array, "*lead units units"]
@@ -78,28 +86,39 @@ def cross_moments(
 
 
 def _flatten(
-    x: Float[Array, "..."], lead: int, groups: int
-) -> Float[Array, "*positions examples units"]:
+    x: Shaped[Array, "..."], lead: int, groups: int
+) -> Shaped[Array, "*positions examples units"]:
     units = math.prod(x.shape[x.ndim - groups :])
     return x.reshape(*x.shape[:lead], -1, units)
 
 
 def _site_moments(
-    target: Float[Array, "examples units"], source: Float[Array, "examples units"]
+    target: Shaped[Array, "examples units"], source: Shaped[Array, "examples units"]
 ) -> Moments:
     # Activations in bfloat16 are summed in float32, those in float64 as they are.
-    precise = jnp.promote_types(target.dtype, jnp.float32)
-    target, source = target.astype(precise), source.astype(precise)
+    target, source = (x.astype(canonicalize_dtype(wide(x.dtype))) for x in (target, source))
     target_mean, source_mean = target.mean(0), source.mean(0)
-    target, source = target - target_mean, source - source_mean
+    target, source = target - target_mean[None], source - source_mean[None]
     return Moments(
-        count=jnp.asarray(len(target), precise),
+        count=jnp.asarray(len(target), target.real.dtype),
         target_mean=target_mean,
         source_mean=source_mean,
-        target_square=jnp.square(target).sum(0),
-        source_square=jnp.square(source).sum(0),
-        cross=jnp.matmul(target.T, source, precision=jax.lax.Precision.HIGHEST),
+        target_square=_square(target).sum(0),
+        source_square=_square(source).sum(0),
+        cross=jnp.matmul(target.conj().T, source, precision=jax.lax.Precision.HIGHEST).real,
     )
+
+
+def _square(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The squared modulus."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def _products(
+    target: Inexact[Array, "*lead units"], source: Inexact[Array, "*lead units"]
+) -> Float[Array, "*lead units units"]:
+    """Re(conj(target) source) of each unit of the target with each one of the source."""
+    return (target.conj()[..., :, None] * source[..., None, :]).real
 
 
 def combine_moments(
@@ -115,14 +134,13 @@ def _combine(a: Moments, b: Moments) -> Moments:
     # deviations grow by d² n_a n_b / n, likewise those of products.
     share, weight = b.count / count, a.count * b.count / count
     target_step, source_step = b.target_mean - a.target_mean, b.source_mean - a.source_mean
-    products = target_step[..., :, None] * source_step[..., None, :]
     return Moments(
         count=count,
         target_mean=a.target_mean + share[..., None] * target_step,
         source_mean=a.source_mean + share[..., None] * source_step,
-        target_square=a.target_square + b.target_square + weight[..., None] * target_step**2,
-        source_square=a.source_square + b.source_square + weight[..., None] * source_step**2,
-        cross=a.cross + b.cross + weight[..., None, None] * products,
+        target_square=a.target_square + b.target_square + weight[..., None] * _square(target_step),
+        source_square=a.source_square + b.source_square + weight[..., None] * _square(source_step),
+        cross=a.cross + b.cross + weight[..., None, None] * _products(target_step, source_step),
     )
 
 
@@ -133,7 +151,8 @@ def scores(
 
     Args:
       moments: As `cross_moments` returns them, with any leading axes (agents, edges).
-      cost: `correlation` (Pearson's; 0 for units that are constant, dead ones among them),
+      cost: `correlation` (Pearson's, of complex units its real part; 0 for units that are constant,
+        dead ones among them),
         `covariance`, or `inner_product`: the mean product of activations.
       sites: `all`, or `last`: the last read site in network order only, as the paper does for
         residual streams.
@@ -163,18 +182,18 @@ def _site_scores(moments: Moments, cost: str) -> Float[Array, "*lead units units
     covariance = m.cross / count[..., None]
     if cost == "covariance":
         return covariance
-    return covariance + m.target_mean[..., :, None] * m.source_mean[..., None, :]
+    return covariance + _products(m.target_mean, m.source_mean)
 
 
 def _inverse_deviation(
-    mean: Float[Array, "*lead units"],
+    mean: Inexact[Array, "*lead units"],
     square: Float[Array, "*lead units"],
     count: Float[Array, "*lead 1"],
 ) -> Float[Array, "*lead units"]:
     """One over the root of the sum of squares; 0 for constant units."""
     # Rounding leaves a constant unit a deviation of about 1e-7 of its mean, with which others would
     # correlate.
-    constant = square <= count * jnp.square(CONSTANT_TOLERANCE * mean)
+    constant = square <= count * CONSTANT_TOLERANCE**2 * _square(mean)
     return jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, square)))
 
 
@@ -203,15 +222,37 @@ def match_activations(
       batch_size: Splits the inputs along their first axis; all at once if None.
 
     Returns:
-      Group name to int32 permutation of the source. A group that is never read keeps the identity.
+      Group name to int32 permutation of the source. A group that is never read keeps the identity;
+      a warning names it.
 
     Raises:
-      ValueError: For an unknown cost or choice of sites, inputs that cannot be split, or
-        activations that are not finite.
+      ValueError: For an unknown cost or choice of sites, networks of different leaves, inputs that
+        cannot be split, or activations that are not finite.
     """
-    read = partial(_network_moments, symmetries, model_or_function)
+    check_symmetries(symmetries)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, least=1, whole=True)
+    choose("cost", cost, COSTS)
+    choose("choice of sites", sites, SITES)
+    as_function(model_or_function)  # It is a function.
+    check_leaves(symmetries.shapes, target, "the target")
+    source = like(target, source, ("the target", "the source"))
+    read = partial(attempt, FAILS, _network_moments, symmetries, model_or_function)
     batches = [read(target, source, *batch) for batch in _split(inputs, batch_size)]
-    return assign(symmetries, scores(reduce(combine_moments, batches), cost, sites))
+    moments = reduce(combine_moments, batches)
+    warn_of_unread(symmetries, moments)
+    return assign(symmetries, scores(moments, cost, sites))
+
+
+def warn_of_unread(symmetries: Symmetries, moments: dict[GroupKey, list[Moments]]) -> None:
+    """Names the groups that activation matching cannot align, for want of a read site."""
+    read = {name for key in moments for name in key}
+    if unread := [name for name in symmetries.groups if name not in read]:
+        warnings.warn(
+            f"Activation matching leaves these groups as they are: {', '.join(unread)}. Their "
+            "units are read nowhere that activations can be taken.",
+            stacklevel=3,
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -231,10 +272,10 @@ def _split(inputs: tuple[Any, ...], batch_size: int | None) -> Iterator[tuple[An
         yield inputs
         return
     lengths = {len(leaf) if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(inputs)}
-    if batch_size < 1 or len(lengths) != 1 or 0 in lengths:
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"batch_size is {batch_size}; it must be positive, and inputs must share their first "
-            f"axis to be split, but have lengths {sorted(lengths)}."
+            f"Inputs must share their first axis to be split into batches, but have lengths "
+            f"{sorted(lengths)}."
         )
     for start in range(0, lengths.pop(), batch_size):
         yield jax.tree.map(lambda leaf: leaf[start : start + batch_size], inputs)  # noqa: B023

@@ -16,8 +16,10 @@ from jaxtyping import Array, Float
 
 from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.weights import match_weights, matching_objective
-from dimat_jax.symmetries import Permutations, Symmetries, compose, permute
+from dimat_jax.registry import expect
+from dimat_jax.symmetries import Permutations, Symmetries, check_symmetries, compose, permute
 from dimat_jax.symmetries.groups import shape_of
+from dimat_jax.symmetries.networks import check_leaves, leaves_by_path, like, wide
 from dimat_jax.types import Key
 
 
@@ -45,9 +47,7 @@ def match_universe(
     Raises:
       ValueError: As `match_weights`; if there is no network.
     """
-    if not networks:
-        raise ValueError("There must be at least one network to align, not 0.")
-    aligned = [jax.tree.map(np.asarray, network) for network in networks]
+    aligned = [_carrying(symmetries, network) for network in _checked(symmetries, networks)]
     chosen = [identity(symmetries) for _ in networks]
     total = jax.tree.map(np.zeros_like, aligned[0])
     for sweep in range(max_sweeps):
@@ -70,6 +70,27 @@ def match_universe(
     return chosen
 
 
+def _checked(symmetries: Symmetries, networks: Sequence[Any]) -> list[Any]:
+    """The networks, all in the structure of the first one.
+
+    Raises:
+      ValueError: if there is none, or they are not alike.
+    """
+    check_symmetries(symmetries)
+    expect("networks", networks, list | tuple, "a list")
+    if not networks:
+        raise ValueError("There must be at least one network to align, not 0.")
+    check_leaves(symmetries.shapes, networks[0], "network 0")
+    return [like(networks[0], x, ("network 0", f"network {k}")) for k, x in enumerate(networks)]
+
+
+def _carrying(symmetries: Symmetries, network: Any) -> dict[str, np.ndarray]:
+    """Path to leaf, of those that carry groups, in the dtypes in which they are added up."""
+    paths = {site.path for group in symmetries.groups.values() for site in group.sites}
+    leaves = {p: np.asarray(x) for p, x in leaves_by_path(network).items() if p in paths}
+    return {path: leaf.astype(wide(leaf.dtype)) for path, leaf in leaves.items()}
+
+
 def universe_objective(
     symmetries: Symmetries, permutations: Sequence[Permutations], networks: Sequence[Any]
 ) -> Float[Array, ""] | float:
@@ -82,8 +103,18 @@ def universe_objective(
 
     Returns:
       Σ_{i<j} ⟨Q_i x_i, Q_j x_j⟩ over the weights that carry a group, see `matching_objective`.
+
+    Raises:
+      ValueError: for networks that are not alike, or lists that are not of one length.
     """
-    moved = [permute(symmetries, p, x) for p, x in zip(permutations, networks, strict=True)]
+    checked = _checked(symmetries, networks)
+    expect("permutations", permutations, list | tuple, "a list")
+    if len(permutations) != len(networks):
+        raise ValueError(
+            f"There must be permutations for each network, not {len(permutations)} for "
+            f"{len(networks)}."
+        )
+    moved = [permute(symmetries, p, x) for p, x in zip(permutations, checked, strict=True)]
     return sum(
         matching_objective(symmetries, {}, first, second)
         for first, second in itertools.combinations(moved, 2)

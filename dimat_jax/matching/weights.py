@@ -6,6 +6,7 @@ norms, the largest inner product is the smallest Euclidean distance.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -13,23 +14,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.dtypes import canonicalize_dtype
+from jaxtyping import Array, Float, Inexact
 
 from dimat_jax import registry
 from dimat_jax.matching.assignment import as_permutations
 from dimat_jax.matching.blocks import Occurrence, layouts
 from dimat_jax.matching.costs import CONSTANT_TOLERANCE, COSTS
 from dimat_jax.matching.joint import Chosen, Outer, Table, choose_in_turn, group_scores, improve
-from dimat_jax.symmetries import Permutations, Symmetries, permute
-from dimat_jax.symmetries.groups import path_name, shape_of
-from dimat_jax.types import Key
+from dimat_jax.symmetries import Permutations, Symmetries, check_symmetries, permute
+from dimat_jax.symmetries.groups import shape_of
+from dimat_jax.symmetries.networks import check_leaves, leaves_by_path, like, wide
+from dimat_jax.types import Key, check_key
 
 MAX_JOINT_ENTRIES = 2**24
 """Largest number of entries of a table over several groups; beyond it their best is bounded."""
 
 
 class Block(NamedTuple):
-    """The same part of a leaf of both networks, with an axis for each group on it."""
+    """The same part of a leaf of both networks, with an axis for each group on it.
+
+    Complex weights have one more axis: real and imaginary parts, whose products are added up.
+    """
 
     target: Float[np.ndarray, "..."]
     source: Float[np.ndarray, "..."]
@@ -63,15 +69,23 @@ def match_weights(
       max_iterations: Largest number of rounds of visits to all groups.
 
     Returns:
-      Group name to int32 permutation of the source.
+      Group name to int32 permutation of the source. Groups whose leaves cannot be taken apart keep
+      the identity; a warning names them.
 
     Raises:
-      ValueError: For an unknown cost, weights that are not finite, or a leaf whose groups cannot be
-        taken apart (parts concatenated inside a product of groups).
+      ValueError: For an unknown cost, networks of different leaves, or weights that are not finite.
     """
     registry.choose("cost", cost, COSTS)
-    outer = {name: group.outer for name, group in symmetries.groups.items()}
-    blocks = _blocks(symmetries, target, source, cost)
+    check_key(key)
+    registry.check_number("max_iterations", max_iterations, least=0, whole=True)
+    blocks, left = _blocks(symmetries, *_checked(symmetries, target, source), cost)
+    if left:
+        warnings.warn(
+            f"Weight matching leaves these groups as they are: {', '.join(left)}. A leaf of theirs "
+            "cannot be taken apart.",
+            stacklevel=2,
+        )
+    outer = {name: group.outer for name, group in symmetries.groups.items() if name not in left}
     # The host's generator, seeded by the key: nothing of JAX runs within the loop.
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     chosen = _start(symmetries, blocks, outer)
@@ -81,7 +95,7 @@ def match_weights(
             chosen = _improve(list(outer)[index], chosen, blocks, outer)
         if chosen is before:
             break
-    return as_permutations(symmetries, chosen)
+    return as_permutations(symmetries, {**_identity(symmetries), **chosen})
 
 
 def matching_objective(
@@ -113,67 +127,98 @@ def matching_objective(
       The objective, a scalar.
 
     Raises:
-      ValueError: For an unknown cost, group or shape.
+      ValueError: For an unknown cost, group or shape, or networks of different leaves.
     """
     registry.choose("cost", cost, COSTS)
+    target, source = _checked(symmetries, target, source)
     sides = (
         _weights(symmetries, target),
         _weights(symmetries, permute(symmetries, permutations, source)),
     )
     products = [
-        jnp.vdot(_prepared(a, cost), _prepared(b, cost))
-        for a, b in zip(sides[0].values(), sides[1].values(), strict=True)
+        jnp.vdot(*(_prepared(jnp.asarray(x), cost) for x in pair)).real
+        for pair in zip(sides[0].values(), sides[1].values(), strict=True)
     ]
     return reduce(jnp.add, products, jnp.zeros(()))
 
 
+def _checked(symmetries: Symmetries, target: Any, source: Any) -> tuple[Any, Any]:
+    """Both networks, in one structure."""
+    check_symmetries(symmetries)
+    check_leaves(symmetries.shapes, target, "the target")
+    return target, like(target, source, ("the target", "the source"))
+
+
 def _weights(symmetries: Symmetries, variables: Any) -> dict[str, Any]:
     """Path to leaf, of the leaves below `params` that carry a group; all of it if none is there."""
-    below = "params/" if isinstance(variables, Mapping) and "params" in variables else ""
+    found = leaves_by_path(variables)
+    below = "params/" if any(path.startswith("params/") for path in found) else ""
     # BatchNorm's statistics carry groups, but a network is not its statistics. A group may stand on
     # nothing else, though (a normalisation without a scale), and must be matched by something.
     counted: set[str] = set()
     for group in symmetries.groups.values():
         paths = {site.path for site in group.sites}
         counted |= {path for path in paths if path.startswith(below)} or paths
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-    found = {path_name(path): leaf for path, leaf in leaves}
     return {path: x for path, x in found.items() if path in counted}
 
 
 def _prepared(leaf: Any, cost: str) -> Any:
-    """The leaf such that an inner product of two is the cost's."""
+    """The leaf such that an inner product of two is the cost's, in float32 or wider."""
+    dtype = wide(leaf.dtype)
+    leaf = leaf.astype(canonicalize_dtype(dtype) if isinstance(leaf, jax.Array) else dtype)
     if cost == "inner_product":
         return leaf
     centred = leaf - leaf.mean()
     if cost == "covariance":
         return centred / leaf.size**0.5
     # A leaf of equal values, as biases are before training, has no direction: its product is 0.
-    square, mean = (centred**2).sum(), leaf.mean()
+    square, mean = (abs(centred) ** 2).sum(), abs(leaf.mean())
     constant = square <= leaf.size * (CONSTANT_TOLERANCE * mean) ** 2
     return centred * (1 - constant) / (square + constant) ** 0.5
 
 
-def _blocks(symmetries: Symmetries, target: Any, source: Any, cost: str) -> list[Block]:
+def _blocks(
+    symmetries: Symmetries, target: Any, source: Any, cost: str
+) -> tuple[list[Block], list[str]]:
+    """The blocks of all weights, and the groups for which there are none."""
     sides = _weights(symmetries, target), _weights(symmetries, source)
+    failed: set[str] = set()
     blocks = []
     for path in sides[0]:
         leaves = [_prepared(np.asarray(side[path]), cost) for side in sides]
         if not all(np.isfinite(leaf).all() for leaf in leaves):
             raise ValueError(f"The weights {path!r} are not finite; has a network diverged?")
-        for layout in layouts(symmetries, path, leaves[0].shape):
-            cut = [layout.cut(leaf) for leaf in leaves]
+        found, not_apart = layouts(symmetries, path, leaves[0].shape)
+        failed |= not_apart
+        for layout in found:
+            cut = [_real(layout.cut(leaf)) for leaf in leaves]
             blocks.append(Block(cut[0], cut[1], layout.occurrences))
-    return blocks
+    # What varies along a group that stays as it is would have no axis to vary along.
+    groups = symmetries.groups.items()
+    left = [name for name, group in groups if failed & {name, *group.outer}]
+    return [block._replace(occurrences=_without(left, block)) for block in blocks], left
+
+
+def _without(left: Sequence[str], block: Block) -> tuple[Occurrence, ...]:
+    return tuple(o for o in block.occurrences if o.group not in left)
+
+
+def _real(x: Inexact[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Complex numbers as two real ones, on an axis of their own."""
+    return np.stack([x.real, x.imag], -1) if np.iscomplexobj(x) else x
+
+
+def _identity(symmetries: Symmetries) -> Chosen:
+    shapes = {name: shape_of(symmetries, name) for name in symmetries.groups}
+    return {
+        name: np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+        for name, shape in shapes.items()
+    }
 
 
 def _start(symmetries: Symmetries, blocks: Sequence[Block], outer: Outer) -> Chosen:
     """The better of the identity and one pass through the network in the order of reading."""
-    identity = {
-        name: np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
-        for name in outer
-        for shape in [shape_of(symmetries, name)]
-    }
+    identity = {name: p for name, p in _identity(symmetries).items() if name in outer}
     # In the order in which the model reads groups, but each after those that it varies along.
     rank = {name: i for i, name in enumerate(outer)}
     after = {name: max(rank.get(o, 0) for o in (name, *outer[name])) for name in outer}

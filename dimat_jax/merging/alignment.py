@@ -23,6 +23,7 @@ from dimat_jax.matching import (
     match_universe,
     match_weights,
     scores,
+    warn_of_unread,
 )
 from dimat_jax.merging.batches import Batches
 from dimat_jax.symmetries import Symmetries, read_sites
@@ -79,6 +80,7 @@ def activation_matcher(
     """
     activations = jax.eval_shape(read_sites(symmetries, model), *abstract)
     moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
+    warn_of_unread(symmetries, moments)
     if not jax.tree.leaves(moments):
         return lambda target, sources, batches: []  # There is nothing to align.
     scoring = map_agents(execution, scores, stopwatch)

@@ -6,69 +6,107 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
-from dimat_jax.symmetries import Symmetries, permute
+from dimat_jax.registry import attempt, expect, shown
+from dimat_jax.symmetries import Symmetries, check_symmetries, permute
+from dimat_jax.symmetries.networks import check_leaves, dtype_of, is_averaged, like, wide
 from dimat_jax.types import Permutations, Variables
 
 
-def add_weighted(
-    total: Variables | None, weight: Float[Array, ""], variables: Variables
-) -> Variables:
+def add_weighted(total: Any, weight: Float[Array, ""], variables: Any) -> Any:
     """``total + weight * variables``, or ``weight * variables`` where there is no total yet.
 
-    Leaves that are not floats stay those of the total, or of the first variables.
+    The total is in float32 or complex64 at least, see `narrow`. Leaves that are neither real nor
+    complex numbers stay those of the total, or of the first variables.
     """
 
     def multiply(v):
-        return weight.astype(v.dtype) * v if jnp.issubdtype(v.dtype, jnp.floating) else v
+        if not is_averaged(v):
+            return v
+        dtype = canonicalize_dtype(wide(dtype_of(v)))
+        return weight.astype(dtype) * jnp.asarray(v).astype(dtype)
 
     def add(t, v):
-        return t + multiply(v) if jnp.issubdtype(t.dtype, jnp.floating) else t
+        return t + multiply(v) if is_averaged(v) else t
 
     return (
         jax.tree.map(multiply, variables) if total is None else jax.tree.map(add, total, variables)
     )
 
 
+def narrow(total: Any, variables: Any) -> Any:
+    """What `add_weighted` added up, in the variables' dtypes, as JAX has them; Python's stay."""
+
+    def own(t, v):
+        if not is_averaged(v):
+            return t
+        if isinstance(v, (float, complex)) and not isinstance(t, jax.core.Tracer):
+            return type(v)(t)
+        return t.astype(canonicalize_dtype(dtype_of(v)))
+
+    return jax.tree.map(own, total, variables)
+
+
 def merge(
     symmetries: Symmetries,
-    variables_list: Sequence[Variables],
+    variables_list: Sequence[Any],
     weights: Sequence[float] | Float[Array | np.ndarray, " networks"],
     permutations_list: Sequence[Mapping[str, Any]],
-) -> Variables:
+) -> Any:
     """The permuted weighted average Σ_k w_k P_k x_k of several networks (DIMAT, algorithm 1).
 
     Running statistics are averaged with the rest; a run of the simulator recomputes them for the
-    merged network.
+    merged network. It is added up in float32 or complex64 at least.
 
     Args:
       symmetries: the model's permutation groups.
-      variables_list: the networks' variables.
+      variables_list: the networks' variables, pytrees with the same leaves.
       weights: one per network.
       permutations_list: one dict a network, group name → integer ``[*outer, size]``; a group that
         is absent stays as it is.
 
     Returns:
-      Variables of the same structure. Leaves that are not floats are the first network's.
+      Variables of the first network's structure and dtypes. Leaves that are neither real nor
+      complex numbers are the first network's.
 
     Raises:
-      ValueError: if the lists are empty or not of one length.
+      ValueError: if the lists are empty or not of one length, for networks of different leaves,
+        and what `permute` raises.
     """
+    check_symmetries(symmetries)
+    for name, values in (
+        ("variables_list", variables_list),
+        ("permutations_list", permutations_list),
+    ):
+        expect(name, values, list | tuple, "a list")
+    given, weights = weights, attempt("weights must be numbers", jnp.asarray, weights)
+    known = not isinstance(weights, jax.core.Tracer)
+    real = (
+        weights.ndim == 1
+        and jnp.issubdtype(weights.dtype, jnp.number)
+        and not jnp.iscomplexobj(weights)
+    )
+    if not real or (known and not np.isfinite(np.asarray(weights)).all()):
+        raise ValueError(f"weights must be a finite number for each network, not {shown(given)}.")
     lengths = len(variables_list), len(weights), len(permutations_list)
     if len(set(lengths)) != 1 or not variables_list:
         raise ValueError(
             "merge needs as many networks as weights and permutations, at least one, "
             f"not {lengths[0]}, {lengths[1]} and {lengths[2]}."
         )
+    first = variables_list[0]
+    check_leaves(symmetries.shapes, first, "network 0")
+    alike = [
+        like(first, other, ("network 0", f"network {k}")) for k, other in enumerate(variables_list)
+    ]
     total = None
-    for permutations, weight, variables in zip(
-        permutations_list, weights, variables_list, strict=True
-    ):
+    for permutations, weight, variables in zip(permutations_list, weights, alike, strict=True):
         aligned = permute(symmetries, permutations, variables)
         total = add_weighted(total, jnp.asarray(weight), aligned)
     assert total is not None
-    return total
+    return narrow(total, first)
 
 
 def permute_state(

@@ -40,7 +40,7 @@ class Merger(NamedTuple):
       permute_state: ``(permutations, variables, state) -> state``, see
         `dimat_jax.merging.average.permute_state`.
       add: ``(total, weights [agents], variables) -> total + weights * variables``; the total's
-        memory is reused; None for none yet.
+        memory is reused; None for none yet. See `dimat_jax.merging.average.add_weighted`.
       recompute: ``(variables, batches) -> variables`` with the statistics of these batches.
       repair: `read` and `correct` of units' moments (REPAIR).
     """

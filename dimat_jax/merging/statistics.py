@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.execution.forms import Update, map_agents, repeat
+from dimat_jax.execution.forms import Update, repeat
 from dimat_jax.execution.placement import Execution, zeros
 from dimat_jax.execution.timing import Stopwatch
+from dimat_jax.jaxprs import Path, called, evaluate, scan_of
 from dimat_jax.merging.batches import Batches
 from dimat_jax.types import Model, Prepare, Variables
 
@@ -41,11 +43,11 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
 
     Returns:
       A pytree like ``variables["batch_stats"]``. What is not the running mean or variance of a
-      normalisation layer (spectral norm's vector, say) is returned as it was given.
+      normalisation layer (spectral norm's vector, say), or is not moved by training (of a layer
+      that is frozen), is returned as it was given.
     """
-    with_paths, structure = jax.tree.flatten_with_path(variables["batch_stats"])
-    leaves = [leaf for _, leaf in with_paths]
-    running = [i for i, (path, _) in enumerate(with_paths) if path[-1].key in RUNNING]
+    leaves, structure = jax.tree.flatten(variables["batch_stats"])
+    running = [i for i, moves in enumerate(moved_by_training(model, variables, x)) if moves]
     if not running:
         return variables["batch_stats"]
 
@@ -65,45 +67,96 @@ def batch_statistics(model: Model, variables: Variables, x: Float[Array, "batch 
 
     # BatchNorm of momentum m: from 0 comes (1 - m) batch, from LARGE comes m LARGE (to rounding).
     start = [jnp.stack([jnp.zeros_like(x), jnp.full_like(x, LARGE)]) for x in take(leaves)]
-    return replaced([share / (1 - far / LARGE) for share, far in jax.vmap(after)(start)])
+
+    def statistic(given, share, far):
+        moves = far != LARGE  # With a momentum of 1 they stay what they are.
+        return jnp.where(moves, share / jnp.where(moves, 1 - far / LARGE, 1), given)
+
+    both = zip(take(leaves), jax.vmap(after)(start), strict=True)
+    return replaced([statistic(given, *found) for given, found in both])
 
 
-class StatisticsSum(NamedTuple):
-    """What recomputation adds up; stacked with a leading ``agents`` axis.
+def running_statistics(variables: Variables) -> list[bool]:
+    """Which leaves of ``variables["batch_stats"]`` are called what running statistics are."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(variables["batch_stats"])]
+    return [jax.tree_util.keystr(path[-1:], simple=True) in RUNNING for path in paths]
+
+
+def moved_by_training(
+    model: Model, variables: Variables, x: Float[Array, "batch ..."] | jax.ShapeDtypeStruct
+) -> list[bool]:
+    """Which running statistics a training pass makes from its batch, found in its jaxpr.
+
+    Args:
+      model: the model.
+      variables: its variables; leaves may be `jax.ShapeDtypeStruct`.
+      x: a batch of what the model takes, likewise.
+
+    Returns:
+      For each leaf of ``variables["batch_stats"]``.
+    """
+
+    def after(x, variables):
+        _, state = model.apply(variables, x, train=True, key=jax.random.key(0))
+        return jax.tree.leaves(state["batch_stats"])
+
+    given = len(jax.tree.leaves(x)), len(jax.tree.leaves(variables))
+    from_x = [True] * given[0] + [False] * given[1]
+    found = evaluate(jax.make_jaxpr(after)(x, variables), from_x, depends, lambda _: False)
+    running = running_statistics(variables)
+    return [named and moves for named, moves in zip(running, found, strict=True)]
+
+
+def depends(path: Path, eqn: JaxprEqn, operands: list[bool]) -> list[bool]:
+    """What of an equation's results depends on something, given what of its operands does."""
+    inner = called(eqn)
+    if inner is not None:
+        return evaluate(inner, operands, depends, lambda _: False)
+    if eqn.primitive.name != "scan":
+        return [any(operands)] * len(eqn.outvars)
+    scan = scan_of(eqn)
+    consts, carry, inputs = scan.split(operands)
+    while True:
+        out = evaluate(scan.body, [*consts, *carry, *inputs], depends, lambda _: False)
+        later = [now or then for now, then in zip(carry, out, strict=False)]
+        if later == carry:
+            return out
+        carry = later
+
+
+class StatisticsMean(NamedTuple):
+    """The mean over the batches so far; stacked with a leading ``agents`` axis.
 
     Attributes:
-      total: sum of the batches' statistics, like ``variables["batch_stats"]``.
+      mean: of the batches' statistics, like ``variables["batch_stats"]``.
       batch: the next batch, int32. shape=()
     """
 
-    total: Any
+    mean: Any
     batch: Int[Array, "*agents"]
 
 
 def statistics_update(model: Model, normalise: Prepare) -> Update:
-    """Adds the statistics of one batch to one agent's `StatisticsSum`.
+    """Takes the statistics of one batch into one agent's `StatisticsMean`.
 
     The operands are its variables and the rows of its batches ``[batches, batch]``; the resident
     arrays are the images ``[rows, height, width, channels]`` on its device.
     """
 
-    def update(carry: StatisticsSum, operands: Any, images: Any) -> StatisticsSum:
+    def update(carry: StatisticsMean, operands: Any, images: Any) -> StatisticsMean:
         variables, rows = operands
-        x = normalise(images[rows[carry.batch]])
-        statistics = batch_statistics(model, variables, x)
-        return StatisticsSum(jax.tree.map(jnp.add, carry.total, statistics), carry.batch + 1)
+        statistics = batch_statistics(model, variables, normalise(images[rows[carry.batch]]))
+        number = carry.batch + 1
+
+        # What is the same in all batches stays what it is, to the last bit, as counts and flags.
+        def mean(mean, x):
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return x
+            return mean + (x - mean) / number.astype(x.dtype)
+
+        return StatisticsMean(jax.tree.map(mean, carry.mean, statistics), number)
 
     return update
-
-
-def mean_statistics(total: StatisticsSum) -> Any:
-    """The mean of one agent's batches' statistics, like ``variables["batch_stats"]``."""
-
-    def mean(x):
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return x / total.batch.astype(x.dtype) if floating else x // total.batch.astype(x.dtype)
-
-    return jax.tree.map(mean, total.total)
 
 
 def make_recompute(
@@ -124,18 +177,17 @@ def make_recompute(
     """
     if "batch_stats" not in abstract:
         return lambda variables, batches: variables
-    averaging = map_agents(execution, mean_statistics, stopwatch)
     update = statistics_update(model, normalise)
     counter = jax.ShapeDtypeStruct((), jnp.int32)
 
     @functools.cache
-    def summing(spec: PartitionSpec) -> Callable[..., StatisticsSum]:
+    def averaging(spec: PartitionSpec) -> Callable[..., StatisticsMean]:
         return repeat(execution, update, stopwatch, spec)
 
     def recompute(variables: Variables, batches: Batches) -> Variables:
-        nothing = StatisticsSum(*zeros(execution, (abstract["batch_stats"], counter)))
+        nothing = StatisticsMean(*zeros(execution, (abstract["batch_stats"], counter)))
         operands = variables, batches.rows
-        total = summing(batches.spec)(nothing, operands, batches.images, batches.number)
-        return {**variables, "batch_stats": averaging(total)}
+        found = averaging(batches.spec)(nothing, operands, batches.images, batches.number)
+        return {**variables, "batch_stats": found.mean}
 
     return recompute

@@ -7,6 +7,7 @@ step of ResNet-20 takes a fifth less time with it.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from dimat_jax.jaxprs import named_jit
@@ -32,6 +33,11 @@ def batch_normalize(
     return _batch_normalize(epsilon, x, scale, bias)
 
 
+def along(x: Features, values: Channels | Float[np.ndarray, " channels"]) -> Array:
+    """A number of each channel, of as many axes as features have: some forbid to add any."""
+    return jax.lax.broadcast_to_rank(values, x.ndim)
+
+
 @named_jit
 def channel_sums(x: Features, y: Features) -> tuple[Channels, Channels]:
     """The sums of ``x`` and of ``x * y`` over batch and positions."""
@@ -45,7 +51,7 @@ def _forward(epsilon: float, x: Features, scale: Channels, bias: Channels):
     variance = jnp.maximum(square - mean * mean, 0)  # below 0 by rounding, where x is constant
     inverse = jax.lax.rsqrt(variance + epsilon)
     gain = scale * inverse
-    y = x * gain + (bias - mean * gain)
+    y = x * along(x, gain) + along(x, bias - mean * gain)
     # What is saved for the backward pass is x; x̂ follows from it.
     return (y, mean, variance), (x, scale, mean, inverse)
 
@@ -64,7 +70,8 @@ def _backward(epsilon: float, saved: tuple, given: tuple):
     gain = scale * inverse
     slope = (2 * dvariance - gain * inverse * dscale) / count
     # dx = a · dy + b · x + c with a number of each a channel: one pass over dy and x.
-    dx = dy * gain + x * slope + ((dmean - gain * dbias) / count - mean * slope)
+    constant = (dmean - gain * dbias) / count - mean * slope
+    dx = dy * along(x, gain) + x * along(x, slope) + along(x, constant)
     return dx, dscale, dbias
 
 
@@ -97,7 +104,7 @@ class BatchNorm(nn.Module):
         bias = jnp.asarray(self.param("bias", nn.initializers.zeros, shape, dtype))
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(variance.value + self.epsilon)
-            return (x - mean.value) * gain + bias
+            return (x - along(x, mean.value)) * along(x, gain) + along(x, bias)
         y, batch_mean, batch_variance = batch_normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, batch in ((mean, batch_mean), (variance, batch_variance)):

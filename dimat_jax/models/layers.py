@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from dimat_jax.jaxprs import named_jit
+from dimat_jax.registry import check_number
 
 KERNEL_INIT = nn.initializers.he_normal()  # He et al. 2015: keeps the variance through ReLU
 
@@ -109,10 +110,8 @@ def scaled(units: int, width: float) -> int:
 
 def check_options(num_classes: int, width: float) -> None:
     """Raises a `ValueError` for a class count or width that no model can have."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, not {num_classes}.")
-    if not 0 < width < float("inf"):
-        raise ValueError(f"width is a multiplier and must be positive, not {width}.")
+    check_number("num_classes", num_classes, least=1, whole=True)
+    check_number("width", width, above=0)
 
 
 def check_images(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
 from dimat_jax.models.norm import NORMS, norm_layer
-from dimat_jax.registry import choose
+from dimat_jax.registry import check_number, choose
 from dimat_jax.types import Model
 
 
@@ -53,6 +53,5 @@ def mlp(
     """
     layers.check_options(num_classes, width)
     choose("norm", norm, NORMS)
-    if depth < 0:
-        raise ValueError(f"depth must be at least 0, not {depth}.")
+    check_number("depth", depth, least=0, whole=True)
     return from_linen(MLP(num_classes, (layers.scaled(256, width),) * depth, norm))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 from dimat_jax.models import layers
 from dimat_jax.models.adapters import from_linen
 from dimat_jax.models.norm import norm_layer
-from dimat_jax.registry import choose
+from dimat_jax.registry import check_number, choose
 from dimat_jax.types import Model
 
 PATCH = 4
@@ -104,8 +104,8 @@ def vit(
     """
     layers.check_options(num_classes, width)
     choose("pooling", pooling, POOLINGS)
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, not {depth}.")
+    check_number("depth", depth, least=1, whole=True)
+    check_number("dropout", dropout)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}.")
     units = HEADS * layers.scaled(HEAD_SIZE, width)

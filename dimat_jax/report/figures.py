@@ -117,7 +117,7 @@ def accuracy_figure(
     left.set_ylabel("test accuracy in % (± std of agents, seeds)")
     left.xaxis.get_major_locator().set_params(integer=True)
     scale_bytes(right, [found.megabytes[-1] for found in curves.values()])
-    figure.legend(
+    legend = figure.legend(
         *left.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=min(LEGEND_COLUMNS, len(curves)),
@@ -125,7 +125,10 @@ def accuracy_figure(
         handlelength=3.5,
     )
     red = {"color": MADE_UP} if made_up else {}
-    figure.suptitle("\n".join(filter(None, [dataset, subtitle])), fontweight="bold", **red)
+    title = "\n".join(filter(None, [dataset, subtitle]))
+    heading = figure.suptitle(title, fontweight="bold", **red)
+    for text in (heading, *legend.get_texts()):
+        text.set_parse_math(False)  # a dollar in a name begins no formula
     return figure
 
 

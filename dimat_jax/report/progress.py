@@ -24,6 +24,7 @@ from rich.text import Text
 
 from dimat_jax.metrics import Row
 from dimat_jax.report.tables import NO_LABELS, percent
+from dimat_jax.report.terminal import terminal
 from dimat_jax.simulation.observer import Observer
 
 SHORT = 0.5
@@ -64,13 +65,13 @@ def show_if_watched() -> Iterator[Observer]:
     Yields:
       The observer to hand to the run.
     """
-    notebook = Console()
+    notebook = terminal()
     if notebook.is_jupyter:
         with lines(notebook) as observer:
             yield observer
     elif sys.stderr.isatty():
         # What a program writes to its output stays its own.
-        with show_progress(Console(stderr=True)) as observer:
+        with show_progress(terminal(stderr=True)) as observer:
             yield observer
     else:
         yield Observer()
@@ -121,7 +122,7 @@ def bar(console: Console) -> Iterator[Observer]:
         yield Observer(
             on_start=lambda setup: start(clock, labels, setup),
             on_phase=on_phase,
-            on_row=lambda row: progress.console.print(describe(row, labels), highlight=False),
+            on_row=lambda row: progress.console.print(describe(row, labels)),
         )
 
 

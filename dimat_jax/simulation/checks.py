@@ -1,7 +1,10 @@
 """Checks of what a run is asked for, before anything compiles."""
 
 import numbers
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dimat_jax import datasets, partition
@@ -9,16 +12,17 @@ from dimat_jax.algorithms import METHODS, Algorithm, Gossip, Merge
 from dimat_jax.config import Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.metrics import PRETRAINING
-from dimat_jax.registry import choose
+from dimat_jax.registry import check_number, choose, expect, shown
 from dimat_jax.topology import Topology
 from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.types import Model
 
-TAKEN = {
-    int: ("a whole number", numbers.Integral),
-    float: ("a number", numbers.Real),
+TAKEN: dict[type, tuple[Any, str]] = {
+    str: (str, "a string"),
+    bool: (bool, "True or False"),
+    pathlib.Path: (str | os.PathLike, "a path"),
 }
-"""Type of an option → how to say it, and what is taken for it."""
+"""Type of an option → what is taken for it, and how to say that."""
 HANDED_OVER = {
     "model": (Model, "dj.from_linen(module) and dj.from_nnx(make_module) make one of Flax's"),
     "dataset": (Dataset, "dj.Dataset(...) makes one of arrays"),
@@ -43,25 +47,71 @@ MIN_VALUES = dict(
 """Option → its smallest value."""
 
 
+POSITIVE = ("learning_rate", "round_rate", "width", "alpha")
+MAX_SEED = 2**32 - 1
+"""What is more would be another seed in JAX, or none."""
+
+
+def check_config(config: Any) -> None:
+    """Raises a `ValueError` for anything but a `Config`."""
+    expect("config", config, Config, "a dj.Config, as dj.Config(agents=4)")
+
+
 def check_types(config: Config) -> None:
     """Raises a `ValueError` for an option of the wrong type: from Python anything may come."""
-    for name in ("methods", "seeds"):
-        value = getattr(config, name)
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(
-                f"{name} must be a tuple, ({value!r},) for a single one, not {value!r}."
-            )
+    check_config(config)
     for name, hint in get_type_hints(Config).items():
-        kinds, value = (hint, *get_args(hint)), getattr(config, name)
-        if value is None and type(None) in kinds:
-            continue
-        values = value if get_origin(hint) is tuple else (value,)
-        for kind, (form, taken) in TAKEN.items():
-            worded = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]
-            fits = [v for v in values if v not in worded]
-            wrong = [v for v in fits if kind in kinds and not isinstance(v, taken)]
-            if wrong:
-                raise ValueError(f"{name} must be {form}, not {wrong[0]!r}.")
+        check_type(name, hint, getattr(config, name))
+
+
+def check_type(name: str, hint: Any, value: Any) -> None:
+    """Raises a `ValueError` unless a value is of an option's type.
+
+    Args:
+      name: of the option.
+      hint: its annotation in `Config`.
+      value: any.
+    """
+    kinds = (hint,) if get_origin(hint) in (None, Literal, tuple) else get_args(hint)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    others = [kind for kind in kinds if kind is not NoneType and get_origin(kind) is not Literal]
+    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
+        return
+    if not others:
+        choose(name, value, words)
+    for kind in others[-1:]:  # Of int | float the last takes both.
+        if get_origin(kind) is tuple:
+            check_tuple(name, get_args(kind), value)
+        elif kind in (int, float):
+            check_number(name, value, whole=kind is int)
+        else:
+            expect(name, value, *TAKEN[kind])
+
+
+def check_tuple(name: str, kinds: tuple[Any, ...], value: Any) -> None:
+    """Raises a `ValueError` unless a value is a tuple of an option's type.
+
+    Args:
+      name: of the option.
+      kinds: the arguments of its annotation: ``(str, ...)``, or those of a pair.
+      value: any.
+    """
+    if kinds[-1] is ...:
+        of_pairs = get_origin(kinds[0]) is tuple
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            single = "(('name', 1),)" if of_pairs else f"({shown(value)},)"
+            raise ValueError(
+                f"{name} must be a tuple, {single} for a single one, not {shown(value)}."
+            )
+        for item in value:
+            check_type(name, kinds[0], item)
+        if of_pairs and len({item[0] for item in value}) < len(value):
+            raise ValueError(f"{name} must name each once, not {shown(value)}.")
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(kinds):
+        raise ValueError(f"{name} must be of pairs, ('name', 1), not of {shown(value)}.")
+    for kind, item in zip(kinds, value, strict=True):
+        check_type(name, kind, item)
 
 
 def check_own(model: Any, dataset: Any, graph: Any) -> None:
@@ -104,6 +154,7 @@ def check_method(name: Any, algorithm: Any) -> None:
             f"methods must be of name to dj.algorithms.Algorithm; {name!r} is a "
             f"{type(algorithm).__name__}."
         )
+    expect(f"label of method {name!r}", algorithm.label, str, "a string")
     kinds = {"gossip": Gossip, "initial": Merge, "merge": Merge, "final": Merge}
     for part, found in algorithm.parts().items():
         if not isinstance(found, kinds[part]):
@@ -131,14 +182,9 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be at least one, each once, not {values}.")
-    for name, hint in get_type_hints(Config).items():
-        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
-        value, number = getattr(config, name), int in get_args(hint)
-        if choices and value is not None and not (number and isinstance(value, numbers.Integral)):
-            choose(name, value, get_args(choices[0]))
     for name, smallest in MIN_VALUES.items():
         value = getattr(config, name)
-        if value is not None and value != "once" and value < smallest:
+        if isinstance(value, numbers.Integral) and value < smallest:
             raise ValueError(f"{name} must be at least {smallest}, not {value}.")
     for method, _ in config.method_learning_rate:
         choose("method of method_learning_rate", method, methods)
@@ -147,12 +193,11 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
             "In frames of their own agents align in every round: align_every must be 1, not "
             f"{config.align_every!r}, or merge_frame reference or tree."
         )
-    if not 0 <= config.proximal < float("inf"):
-        raise ValueError(f"proximal must be at least 0, not {config.proximal}.")
-    rates = {
-        "learning_rate": config.learning_rate,
-        "round_rate": config.round_rate,
-    } | {f"learning_rate of {method}": rate for method, rate in config.method_learning_rate}
-    for name, rate in rates.items():
-        if rate is not None and not 0 < rate < float("inf"):
-            raise ValueError(f"{name} must be positive, not {rate}.")
+    check_number("proximal", config.proximal, least=0)
+    for seed in config.seeds:
+        check_number("seeds", seed, least=0, most=MAX_SEED, whole=True)
+    positive = {name: getattr(config, name) for name in POSITIVE}
+    positive |= {f"learning_rate of {name}": rate for name, rate in config.method_learning_rate}
+    for name, value in positive.items():
+        if value is not None:
+            check_number(name, value, above=0)

@@ -27,7 +27,7 @@ def consensus_distance(variables: Variables, agents: int | None = None) -> Float
 
     def squares(x):
         x = x[:agents]
-        return jnp.sum((x - x.mean(0)) ** 2) / len(x)
+        return jnp.sum((x - x.mean(0, keepdims=True)) ** 2) / len(x)
 
     return jnp.sqrt(sum(map(squares, jax.tree.leaves(variables["params"]))))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dimat_jax.algorithms import Exchange, Merge, Merged, MergeRound, Message
 from dimat_jax.algorithms.communication import variables_bytes
 from dimat_jax.execution.placement import place, to_host
+from dimat_jax.merging.average import narrow
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import common_frame
 from dimat_jax.merging.merger import Merger
@@ -197,4 +198,4 @@ def average_state(
             networks = merger.gather(variables, sources)
             of_slot = merger.permute_state(permutations[slot - 1], networks, of_slot)
         total = merger.add(total, inputs.weights[:, slot], of_slot)
-    return total["state"]
+    return narrow(total, own)["state"]

@@ -6,7 +6,7 @@ or stop it does so between two calls.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,17 @@ from dimat_jax.topology import Topology
 from dimat_jax.types import Model
 
 
+def on_own_mesh(method: Callable) -> Callable:
+    """The same, whatever mesh the caller has set by `jax.set_mesh`: agents lie on their own."""
+
+    @functools.wraps(method)
+    def alone(*args: Any, **options: Any) -> Any:
+        with jax.set_mesh(None):
+            return method(*args, **options)
+
+    return alone
+
+
 class Session(NamedTuple):
     """A run that is ready to go: what it works with, its compiled parts, its events.
 
@@ -62,6 +73,7 @@ class Session(NamedTuple):
     graphs: Callable[[str], Exchange]
     pools: Callable[[int, int], Batches]
 
+    @on_own_mesh
     def start(self, seed: int | None = None) -> RunState:
         """The agents of a seed, by default the first, with their initial weights."""
         seed = self.setup.config.seeds[0] if seed is None else seed
@@ -76,6 +88,7 @@ class Session(NamedTuple):
         number = state.position.event
         return self.plan[number] if number < len(self.plan) else None
 
+    @on_own_mesh
     def advance(self, state: RunState) -> tuple[RunState, Row | None]:
         """Goes through one event of the plan.
 
@@ -138,6 +151,7 @@ class Session(NamedTuple):
             return self.shards(state.position.seed, 0, False)
         return self.shards(state.position.seed, 1, self.setup.methods[method].pooled)
 
+    @on_own_mesh
     def begin(self, state: RunState, method: str) -> RunState:
         """Begins a method from the pretrained agents, or from the agents as they are.
 
@@ -169,6 +183,7 @@ class Session(NamedTuple):
         )
         return RunState(position, state.keys, agents, remembered, pretrained)
 
+    @on_own_mesh
     def take_over(self, state: RunState) -> RunState:
         """Goes on from agents that another session has pretrained, of the same model and seed.
 
@@ -189,6 +204,7 @@ class Session(NamedTuple):
         position = Position(begins[0], seed, epoch=state.position.epoch)
         return RunState(position, state.keys, agents, pretrained=agents)
 
+    @on_own_mesh
     def train(self, state: RunState) -> RunState:
         """Trains every agent for an epoch, by itself or as the method has it.
 
@@ -228,6 +244,7 @@ class Session(NamedTuple):
             images_per_second=images / timer.seconds,
         )
 
+    @on_own_mesh
     def merge(self, state: RunState, name: str = "merge") -> RunState:
         """Does what the method does between two stretches of training.
 
@@ -276,6 +293,7 @@ class Session(NamedTuple):
         optimizer = optimizer_after(setup, part)
         return state_after(setup, self.parts, state, before, inputs, merged, optimizer, exchanged)
 
+    @on_own_mesh
     def recompute(self, state: RunState) -> RunState:
         """Recomputes the agents' normalisation statistics from the images of this round.
 
@@ -288,6 +306,7 @@ class Session(NamedTuple):
         variables = self.parts.merger.recompute(state.agents.variables, batches)
         return state._replace(agents=state.agents._replace(variables=variables))
 
+    @on_own_mesh
     def measure(self, state: RunState, phase: Phase = "train") -> Row:
         """Evaluates every agent; the row that says where the run stands.
 
@@ -389,6 +408,7 @@ def prepare_run(
     return prepare(config, model, dataset, topology, methods, say)
 
 
+@on_own_mesh
 def session_of(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Session:
     """A session on what is prepared already; ``tell`` is told of its parts, as by `Stopwatch`."""
 

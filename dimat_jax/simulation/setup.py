@@ -3,21 +3,21 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import Algorithm
-from dimat_jax.config import LEARNING_RATES, Config
+from dimat_jax.algorithms import Algorithm, Merge
+from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
-from dimat_jax.registry import choose
-from dimat_jax.simulation.checks import all_methods, check_options, check_own
+from dimat_jax.registry import choose, make
+from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
+from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.state import seed_keys
 from dimat_jax.symmetries import Symmetries, find_symmetries
 from dimat_jax.topology import Topology, stretched
@@ -94,22 +94,20 @@ def prepare(
       ValueError: for anything that cannot be run, in one sentence.
     """
     # Cheap checks first: a wrong word in the configuration must not wait for a data set.
+    check_config(config)
     known = all_methods(methods)
     if methods and isinstance(config.methods, tuple | list):
         more = tuple(name for name in methods if name not in config.methods)
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
     check_own(model, dataset, graph)
-    named = {
-        "model": config.model if model is None else OWN,
-        "dataset": config.dataset if dataset is None else dataset.name,
-        "topology": config.topology if graph is None else graph.name,
-    }
-    graph = graph or topology.make(config.topology, config.agents)
+    named = names_of(config, model, dataset, graph)
+    graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
     graphs = choose_graphs(config, graph, chosen)
-    if model is None:
-        choose("model", config.model, models.FACTORIES)
+    if config.examples_per_agent == "auto":
+        most = EXAMPLES_PER_AGENT if dataset is None else None
+        config = dataclasses.replace(config, examples_per_agent=most)
     say(f"reading the data set {named['dataset']}")
     dataset = datasets.check(dataset or datasets.load(config.dataset, data_dir=config.data_dir))
     # Batch size and learning rate hang on the size of the shards, and these on the seed.
@@ -120,6 +118,8 @@ def prepare(
     model = model or make_model(config, dataset)
     abstract = abstract_inputs(model, dataset)
     say(f"finding the permutation groups of the model {named['model']}")
+    symmetries = find_symmetries(model, *abstract)
+    check_fit(chosen, model, symmetries, abstract)
     return Setup(
         config=dataclasses.replace(
             config, batch_size=batch_size, learning_rate=learning_rate, **named
@@ -133,7 +133,7 @@ def prepare(
         topology=graph,
         methods=chosen,
         graphs=graphs,
-        symmetries=find_symmetries(model, *abstract),
+        symmetries=symmetries,
         execution=choose_execution(
             config.agents,
             has_convolutions(model.apply, *abstract),
@@ -147,6 +147,41 @@ def prepare(
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
+
+
+def names_of(
+    config: Config, model: Model | None, dataset: Dataset | None, graph: Topology | None
+) -> dict[str, Any]:
+    """What model, data set and graph are called, by the option that names them.
+
+    Raises:
+      ValueError: for a name that there is not, of what was not handed over; for options of a graph
+        that was.
+    """
+    if model is None:
+        choose("model", config.model, models.FACTORIES)
+    if dataset is None:
+        choose("data set", config.dataset, datasets.SOURCES)
+    if graph is None:
+        choose("topology", config.topology, topology.TOPOLOGIES)
+    elif config.topology_options:
+        raise ValueError("topology_options are those of a named topology: one was handed over.")
+    return {
+        "model": config.model if model is None else OWN,
+        "dataset": config.dataset if dataset is None else dataset.name,
+        "topology": config.topology if graph is None else graph.name,
+    }
+
+
+def make_graph(config: Config) -> Topology:
+    """The graph that the configuration names.
+
+    Raises:
+      ValueError: if it does not take the options, or so many agents.
+    """
+    # Not by topology.make: an option may have the name of one of its arguments.
+    options = dict(config.topology_options)
+    return make("topology", config.topology, topology.TOPOLOGIES, config.agents, **options)
 
 
 def choose_graphs(
@@ -176,6 +211,22 @@ def choose_graphs(
     return graphs
 
 
+def check_fit(
+    methods: Mapping[str, Algorithm],
+    model: Model,
+    symmetries: Symmetries,
+    abstract: tuple[Variables, jax.ShapeDtypeStruct],
+) -> None:
+    """Raises a `ValueError` for a method that cannot merge the model: before it is pretrained."""
+    for name, algorithm in methods.items():
+        merges = [part for part in algorithm.parts().values() if isinstance(part, Merge)]
+        for merge in merges:
+            try:
+                merge.fits(model, symmetries, abstract)
+            except ValueError as error:
+                raise ValueError(f"The method {name!r} cannot merge this model: {error}") from error
+
+
 def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
     """Gives each agent its training examples, at most ``config.examples_per_agent`` of them.
 
@@ -187,6 +238,7 @@ def divide(config: Config, dataset: Dataset, key: Key) -> tuple[list, list]:
     shards = function(dataset.train_labels, config.agents, key, **options)
     before, after = shards if isinstance(shards, tuple) else (shards, shards)
     most = config.examples_per_agent
+    assert most != "auto"  # It is chosen by then.
     return [s[:most] for s in before], [s[:most] for s in after]
 
 
@@ -239,28 +291,3 @@ def make_model(config: Config, dataset: Dataset) -> Model:
         )
     options = {} if config.norm is None else {"norm": config.norm}
     return models.make(config.model, num_classes=dataset.num_classes, width=config.width, **options)
-
-
-def abstract_inputs(model: Model, dataset: Dataset) -> tuple[Variables, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of one agent's variables and of an image; no weight is computed.
-
-    Raises:
-      ValueError: if the model cannot take the images, or has another number of classes.
-    """
-    dtype = jnp.result_type(float)
-    image = jax.ShapeDtypeStruct((1, *dataset.train_images.shape[1:]), dtype)
-    abstract = jax.eval_shape(model.init, jax.random.key(0), image)
-    logits, _ = jax.eval_shape(model.apply, abstract, image)
-    expected = (1, dataset.num_classes)
-    if logits.shape != expected:
-        raise ValueError(
-            f"The model gives logits of shape {logits.shape} for one image: they must be of shape "
-            f"{expected}, as {dataset.name} has {dataset.num_classes} classes."
-        )
-    return jax.tree.map(lambda x: _floating(x, dtype), abstract), image
-
-
-def _floating(x: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """The same shape, in ``dtype`` if it is of floats."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype)

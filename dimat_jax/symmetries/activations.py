@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dimat_jax.symmetries.analysis import analyse
+from dimat_jax.symmetries.arguments import check_symmetries
 from dimat_jax.symmetries.discovery import symmetries_of
 from dimat_jax.symmetries.extract import extract
 from dimat_jax.symmetries.groups import GroupKey, Symmetries
+from dimat_jax.symmetries.networks import check_leaves
 from dimat_jax.symmetries.sites import choose_sites
 from dimat_jax.symmetries.taps import evaluate_with_taps
 from dimat_jax.types import Model
@@ -35,6 +37,7 @@ def read_activations(
       axis of fixed positions (scanned layers), that axis comes first: ``[*outer, ..., size]``; one
       that varies along another group has that group's axis just before its own.
     """
+    check_symmetries(symmetries)
     sites = read_sites(symmetries, model_or_function)
 
     def read(variables: Any, *inputs: Any) -> dict[str, list[Array]]:
@@ -65,7 +68,9 @@ def read_sites(
     something that carries it is read for another axis. One tensor is listed once, however often it
     is read. A concatenated axis gives each group its own slice. A tensor that carries a group on
     two axes (a Gram matrix) is no read site. Inside a scan, values are stacked over its steps,
-    which come first; what is read inside a while loop or a branch of a conditional is not returned.
+    which come first; inside a while loop they are those of its last step, and inside a branch of a
+    conditional that is not taken they are zeros. What is read in a loop's condition, in a linear
+    solver or in code for one platform only is not returned.
 
     Args:
       symmetries: the groups, as `find_symmetries` returns them for this function.
@@ -80,6 +85,7 @@ def read_sites(
     def read(variables: Any, *inputs: Any) -> dict[GroupKey, list[Array]]:
         # Traced for these very shapes: another batch size is another jaxpr. Under `jit` that is
         # done while it is traced itself, and costs nothing later.
+        check_leaves(symmetries.shapes, variables)
         analysis = analyse(model_or_function, variables, *inputs)
         _check(symmetries, symmetries_of(analysis))
         sites = choose_sites(symmetries, analysis)
@@ -100,9 +106,14 @@ def read_sites(
 
 def _check(given: Symmetries, found: Symmetries) -> None:
     for name, group in given.groups.items():
-        if found.groups.get(name) != group:
+        if name not in found.groups:
             raise ValueError(
                 f"The symmetries were found for another function or other variables: there is no "
                 f"such group {name!r} in this one, whose groups are "
                 f"{', '.join(found.groups) or 'none'}."
+            )
+        if found.groups[name] != group:
+            raise ValueError(
+                f"The symmetries were found for another function or other inputs: group {name!r} "
+                f"stands elsewhere, or varies otherwise, in this one."
             )

@@ -11,10 +11,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dimat_jax.jaxprs import called, scan_of
+from dimat_jax.registry import attempt, expect
 from dimat_jax.symmetries.axes import atoms, free_axis, frozen_axis
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.reasons import Cause, Reason
-from dimat_jax.symmetries.slices import PerSlice, settle
+from dimat_jax.symmetries.slices import PerSlice, blocks, settle
 from dimat_jax.symmetries.walk import Record, Tensor, freeze_all, var_shape, walk
 from dimat_jax.types import Model
 
@@ -37,10 +38,16 @@ class Analysis(NamedTuple):
     per_slice: PerSlice
 
 
+FAILS = "The function does not take these variables and inputs"
+"""What is said where it fails on them."""
+
+
 def as_function(model_or_function: Model | Callable[..., Any]) -> Callable[..., Any]:
     """A model's evaluation logits as a function ``f(variables, *inputs)``; functions unchanged."""
     if not isinstance(model_or_function, Model):
+        expect("model_or_function", model_or_function, Callable, "a dj.Model or a function")
         return model_or_function
+    expect("The model's apply", model_or_function.apply, Callable, "a function")
     apply: Callable[..., Any] = model_or_function.apply
     return lambda variables, *inputs: apply(variables, *inputs)[0]
 
@@ -52,7 +59,8 @@ def analyse(
     flat, _ = jax.tree_util.tree_flatten_with_path(variables)
     paths = [path_name(path) for path, _ in flat]
     _check_leaves(paths, [leaf for _, leaf in flat])
-    closed = jax.make_jaxpr(as_function(model_or_function))(variables, *inputs)
+    trace = jax.make_jaxpr(as_function(model_or_function))
+    closed = attempt(FAILS, trace, variables, *inputs)
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     closed = ClosedJaxpr(jaxpr, closed.consts)
     arguments: list[Tensor] = []
@@ -68,16 +76,24 @@ def analyse(
     outputs = walk(record, closed, arguments)
     for output in outputs:
         freeze_all(output.axes, Cause(Reason.OUTPUT))
-    # Leaves that are only handed on, by a loop's carry or a custom derivative, have no groups.
-    # What was touched may have been cut or unified since: its roots are asked for now.
-    read = {atom for touched in record.read_atoms for atom in atoms(((touched,),))}
-    in_order = {
-        leaves[i]: arguments[i]
-        for i in _reading_order(jaxpr)
-        if i in leaves and any(atom in read for axis in arguments[i].axes for atom in atoms(axis))
-    }
+    in_order = {leaves[i]: arguments[i] for i in _reading_order(jaxpr) if i in leaves}
     per_slice = settle(record.slices, record.carried)
+    _freeze_unread(record, in_order, per_slice)
     return Analysis(closed, used, in_order, record, per_slice)
+
+
+def _freeze_unread(record: Record, leaves: dict[str, Tensor], per_slice: PerSlice) -> None:
+    """Freezes the positions of leaves that are only handed on, or left out by slices.
+
+    Those of a table of positions beyond the example's length: longer inputs may read them.
+    """
+    # What was consumed may have been cut or unified since: its roots are asked for now.
+    read = {atom for consumed in record.consumed for atom in atoms(((consumed,),))}
+    for tensor in leaves.values():
+        for block, _ in blocks(tensor.axes, per_slice):
+            for atom in (atom for axis in block for atom in atoms(axis)):
+                if atom not in read:
+                    atom.frozen = atom.frozen or Cause(Reason.UNREAD)
 
 
 def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
@@ -87,7 +103,7 @@ def _check_leaves(paths: list[str], leaves: list[Any]) -> None:
         raise ValueError(f"Two leaves of the variables have the path {twice!r}; rename one.")
     for path, leaf in zip(paths, leaves, strict=True):
         if callable(leaf):
-            raise TypeError(
+            raise ValueError(
                 f"The leaf {path!r} of the variables is a function. Of an Equinox module, pass the "
                 f"arrays: `arrays, static = eqx.partition(module, eqx.is_array)`, and a function "
                 f"that calls `eqx.combine(arrays, static)`."

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from dimat_jax.jaxprs import source_line
 from dimat_jax.symmetries.analysis import Analysis, analyse
 from dimat_jax.symmetries.axes import Atom, Axis, Sum, axis_size, resolve, segment_size
 from dimat_jax.symmetries.groups import Frozen, Group, Place, Site, Symmetries
-from dimat_jax.symmetries.reasons import REPORTED, Cause, Reason
+from dimat_jax.symmetries.reasons import REPORTED, Cause
 from dimat_jax.symmetries.slices import blocks
 from dimat_jax.symmetries.varying import outer_atoms
 from dimat_jax.types import Model
@@ -36,9 +37,8 @@ def find_symmetries(
       The groups.
 
     Raises:
-      TypeError: for variables that hold functions, and what tracing the function raises if it does
-        not accept these arguments.
-      ValueError: for two leaves of the same path, as of ``{"a": {"b": x}, "a/b": y}``.
+      ValueError: for a function that does not take these arguments; for variables that hold
+        functions, or two leaves of the same path, as of ``{"a": {"b": x}, "a/b": y}``.
     """
     return symmetries_of(analyse(model_or_function, variables, *inputs))
 
@@ -174,13 +174,25 @@ def group_names(analysis: Analysis) -> dict[Atom, str]:
 
 
 def _notes(analysis: Analysis, frozen: Iterable[Frozen]) -> tuple[str, ...]:
-    notes = [str(Cause(Reason.NO_RULE, name)) for name in analysis.record.without_rule]
-    notes += [
-        f"{part.path}, axis {part.axis}, is frozen by {part.cause}"
-        for part in frozen
-        if part.cause.reason in REPORTED
-    ]
-    return tuple(dict.fromkeys(notes))
+    """Each cause once, with the leaves behind it, and the first equation that met it."""
+    behind: dict[Cause, dict[str, None]] = {}
+    for part in frozen:
+        if part.cause.reason in REPORTED:
+            behind.setdefault(part.cause, {})[f"{part.path}[{part.axis}]"] = None
+    notes = []
+    for cause, leaves in behind.items():
+        named = ", ".join(list(leaves)[:MAX_NOTED])
+        if len(leaves) > MAX_NOTED:
+            named += f" and {len(leaves) - MAX_NOTED} more"
+        equations = analysis.record.first.get(cause, ())
+        line = next(filter(None, map(source_line, equations)), None)
+        where = f", first in {equations[0].primitive.name!r}" if equations else ""
+        notes.append(f"{cause}: frozen are {named}{where}" + (f" at {line}" if line else ""))
+    return tuple(notes)
+
+
+MAX_NOTED = 5
+"""How many leaves a note names."""
 
 
 def places(dim: int, axis: Axis, start: int = 0, after: int = 1) -> Iterator[tuple[Atom, Place]]:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from dimat_jax.symmetries.arguments import check_permutations, check_symmetries
 from dimat_jax.symmetries.groups import Site, Symmetries, path_name, shape_of
-from dimat_jax.types import Key
+from dimat_jax.symmetries.networks import check_leaves
+from dimat_jax.types import Key, check_key
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -62,20 +64,18 @@ def with_outer(symmetries: Symmetries, permutations: Mapping[str, Any]) -> Permu
     """The permutations, knowing which groups vary along which.
 
     Raises:
-      ValueError: for an unknown group, or a shape or dtype that does not fit.
+      ValueError: for an unknown group, a shape or dtype that does not fit, or an index twice.
     """
+    check_symmetries(symmetries)
+    check_permutations("permutations", permutations)
     for name, permutation in permutations.items():
         if name not in symmetries.groups:
             known = ", ".join(symmetries.groups) or "none"
             raise ValueError(f"There is no permutation group {name!r}; the groups are: {known}.")
-        if np.shape(permutation) != (shape := shape_of(symmetries, name)):
+        given, shape = jnp.asarray(permutation).shape, shape_of(symmetries, name)
+        if given != shape:
             raise ValueError(
-                f"The permutation of group {name!r} has shape {np.shape(permutation)} "
-                f"but must have shape {shape}."
-            )
-        if not jnp.issubdtype(dtype := jnp.asarray(permutation).dtype, jnp.integer):
-            raise ValueError(
-                f"The permutation of group {name!r} has dtype {dtype} but must be of integers."
+                f"The permutation of group {name!r} has shape {given} but must have shape {shape}."
             )
     return Permutations(permutations, {n: g.outer for n, g in symmetries.groups.items() if g.outer})
 
@@ -90,6 +90,8 @@ def random_permutations(key: Key, symmetries: Symmetries) -> Permutations:
     Returns:
       Group name → int32 ``[*outer, size]``.
     """
+    check_key(key)
+    check_symmetries(symmetries)
     drawn = {}
     for i, name in enumerate(symmetries.groups):
         shape = shape_of(symmetries, name)
@@ -113,7 +115,7 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
       Variables of the same structure.
 
     Raises:
-      ValueError: for an unknown group, a permutation of another shape, a leaf that is missing or of
+      ValueError: for an unknown group, what is no permutation of it, a leaf that is missing or of
         another shape.
     """
     permutations = with_outer(symmetries, permutations)
@@ -121,17 +123,9 @@ def permute(symmetries: Symmetries, permutations: Mapping[str, Any], variables: 
     for name, permutation in permutations.items():
         for site in symmetries.groups[name].sites:
             sites.setdefault(site.path, []).append((jnp.asarray(permutation), site))
+    check_leaves({path: symmetries.shapes.get(path) for path in sorted(sites)}, variables)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
     paths = [path_name(path) for path, _ in leaves]
-    if missing := sorted(set(sites) - set(paths)):
-        raise ValueError(f"The variables have no leaf {missing[0]!r}, which the symmetries name.")
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
-        expected = symmetries.shapes.get(path, np.shape(leaf))
-        if path in sites and np.shape(leaf) != expected:
-            raise ValueError(
-                f"Leaf {path!r} has shape {np.shape(leaf)} but the symmetries were found with "
-                f"{expected}. Stacked variables need a `jax.vmap` around `permute`."
-            )
     permuted = [
         _permute_leaf(path, leaf, sites[path]) if path in sites else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
@@ -196,9 +190,12 @@ def compose(
       permute(s, then, permute(s, first, v))``.
 
     Raises:
-      ValueError: for a group that varies, nobody knows along what.
+      ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
-    if symmetries is not None:
+    if symmetries is None:
+        check_permutations("first", first)
+        check_permutations("then", then)
+    else:
         first, then = with_outer(symmetries, first), with_outer(symmetries, then)
     outer = {**_outer(first), **_outer(then)}
     composed = {}
@@ -225,9 +222,11 @@ def invert(permutations: Mapping[str, Any], symmetries: Symmetries | None = None
       Permutations with ``permute(s, invert(p), permute(s, p, v)) == v``.
 
     Raises:
-      ValueError: for a group that varies, nobody knows along what.
+      ValueError: for a group that varies, nobody knows along what, or what is no permutation.
     """
-    if symmetries is not None:
+    if symmetries is None:
+        check_permutations("permutations", permutations)
+    else:
         permutations = with_outer(symmetries, permutations)
     outer = _outer(permutations)
     # Outer groups first: the inverse of theirs says where the rows of the others go.

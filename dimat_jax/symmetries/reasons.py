@@ -11,7 +11,9 @@ class Reason(enum.Enum):
 
     INPUT = "an input"
     OUTPUT = "an output"
+    UNREAD = "not read with these inputs"
     CONSTANT = "a captured constant {}"
+    NUMBERED = "numbered positions (iota)"
     RANDOM_BITS = "random bits"
     SCAN_STEPS = "the steps of a scan"
     LOOP_CONDITION = "the condition of a loop"
@@ -19,6 +21,8 @@ class Reason(enum.Enum):
     PRIMITIVE = "{}"
     """What the primitive that is the detail computes depends on the order of positions."""
     STRIDED_SLICE = "a slice with a stride"
+    REVERSAL = "a reversal"
+    PADDING = "padding that crops, or goes in between"
     CONVOLUTION_WINDOW = "the window of a convolution"
     BATCH_GROUPS = "a convolution in batch groups"
     RESHAPE = "a reshape whose factors do not nest"
@@ -41,6 +45,20 @@ class Cause(NamedTuple):
         return self.reason.value.format(self.detail)
 
 
-REPORTED = frozenset({Reason.NO_RULE, Reason.CONSTANT, Reason.RANDOM_BITS})
+REPORTED = frozenset(
+    {
+        Reason.NO_RULE,
+        Reason.CONSTANT,
+        Reason.NUMBERED,
+        Reason.RANDOM_BITS,
+        Reason.STRIDED_SLICE,
+        Reason.REVERSAL,
+        Reason.PADDING,
+        Reason.BATCH_GROUPS,
+        Reason.RESHAPE,
+        Reason.BOUNDARY,
+        Reason.PRODUCTS,
+    }
+)
 """Reasons that are not in the nature of the model, as its inputs and outputs are: they are noted,
-for another way to write the model may have more symmetries."""
+for the truth, or another way to write the model, may have more symmetries."""

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dimat_jax.symmetries.analysis import as_function
+from dimat_jax.registry import attempt
+from dimat_jax.symmetries.analysis import FAILS, as_function
+from dimat_jax.symmetries.arguments import check_symmetries
 from dimat_jax.symmetries.groups import Symmetries
 from dimat_jax.symmetries.permutations import permute, random_permutations
 from dimat_jax.types import Key, Model
@@ -36,9 +38,10 @@ def verify(
       value; the worst of all outputs. About 1e-6 in float32, 1e-15 in float64. Infinite if a value
       that is not finite becomes another one, or is not a number.
     """
+    check_symmetries(symmetries)
     function = jax.jit(as_function(model_or_function))
     permutations = random_permutations(jax.random.key(0) if key is None else key, symmetries)
-    before = function(variables, *inputs)
+    before = attempt(FAILS, function, variables, *inputs)
     after = function(permute(symmetries, permutations, variables), *inputs)
     changes = jax.tree.map(_relative_change, before, after)
     return max(map(float, jax.tree.leaves(changes)), default=0.0)

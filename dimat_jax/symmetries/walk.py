@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -11,7 +11,16 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from dimat_jax.jaxprs import Path, branches_of, called, evaluate, scan_of, while_of
+from dimat_jax.jaxprs import (
+    Path,
+    branches_of,
+    by_platform,
+    called,
+    evaluate,
+    scan_of,
+    solver_of,
+    while_of,
+)
 from dimat_jax.symmetries.axes import (
     Atom,
     Axes,
@@ -25,7 +34,9 @@ from dimat_jax.symmetries.axes import (
 )
 from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules import (
+    ELEMENTWISE,
     RULES,
+    SCATTER,
     Contraction,
     Equation,
     Kind,
@@ -33,6 +44,7 @@ from dimat_jax.symmetries.rules import (
     freeze_everything,
 )
 from dimat_jax.symmetries.slices import SlicedAxis
+from dimat_jax.symmetries.values import Value, known_constant, known_output
 
 
 class ScanStep(NamedTuple):
@@ -55,11 +67,13 @@ class Tensor:
       axes: one entry an axis.
       steps: the scans in which the value differs from step to step.
       varies: whether it depends on the inputs, rather than on variables and constants alone.
+      value: what it is, of small arrays of integers that depend on nothing.
     """
 
     axes: Axes
     steps: tuple[ScanStep, ...] = ()
     varies: bool = False
+    value: Value = None
 
     def carries(self) -> Axes:
         """All axes that the value has, those of scans included."""
@@ -88,15 +102,24 @@ class Read(NamedTuple):
 class Record:
     """What the walk leaves behind, besides what it did to the atoms.
 
-    `read_atoms` are the atoms that reached an equation other than a call or a loop.
+    Attributes:
+      carried: the axes of every tensor, and what stays aligned where positions are mixed.
+      reads: where positions are mixed.
+      slices: what slices made copies of.
+      scans: the axes of the scans around the equation that is walked.
+      consumed: atoms that some equation made something of, and not only handed on or left out.
+      callers: the equations around the one that is walked, the outermost first.
+      first: for each cause the first equation in which it froze something, and those around it, the
+        innermost first.
     """
 
     carried: list[Axes] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     slices: list[SlicedAxis] = field(default_factory=list)
-    without_rule: list[str] = field(default_factory=list)
     scans: Axes = ()
-    read_atoms: set[Atom] = field(default_factory=set)
+    consumed: set[Atom] = field(default_factory=set)
+    callers: list[JaxprEqn] = field(default_factory=list)
+    first: dict[Cause, tuple[JaxprEqn, ...]] = field(default_factory=dict)
 
     def mark(self) -> tuple[int, int, int]:
         """How much there is now, for `forget`."""
@@ -105,6 +128,10 @@ class Record:
     def forget(self, mark: tuple[int, int, int]) -> None:
         """Forgets what a walk left since, because the same equations are walked again."""
         del self.carried[mark[0] :], self.reads[mark[1] :], self.slices[mark[2] :]
+
+    def blame(self, cause: Cause, eqn: JaxprEqn) -> None:
+        """Notes that a cause froze something in an equation, unless it did so before."""
+        self.first.setdefault(cause, (eqn, *reversed(self.callers)))
 
 
 def var_shape(var: Any) -> tuple[int, ...]:
@@ -160,19 +187,18 @@ def _constant(value: Any) -> Tensor:
     """A captured array: wild along the axes along which it is constant, frozen along the others."""
     shape = np.shape(value)
     if not shape:
-        return Tensor(())
+        return Tensor((), value=known_constant(value))
     # Under an outer jit a captured array may be a tracer, and typed keys have no bytes to look at.
     concrete = not isinstance(value, jax.core.Tracer) and not jax.dtypes.issubdtype(
         value.dtype, jax.dtypes.extended
     )
     uniform = _uniform(np.asarray(value)) if concrete else (False,) * len(shape)
     why = Cause(Reason.CONSTANT, f"{value.dtype}[{','.join(map(str, shape))}]")
-    return Tensor(
-        tuple(
-            wild_axis(size) if same else frozen_axis(size, why)
-            for size, same in zip(shape, uniform, strict=True)
-        )
+    axes = tuple(
+        wild_axis(size) if same else frozen_axis(size, why)
+        for size, same in zip(shape, uniform, strict=True)
     )
+    return Tensor(axes, value=known_constant(value))
 
 
 def _uniform(array: np.ndarray) -> tuple[bool, ...]:
@@ -185,28 +211,69 @@ def _uniform(array: np.ndarray) -> tuple[bool, ...]:
 
 def _equation(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     name = eqn.primitive.name
-    if inner := called(eqn):
-        return walk(record, inner, inputs, path)
-    if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](record, eqn, inputs, path)
-    # A primitive on scalars alone has nothing to freeze: not worth a note.
-    if name not in RULES and any(tensor.axes for tensor in inputs):
-        record.without_rule.append(name)
-    record.read_atoms.update(a for tensor in inputs for axis in tensor.axes for a in atoms(axis))
-    equation = Equation(
-        name, dict(eqn.params), [var_shape(var) for var in eqn.outvars], record.slices
-    )
+    if (inner := called(eqn)) or name in CONTROL_FLOW:
+        record.callers.append(eqn)
+        if inner:
+            outputs = walk(record, inner, inputs, path)
+        else:
+            outputs = CONTROL_FLOW[name](record, eqn, inputs, path)
+        record.callers.pop()
+        return outputs
     axes = [tensor.axes for tensor in inputs]
+    values = [tensor.value for tensor in inputs]
+    shapes = [var_shape(var) for var in eqn.outvars]
+    equation = Equation(name, dict(eqn.params), shapes, record.slices, values)
     steps = tuple(dict.fromkeys(step for tensor in inputs for step in tensor.steps))
     varies = any(tensor.varies for tensor in inputs)
+    value = known_output(name, eqn.params, values)
+    if name not in RULES:
+        record.blame(Cause(Reason.NO_RULE, name), eqn)
     rule = RULES.get(name, freeze_everything)
-    outputs = [Tensor(output, steps, varies) for output in rule(equation, *axes)]
+    before = {atom: atom.frozen for atom in _atoms_of(inputs)}
+    outputs = [Tensor(output, steps, varies, value) for output in rule(equation, *axes)]
+    _account(record, eqn, before, inputs, outputs)
     record.carried.extend(tensor.carries() for tensor in outputs)
-    for contraction in contractions(equation):
+    for contraction in contractions(equation, axes):
         tensor = inputs[contraction.operand]
         _contract(record, tensor, contraction)
         record.reads.append(Read(path, contraction.operand, tensor, contraction, record.scans))
     return outputs
+
+
+CONSUME_NOTHING = {"slice", "split", "unstack", "dynamic_slice", "gather"}
+CONSUME_NOTHING |= {"dynamic_update_slice", *SCATTER, *ELEMENTWISE}
+"""Primitives that hand on what they read, or leave out or write over parts of it: those parts are
+not read by that."""
+
+
+def _account(
+    record: Record,
+    eqn: JaxprEqn,
+    before: dict[Atom, Cause | None],
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+) -> None:
+    """What an equation consumes, and for which causes it is the first.
+
+    Args:
+      record: what is added to.
+      eqn: the equation.
+      before: why the atoms of the inputs were frozen before it, if they were.
+      inputs: of the equation.
+      outputs: of the equation.
+    """
+    for atom, cause in before.items():
+        if atom.link is None and atom.frozen is cause:
+            continue  # Nothing has happened to it.
+        for root in atoms(((atom,),)):
+            if root.frozen and root.frozen != cause:
+                record.blame(root.frozen, eqn)
+    if eqn.primitive.name not in CONSUME_NOTHING:
+        record.consumed |= _atoms_of(inputs) - _atoms_of(outputs)
+
+
+def _atoms_of(tensors: list[Tensor]) -> set[Atom]:
+    return {atom for tensor in tensors for axis in tensor.axes for atom in atoms(axis)}
 
 
 def _contract(record: Record, tensor: Tensor, contraction: Contraction) -> None:
@@ -252,24 +319,34 @@ def _stack(tensor: Tensor, step: ScanStep) -> Tensor:
 def _while(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     loop = while_of(eqn)
     cond_consts, body_consts, init = loop.split(inputs)
-    # Activations in a loop that runs nobody knows how often cannot be returned: no read sites.
-    reads = len(record.reads)
     carry, _ = _fixpoint(
         record, lambda carry: walk(record, loop.body, [*body_consts, *carry], path), init
     )
+    reads = len(record.reads)
     for predicate in walk(record, loop.cond, [*cond_consts, *carry], path):
         freeze_all(predicate.axes, Cause(Reason.LOOP_CONDITION))
-    del record.reads[reads:]
+    del record.reads[reads:]  # they cannot leave the loop
     return carry
 
 
 def _cond(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
     reads = len(record.reads)
-    branches = [walk(record, branch, inputs[1:], path) for branch in branches_of(eqn)]
-    del record.reads[reads:]
+    branches = [
+        walk(record, branch, inputs[1:], (*path, number))
+        for number, branch in enumerate(branches_of(eqn))
+    ]
+    if by_platform(eqn):
+        del record.reads[reads:]  # not all of the branches can be evaluated here
     unified = [reduce(_unify_tensors, outputs) for outputs in zip(*branches, strict=True)]
     record.carried.extend(tensor.carries() for tensor in unified)
     return unified
+
+
+def _linear_solve(record: Record, eqn: JaxprEqn, inputs: list[Tensor], path: Path) -> list[Tensor]:
+    solver, reads = solver_of(eqn), len(record.reads)
+    outputs = walk(record, solver.jaxpr, solver.split(inputs), path)
+    del record.reads[reads:]  # it is evaluated as a whole
+    return outputs
 
 
 def _unify_tensors(x: Tensor, y: Tensor) -> Tensor:
@@ -287,6 +364,8 @@ def _fixpoint(
     A carry that starts as zeros is wild at first; what it becomes must hold from the first step on.
     Each round makes wild positions concrete or unifies atoms, so it ends.
     """
+    # A counter that starts at 0 is not 0 in the second step.
+    carry = [replace(tensor, value=None) for tensor in carry]
     while True:
         # `h = zeros(5)` before a loop `h = tanh(x @ a + h @ w)`: the first round sees a wild carry,
         # and w's rows free; the second one carries what `x @ a` has, and unifies w's rows with it.
@@ -305,4 +384,9 @@ def _same(x: Tensor, y: Tensor) -> bool:
     return same_axes and x.steps == y.steps and x.varies == y.varies
 
 
-CONTROL_FLOW = {"scan": _scan, "while": _while, "cond": _cond}
+CONTROL_FLOW = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "custom_linear_solve": _linear_solve,
+}

@@ -13,6 +13,8 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Float, Int
 
+from dimat_jax.registry import check_number, expect, shown
+
 Matrix = Float[np.ndarray, "agents agents"]
 Matrices = Float[np.ndarray, "period agents agents"]
 
@@ -27,13 +29,20 @@ class Topology:
         graph is static.
 
     Raises:
-      ValueError: for a weight that is negative or not finite.
+      ValueError: for no such array, or a weight that is negative or not finite.
     """
 
     name: str
     mixing_matrices: Matrices
 
     def __post_init__(self) -> None:
+        expect("The name of a topology", self.name, str, "a string")
+        expect("mixing_matrices", self.mixing_matrices, np.ndarray, "a NumPy array")
+        shape = self.mixing_matrices.shape
+        if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
+            raise ValueError(f"mixing_matrices are [period, agents, agents], not {list(shape)}.")
+        if not np.issubdtype(self.mixing_matrices.dtype, np.floating):
+            raise ValueError(f"mixing_matrices are of floats, not {self.mixing_matrices.dtype}.")
         check_weights(self.name, self.mixing_matrices)
 
     @property
@@ -153,7 +162,12 @@ def from_matrix(array: Any, name: str = "matrix") -> Topology:
     Raises:
       ValueError: for any other shape, or a weight that is negative or not finite.
     """
-    matrices = np.array(array, np.float64)
+    try:
+        if np.iscomplexobj(given := np.asarray(array)):
+            raise TypeError("They are complex.")
+        matrices = given.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A mixing matrix is of real numbers, not {shown(array)}.") from error
     shape = matrices.shape
     matrices = matrices[None] if matrices.ndim == 2 else matrices
     if matrices.ndim != 3 or 0 in matrices.shape or matrices.shape[1] != matrices.shape[2]:
@@ -173,6 +187,7 @@ def from_graph(graph: nx.Graph, name: str = "graph") -> Topology:
     Raises:
       ValueError: for a directed or an empty graph.
     """
+    expect("graph", graph, nx.Graph, "a networkx graph")
     if graph.is_directed():
         raise ValueError("Metropolis-Hastings weights need an undirected graph; use from_matrix.")
     if len(graph) == 0:
@@ -191,6 +206,7 @@ def from_graph(graph: nx.Graph, name: str = "graph") -> Topology:
 
 def check_agents(name: str, n: int, minimum: int) -> None:
     """Raises a `ValueError` unless there are enough agents for a graph."""
+    check_number(f"The number of agents of {name!r}", n, whole=True)
     if n < minimum:
         raise ValueError(f"The topology {name!r} needs at least {minimum} agents, not {n}.")
 
@@ -201,6 +217,7 @@ def log2_exactly(name: str, n: int) -> int:
     Raises:
       ValueError: if n is anything else.
     """
+    check_number(f"The number of agents of {name!r}", n, whole=True)
     if n < 2 or n & (n - 1):
         raise ValueError(f"The topology {name!r} needs 2, 4, 8, 16 ... agents, not {n}.")
     return n.bit_length() - 1

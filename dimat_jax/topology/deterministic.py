@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import networkx as nx
 import numpy as np
 
+from dimat_jax.registry import check_number, expect
 from dimat_jax.topology.base import Matrix, Topology, check_agents, from_graph, log2_exactly
 
 
@@ -46,6 +47,8 @@ def torus(rows: int, cols: int) -> Topology:
 
     With two rows, or columns, the neighbours above and below are one: weights 1/4.
     """
+    for name, value in (("rows", rows), ("cols", cols)):
+        check_number(name, value, whole=True)
     if min(rows, cols) < 2:
         raise ValueError(f"A torus needs at least 2 rows and 2 columns, not {rows} x {cols}.")
     return from_graph(nx.grid_2d_graph(rows, cols, periodic=True), "torus")
@@ -57,6 +60,7 @@ def squarest_torus(n: int) -> Topology:
     Raises:
       ValueError: if n is no product of two numbers above 1.
     """
+    check_number("The number of agents of 'torus'", n, whole=True)
     rows = max((d for d in range(1, math.isqrt(max(n, 1)) + 1) if n % d == 0), default=1)
     if rows < 2:
         raise ValueError(f"A torus needs rows x columns agents, both at least 2, which {n} is not.")
@@ -74,16 +78,22 @@ def circulant(n: int, hops: Iterable[int]) -> Matrix:
     return np.mean([np.roll(np.eye(n), hop, 1) for hop in hops], axis=0)
 
 
-def exponential(n: int, directed: bool = True) -> Topology:
+def exponential(n: int, directed: bool | int = True) -> Topology:
     """Each agent receives from those 1, 2, 4, 8 … places ahead; uniform weights.
 
     Ying et al. 2021 (arXiv 2110.13363), eq. 5: 1/(1 + ⌈log₂ n⌉).
 
     Args:
       n: number of agents.
-      directed: whether models travel one way only; otherwise the edges go both ways.
+      directed: whether models travel one way only; otherwise the edges go both ways. As an option
+        of a run it is 1 or 0.
+
+    Raises:
+      ValueError: for another number of agents than 2 or more, or another value of ``directed``.
     """
     check_agents("exponential", n, 2)
+    expect("directed", directed, bool | int, "True or False")
+    check_number("directed", int(directed), least=0, most=1, whole=True)
     hops = [2**t for t in range((n - 1).bit_length())]
     both = [] if directed else [-hop for hop in hops]
     return Topology("exponential", circulant(n, [0, *hops, *both])[None])

@@ -2,9 +2,13 @@
 
 import numpy as np
 
+from dimat_jax.registry import check_number
 from dimat_jax.topology.base import Topology, check_agents, log2_exactly
 from dimat_jax.topology.base_graph import base_graph
 from dimat_jax.topology.deterministic import circulant
+
+MAX_PERIOD = 100_000
+"""Rounds of random meetings, each of which has a matrix of its own."""
 
 
 def one_peer_exponential(n: int) -> Topology:
@@ -30,6 +34,7 @@ def base_k(n: int, k: int = 1) -> Topology:
       k: neighbours of an agent in a round, at most.
     """
     check_agents("base_k", n, 2)
+    check_number("k", k, whole=True)
     if k < 1:
         raise ValueError(f"k is a number of neighbours, at least 1, not {k}.")
     return Topology("base_k", np.stack(base_graph(n, k)))
@@ -51,10 +56,11 @@ def random_peers(n: int, p: float = 0.2, seed: int = 0, period: int = 100) -> To
       ValueError: for an option outside its range.
     """
     check_agents("random_peers", n, 2)
+    check_number("p", p)
+    check_number("seed", seed, least=0, whole=True)
+    check_number("period", period, least=1, most=MAX_PERIOD, whole=True)
     if not 0 < p <= 1:
         raise ValueError(f"p is a probability above 0 and at most 1, not {p}.")
-    if period < 1:
-        raise ValueError(f"period must be at least 1, not {period}.")
     rng = np.random.default_rng(seed)
     matrices = np.tile(np.eye(n), (period, 1, 1))
     for matrix in matrices:

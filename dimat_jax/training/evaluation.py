@@ -60,7 +60,9 @@ def evaluate_update(model: Model, normalise: Prepare) -> Update:
         logits, _ = model.apply(variables, normalise(images[score.batch]))
         # Images that fill up the last batch have the label -1: no class is that, and none may be
         # looked up.
-        hits = (logits.argmax(-1) == y)[:, None] & (y[:, None] == jnp.arange(logits.shape[-1]))
+        hits = (logits.argmax(-1) == y)[:, None] & (
+            y[:, None] == jnp.arange(logits.shape[-1])[None]
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
         return Score(
             correct=score.correct + hits.sum(0, dtype=jnp.int32),

@@ -167,6 +167,7 @@ def test_a_gossip_methods_momentum_goes_on_after_a_merge_only_if_asked(of_run, o
     np.testing.assert_allclose(found, everyone(matrix) @ x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_dimat_plus_keeps_what_optimizers_remember_through_alignment(x64):
     def losses(method, choice):
         config = config_of(

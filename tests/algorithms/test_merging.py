@@ -94,7 +94,7 @@ def test_neighbours_are_held_a_few_at_a_time():
     assert len(found.permutations) == 10
 
 
-def test_a_time_varying_graph_averages_exactly_over_its_period():
+def test_a_time_varying_graph_averages_exactly_over_its_period(x64):
     graph, x = topology.one_peer_exponential(8), np.random.default_rng(0).normal(size=(8, UNITS))
     mean = x.mean(0)
     for round in range(graph.period):

@@ -238,6 +238,7 @@ def test_what_a_merge_has_to_do_is_counted():
     assert count["statistics_operations"] == 0
 
 
+@pytest.mark.slow
 def test_ours_is_a_runs_own_training_and_merge():
     work = Work("mlp", 0.05, agents=4, batch=8, steps=2)
     population = ours.make_population(work)

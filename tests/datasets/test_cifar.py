@@ -1,11 +1,15 @@
 """CIFAR from every form it comes in: the same images, honest names, and no harm from bad files."""
 
+import codecs
 import functools
+import gzip
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ from helpers.cifar_archives import (
 from dimat_jax import datasets
 from dimat_jax.datasets import cifar, download, prepared
 from dimat_jax.datasets.cifar import CIFAR10, CIFAR100
+from dimat_jax.datasets.cifar_files import parse_pickle, read_archive
 
 BOTH = pytest.mark.parametrize("which", [CIFAR10, CIFAR100], ids=lambda which: which.name)
 FORMS = ["python", "binary"]
@@ -132,6 +137,91 @@ def test_programs_in_a_pickle_do_not_run(tmp_path):
     assert (tmp_path / "harm").exists()  # so the pickle would have done it
 
 
+class Reduced:
+    """Pickles as a call, and a state that is set on what it gives."""
+
+    def __init__(self, *reduction):
+        self.reduction = reduction
+
+    def __reduce__(self):
+        return self.reduction
+
+
+def objects_over_bytes():
+    """An array of objects whose bytes NumPy would take for pointers: it crashes the process."""
+    reconstruct, *_ = np.empty(0).__reduce__()
+    state = (1, (2,), np.dtype(object), False, b"\x41" * 16)
+    return Reduced(reconstruct, (np.ndarray, (0,), b"b"), state)
+
+
+HOSTILE = {
+    "objects over bytes": (objects_over_bytes, "it holds an array of 'O8', not of bytes"),
+    "objects": (lambda: np.array([{}, "x"], object), "it holds an array of 'O8', not of bytes"),
+    "floats": (lambda: np.zeros((2, 3072)), "it holds an array of 'f8', not of bytes"),
+    "records": (lambda: np.zeros(3, [("a", "u1")]), "it holds an array of 'V1', not of bytes"),
+    "another encoding": (
+        lambda: Reduced(codecs.encode, ("3" * 64, "rot13")),
+        "it encodes something as 'rot13'",
+    ),
+    "no array": (lambda: [0] * 3072, "its data are no array of images"),
+    "too few bytes": (lambda: np.zeros(3071, np.uint8), "its data are no array of images"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_nothing_but_arrays_of_bytes_is_unpickled(make, message, tmp_path):
+    write(CIFAR10, "python", tmp_path, archive=False)
+    folder = tmp_path / CIFAR10.python.folder
+    (folder / "data_batch_2").write_bytes(python3_pickle({b"data": make(), b"labels": [0, 1]}))
+    with pytest.raises(ValueError, match=f"is damaged, or not CIFAR-10 .*{message}") as error:
+        datasets.load("cifar10", tmp_path, tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("labels", [[[0] * 9] * 2, np.zeros(2, np.uint8), 3, ["0", "1"]])
+def test_labels_are_a_list_of_numbers(labels, tmp_path):
+    content = python3_pickle({b"data": np.zeros((2, 3072), np.uint8), b"labels": labels})
+    with pytest.raises(ValueError, match="its labels are no list of whole numbers"):
+        parse_pickle(content, b"labels")
+
+
+def test_arrays_in_fortrans_order_are_taken():
+    images = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
+    plain, transposed = (
+        parse_pickle(python3_pickle({b"data": array, b"labels": [0, 1]}), b"labels")[0]
+        for array in (images, np.asfortranarray(images))
+    )
+    np.testing.assert_array_equal(plain, transposed)
+
+
+def test_a_sparse_file_is_not_unpacked(tmp_path):
+    """It says that it is of more bytes than the archive holds."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("test_batch")
+        member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+        block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        block[483:495] = b"%011o\0" % 1_500_000_000  # its real size
+        block[148:156] = b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:512]))
+        archive.fileobj.write(bytes(block))
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        assert archive.getmember("test_batch").size == 1_500_000_000
+    with pytest.raises(ValueError, match="it lacks test_batch"):
+        read_archive(tmp_path / "a.tar.gz", ["test_batch"])
+
+
+def test_what_unpacks_to_more_than_cifar_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / CIFAR10.python.archive
+    with gzip.open(path, "wb") as file:
+        for _ in range(300):
+            file.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it unpacks to more than 268,435,456 bytes"):
+        datasets.load("cifar10", tmp_path, tmp_path / "cache")
+    assert tracemalloc.get_traced_memory()[1] < 2**30
+    tracemalloc.stop()
+
+
 # Directories that TFDS has prepared.
 
 
@@ -169,6 +259,36 @@ def test_only_tfrecord_is_said(tmp_path):
         datasets.load("cifar10", tmp_path, tmp_path / "cache")
 
 
+def damage(directory, how):
+    """Has a prepared directory lack something."""
+    info = directory / "dataset_info.json"
+    match how:
+        case "no information":
+            info.unlink()
+        case "broken information":
+            info.write_text('{"name": ')
+        case "no format":
+            info.write_text("[]")
+        case "no version":
+            shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no information", "dataset_info.json is missing: preparing the data set did not end"),
+        ("broken information", "dataset_info.json is damaged"),
+        ("no format", "dataset_info.json is damaged"),
+        ("no version", "has no folder of a version, as 3.0.2, in it"),
+    ],
+)
+def test_what_is_wrong_with_a_prepared_directory_is_said(how, message, tmp_path):
+    directory, _ = write_prepared(CIFAR10, tmp_path, "PNG")
+    damage(directory, how)
+    with pytest.raises(datasets.DataNotFoundError, match=message):
+        datasets.load("cifar10", tmp_path, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("file", ["cifar10-test.array_record-00000-of-00001", "features.json"])
 def test_truncated_prepared_directory(file, tmp_path):
     directory, _ = write_prepared(CIFAR10, tmp_path, "PNG")
@@ -193,6 +313,7 @@ def real_directory():
     return next((d for d in [*candidates, shared] if prepared.find(d, "cifar10")), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(real_directory() is None, reason="no prepared CIFAR-10: set TFDS_DATA_DIR")
 def test_the_real_cifar10(tmp_path):
     found = datasets.load("cifar10", real_directory(), tmp_path)

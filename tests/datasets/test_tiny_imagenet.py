@@ -109,6 +109,31 @@ def test_the_original_comes_before_a_part_of_it(tmp_path):
     assert tiny_imagenet.find(tmp_path).name == "tiny-imagenet-200"
 
 
+def test_a_folder_that_is_none_does_not_hide_an_archive(tmp_path):
+    (tmp_path / "tiny-imagenet-200" / "train").mkdir(parents=True)
+    archive = write(files(3), tmp_path, "tar")
+    assert tiny_imagenet.find(tmp_path) == archive
+    assert load(tmp_path).num_classes == 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_files_that_are_too_large_together_are_not_unpacked(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_imagenet, "MAX_BYTES", 5000)
+    path = write(files(3), tmp_path, kind)
+    with pytest.raises(ValueError, match=f"{path} is damaged.* bytes, which is too much"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("type", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_without_end_is_not_read(type, tmp_path):
+    with tarfile.open(tmp_path / "tiny-imagenet-200.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("./tiny-imagenet-200/wnids.txt")
+        member.type, member.size = type, 2**30
+        archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(2**20))
+    with pytest.raises(ValueError, match="it has a header of 1,073,741,824 bytes"):
+        load(tmp_path)
+
+
 def test_a_folder_that_grows_is_read_again(tmp_path):
     folder = write(files(2), tmp_path, "folder")
     assert load(tmp_path).name == "Tiny ImageNet (2 images a class)"
@@ -129,7 +154,11 @@ def test_only_the_complete_one_has_the_plain_name():
         ("val/val_annotations.txt", None, "val_annotations.txt"),
         ("train/n02/images/n02_1.JPEG", b"none", "train/n02/images/n02_1.JPEG: no whole JPEG"),
         ("train/n02/images/n02_1.JPEG", jpeg(9)[:300], "n02_1.JPEG: no whole JPEG"),
-        ("train/n99/images/n99_1.JPEG", jpeg(9), "n99"),
+        ("train/n99/images/n99_1.JPEG", jpeg(9), "n99_1.JPEG: the class 'n99' is not in wnids.txt"),
+        ("val/val_annotations.txt", b"val_0.JPEG n01", "txt, line 1, has no tab between image and"),
+        ("val/val_annotations.txt", b"val_0.JPEG\tn7\t0", "line 1: the class 'n7' is not in wnids"),
+        ("val/val_annotations.txt", b"\xff", "UnicodeDecodeError"),
+        ("train/n02/images/n02_1.JPEG", bytes(2**21), "n02_1.JPEG is of 2,097,152 bytes, which is"),
     ],
 )
 def test_damage_is_named(path, data, message, tmp_path):

@@ -84,3 +84,11 @@ def test_memory_is_kept_wherever_there_is_a_way(monkeypatch):
     assert set_options == setting.MALLOC_OPTIONS
     monkeypatch.setattr(setting.ctypes, "CDLL", lambda name: object())
     setting.keep_memory()
+
+
+def test_a_system_that_knows_no_affinity_has_all_its_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert setting.usable_cores() == 3 and virtual_devices(6) == 3
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert setting.usable_cores() == 1

@@ -182,7 +182,7 @@ def updates_of(model, dataset):
     evaluate = evaluate_update(model, normalise)
     score = jax.eval_shape(lambda: zero_score(AGENT_COUNT, 4))
     tests = images[None], labels[None]
-    total = statistics.StatisticsSum(state.variables["batch_stats"], score.batch)
+    total = statistics.StatisticsMean(state.variables["batch_stats"], score.batch)
     summing = statistics.statistics_update(model, normalise)
     return {
         "train": (train, state, rows, (images, labels)),

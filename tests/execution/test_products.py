@@ -53,7 +53,7 @@ def convolutions(draw):
 FORMATS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(convolutions())
 def test_a_convolution_and_its_gradients_are_products(drawn):
     images, kernel, options = drawn
@@ -104,7 +104,7 @@ def test_grouped_convolutions_and_loops_stay():
     np.testing.assert_allclose(with_products(looped)(x, w), looped(x, w), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet20"])
+@pytest.mark.parametrize("name", ["convnet", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_agents_own_networks_train_as_before(name):
     model = dj.models.make(name, num_classes=10, width=0.25)
     x = normal(0, 2, 4, 16, 16, 3)
@@ -156,6 +156,7 @@ def test_own_derivatives_and_checkpoints_outlive_the_change():
     assert again.params["policy"] is options["policy"] and not again.params["prevent_cse"]
 
 
+@pytest.mark.slow
 def test_a_run_with_products_trains_as_one_without(monkeypatch):
     """In the form in which a GPU computes it, and agent by agent, as CPUs do."""
     choose = placement.choose_execution

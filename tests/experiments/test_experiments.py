@@ -223,6 +223,28 @@ BAD = {
     "no rate": ("--learning-rate fast", "learning_rate must be a number, not 'fast'."),
     "an option it lacks": ("--model vit --norm none", "vit takes no norm: its normalisation"),
     "a folder in a file": ("--out /dev/null/out", "cannot be written to /dev/null/out: Not a dir"),
+    "a method in capitals": ("--methods DIMAT", "Unknown method 'DIMAT'. Did you mean 'dimat'?"),
+    "a title": ("--dataset CIFAR-10", "Unknown data set 'CIFAR-10'. Did you mean 'cifar10'?"),
+    "a word too many": ("--rounds 1 more", "'more' belongs to no option: rounds takes one value."),
+    "a word after a flag": ("--overwrite yes", "'yes' belongs to no option: overwrite takes no va"),
+    "half a pair": ("--topology-options p", "takes pairs of a name and a number: 'p' has none."),
+    "no pair's number": ("--topology-options p x", "topology_options must be a number, not 'x'."),
+    "an option of no graph": (
+        "--topology-options p 1",
+        "'ring': got an unexpected keyword argumen",
+    ),
+    "no regular graph": (
+        "--topology random_regular --topology-options degree 9",
+        "degree must be between 1 and 3 for 4 agents, not 9",
+    ),
+    "a graph's own argument": (
+        "--topology-options n 3",
+        "multiple values for argument 'n'. Its op",
+    ),
+    "a graph's name for it": ("--topology-options name 3", "unexpected keyword argument 'name'"),
+    "a method in a pair": ("--method-learning-rate dimatt 0.1", "Did you mean 'dimat'?"),
+    "no value": ("--agents", "agents needs a value."),
+    "no seeds": ("--seeds --agents 4", "seeds needs a value."),
     "a negative rate": ("--learning-rate -1", "learning_rate must be positive, not -1.0"),
 }
 
@@ -257,6 +279,26 @@ def test_the_help_is_the_commands_and_without_markup(command, capsys):
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python -m experiments.{command} [-h]") and "`" not in said
+
+
+def test_a_word_before_all_options_belongs_to_none(capsys):
+    assert main(["digits", *TINY]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: 'digits' belongs to no option: each begins with --.\n"
+
+
+def test_options_of_a_graph_stand_on_the_command_line():
+    found = common.parse("", "", "--topology-options p 0.4 seed 2 --agents 4".split())
+    assert found.topology_options == (("p", 0.4), ("seed", 2))
+    assert isinstance(found.topology_options[1][1], int)
+
+
+def test_wrong_names_are_answered_before_jax_is_imported():
+    code = (
+        "import sys; from experiments.cifar import main; "
+        "assert main(['--methods', 'dimatt']) == 2; assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_none_is_a_value_where_it_is_allowed():

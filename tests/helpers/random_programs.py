@@ -6,6 +6,8 @@ one. NumPy runs it without compiling anything, so hundreds can be checked a seco
 
 import numpy as np
 
+from helpers.random_steps import MORE_STEPS
+
 SIZES = (2, 3, 4, 6, 12)
 
 
@@ -203,6 +205,7 @@ STEPS = {
         index, unstacked, part, roll, copies, pad, ordered, stack, diagonal,
     )
 }  # fmt: skip
+STEPS |= MORE_STEPS
 
 
 def stacked_program(rng, steps=4):

@@ -3,6 +3,7 @@
 from functools import reduce
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,30 @@ def test_low_precision_activations_are_summed_in_float32():
     np.testing.assert_allclose(
         scores(moments_of(*half))[KEY], scores(moments_of(target, source))[KEY], atol=0.02
     )
+
+
+def test_complex_units_correlate_by_the_real_part_of_their_correlation():
+    """Against NumPy, whole and in batches: units that differ in their phase are told apart."""
+    (a, b), (c, d) = activations(0, offset=1.0), activations(1, offset=2.0)
+    target, source = a + 1j * c, b + 1j * d
+    x, y = (z.reshape(200, 6).astype(np.complex128) for z in (target, source))
+    # np.corrcoef and np.cov conjugate their second argument.
+    correlation = np.corrcoef(x, y, rowvar=False)[:6, 6:].real
+    covariance = np.cov(x, y, rowvar=False, bias=True)[:6, 6:].real
+    batches = [moments_of(target[i : i + 10], source[i : i + 10]) for i in range(0, 40, 10)]
+    for moments in (moments_of(target, source), reduce(combine_moments, batches)):
+        np.testing.assert_allclose(scores(moments)[KEY], correlation, atol=1e-6)
+        np.testing.assert_allclose(scores(moments, "covariance")[KEY], covariance, atol=1e-5)
+        product = scores(moments, "inner_product")[KEY]
+        np.testing.assert_allclose(product, (x.conj().T @ y).real / 200, rtol=1e-5)
+    constant = np.full_like(target, 3 + 4j)
+    assert not np.asarray(scores(moments_of(constant, source))[KEY]).any()
+
+
+def test_small_integers_do_not_overflow():
+    target, source = (np.clip(x * 40, -127, 127).astype(np.int8) for x in activations(0))
+    expected = np.corrcoef(flat(target), flat(source), rowvar=False)[:6, 6:]
+    np.testing.assert_allclose(scores(moments_of(target, source))[KEY], expected, atol=1e-6)
 
 
 def test_sites_are_summed_or_the_last_one_is_taken():
@@ -167,8 +192,86 @@ def test_bad_options_are_named():
         match_activations(*arguments, cost="corelation")
     with pytest.raises(ValueError, match="choice of sites 'first'"):
         match_activations(*arguments, sites="first")
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         match_activations(*arguments, batch_size=0)
     broken = jax.tree.map(lambda x: x * np.nan, source)
     with pytest.raises(ValueError, match="not finite"):
         match_activations(*arguments[:3], broken, *inputs)
+
+
+def recurrence(v, x):
+    """A linear recurrent unit: real leaves, complex states."""
+    decay = jnp.exp(-jnp.exp(v["nu"]) + 1j * jnp.exp(v["theta"]))
+    inputs = (x @ (v["re"] + 1j * v["im"])).swapaxes(0, 1)
+    start = jnp.zeros(inputs.shape[1:], inputs.dtype)
+    _, states = jax.lax.scan(lambda h, u: (decay * h + u,) * 2, start, inputs)
+    return (states @ (v["c_re"] + 1j * v["c_im"])).real
+
+
+def test_complex_states_of_real_leaves_are_recovered():
+    rng = np.random.default_rng(0)
+    shapes = dict(nu=12, theta=12, re=(5, 12), im=(5, 12), c_re=(12, 3), c_im=(12, 3))
+    target = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(16, 20, 5)).astype(np.float32)
+    symmetries = find_symmetries(recurrence, target, x)
+    permutations = with_outer(symmetries, drawn(symmetries, seed=1))
+    source = permute(symmetries, permutations, target)
+    found = match_activations(symmetries, recurrence, target, source, x, batch_size=8)
+    np.testing.assert_array_equal(found["nu"], invert(permutations)["nu"])
+
+
+def test_networks_of_different_leaves_are_refused():
+    symmetries, function, target, source, inputs, _ = planted("mlp", copies=3)
+    first = next(iter(source))
+    wider = source | {first: np.ones((*source[first].shape[:-1], 99), np.float32)}
+    with pytest.raises(ValueError, match=f"Leaf '{first}' has shape .* in the target but .* 99"):
+        match_activations(symmetries, function, target, wider, *inputs)
+    with pytest.raises(ValueError, match=f"Leaf '{first}' has shape .* but the symmetries"):
+        match_activations(symmetries, function, wider, wider, *inputs)
+    lacking = {name: x for name, x in source.items() if name != first}
+    with pytest.raises(ValueError, match=f"Leaf '{first}' of the target is missing in the source"):
+        match_activations(symmetries, function, target, lacking, *inputs)
+    frozen = flax.core.freeze(source)
+    same = match_activations(symmetries, function, target, frozen, *inputs)
+    chex.assert_trees_all_equal(
+        same, match_activations(symmetries, function, target, source, *inputs)
+    )
+
+
+def test_units_that_are_read_only_in_a_loop_are_recovered():
+    def function(v, x, steps):
+        def step(i, y):
+            return y + 0.1 * jnp.tanh(y @ v["up"]) @ v["down"]
+
+        return jax.lax.fori_loop(0, steps, step, x @ v["stem"]) @ v["head"]
+
+    rng = np.random.default_rng(0)
+    shapes = dict(stem=(5, 4), up=(4, 16), down=(16, 4), head=(4, 2))
+    target = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    inputs = rng.normal(size=(64, 5)).astype(np.float32), 10
+    symmetries = find_symmetries(function, target, *inputs)
+    permutations = with_outer(symmetries, drawn(symmetries, seed=1))
+    source = permute(symmetries, permutations, target)
+    found = match_activations(symmetries, function, target, source, *inputs)
+    for name, truth in invert(permutations).items():
+        np.testing.assert_array_equal(found[name], truth)
+
+
+def test_groups_that_are_never_read_are_named():
+    """Of code for one platform only, which may not compile on another, nothing is read."""
+
+    def function(v, x):
+        h = jnp.tanh(x @ v["a"])
+        inside = jax.lax.platform_dependent(x, cpu=lambda x: jnp.tanh(x @ v["b"]) @ v["c"])
+        return h @ v["d"] + inside
+
+    rng = np.random.default_rng(0)
+    shapes = dict(a=(3, 4), d=(4, 2), b=(3, 5), c=(5, 2))
+    target = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(20, 3)).astype(np.float32)
+    symmetries = find_symmetries(function, target, x)
+    source = permute(symmetries, {"a": np.array([1, 2, 3, 0]), "b": np.arange(5)[::-1]}, target)
+    with pytest.warns(UserWarning, match="leaves these groups as they are: b. Their units"):
+        found = match_activations(symmetries, function, target, source, x)
+    np.testing.assert_array_equal(found["b"], np.arange(5))
+    np.testing.assert_array_equal(found["a"], [3, 0, 1, 2])

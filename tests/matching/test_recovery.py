@@ -33,6 +33,8 @@ ZOO = {
     "resnet50": (models.resnet50(width=0.125), SMALL),
     "vit": (models.vit(width=0.25, depth=2), SMALL),
 }
+LARGE = ("resnet50", "vgg16")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in ZOO]
 
 
 PERMUTED = jax.jit(permute, static_argnums=0, compiler_options=QUICK)
@@ -54,7 +56,7 @@ def planted(name):
     return symmetries, model, target, source, images, invert(permutations)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_and_activations_recover_every_group(name):
     """By weights all units; by activations all but those that are equal on the images.
 

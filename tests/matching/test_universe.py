@@ -11,6 +11,7 @@ from helpers.small_runs import assert_trees_close, assert_trees_equal, disorder,
 
 import dimat_jax as dj
 from dimat_jax.matching import match_universe, universe_objective
+from dimat_jax.symmetries import Permutations
 
 SHAPE = (4, 4, 1)
 MODEL = dj.models.mlp(num_classes=3, width=0.03, depth=2)
@@ -92,3 +93,11 @@ def test_the_same_key_gives_the_same_universe():
 def test_no_network_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         match_universe(SYMMETRIES, [], KEY)
+    with pytest.raises(ValueError, match="at least one"):
+        universe_objective(SYMMETRIES, [], [])
+
+
+def test_permutations_of_fewer_networks_are_refused():
+    copies, _ = networks(2, seed=2, noise=1.0)
+    with pytest.raises(ValueError, match="for each network, not 1 for 2"):
+        universe_objective(SYMMETRIES, [Permutations({})], copies)

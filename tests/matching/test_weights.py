@@ -11,8 +11,7 @@ from helpers.architectures_helpers import QUICK
 from helpers.symmetry_checks import drawn
 
 from dimat_jax.matching import match_weights, matching_objective
-from dimat_jax.matching.blocks import layouts
-from dimat_jax.symmetries import find_symmetries, invert, permute
+from dimat_jax.symmetries import Group, Site, Symmetries, find_symmetries, invert, permute
 from dimat_jax.symmetries.groups import path_name
 from dimat_jax.symmetries.permutations import with_outer
 
@@ -168,12 +167,108 @@ def test_bad_input_is_named():
         match_weights(symmetries, target, broken, jax.random.key(0))
 
 
-def test_blocks_of_a_leaf_hold_every_group_once():
-    """A fused kernel [10, 60]: three segments of 4 heads x 5 units; each with the stream."""
-    symmetries, target, _ = case("fused_qkv_split")
-    blocks = list(layouts(symmetries, "qkv", target["qkv"].shape))
-    assert [block.shape for block in blocks] == [(10, 4, 5)] * 3
-    assert [block.slices[1] for block in blocks] == [slice(0, 20), slice(20, 40), slice(40, 60)]
-    for block in blocks:
-        assert [o.axis for o in block.occurrences] == [0, 1, 2]
-        assert [o.outer for o in block.occurrences] == [(), (), (1,)]
+def partial_rotary(v, x):
+    """Heads of 2 + 4 units, of which queries and keys turn the first 2 by their position."""
+    h = jnp.tanh(x @ v["stem"])
+    q, k, u = ((h @ v[name]).reshape(-1, 2, 6) for name in ("q", "k", "u"))
+    turn = jnp.cos(jnp.arange(len(x))[:, None, None] + jnp.arange(2))
+    q, k = (jnp.concatenate([z[..., :2] * turn, z[..., 2:]], -1) for z in (q, k))
+    scores = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k))
+    return jnp.einsum("hts,shd->thd", scores, u).reshape(-1, 12) @ v["o"]
+
+
+def planted(function, shapes, *inputs, draw=np.random.Generator.normal):
+    """Symmetries, a network, a permuted copy, and the permutations that align it."""
+    rng = np.random.default_rng(0)
+    target = {name: draw(rng, size=shape) for name, shape in shapes.items()}
+    symmetries = find_symmetries(function, target, *inputs)
+    permutations = with_outer(symmetries, drawn(symmetries, seed=1))
+    return symmetries, target, permute(symmetries, permutations, target), invert(permutations)
+
+
+def assert_found(symmetries, target, source, truth):
+    found = match_weights(symmetries, target, source, jax.random.key(0))
+    assert found.keys() == truth.keys() and found
+    for name in truth:
+        np.testing.assert_array_equal(found[name], truth[name], err_msg=name)
+
+
+def test_heads_that_hold_a_rotary_and_a_free_part():
+    shapes = dict(stem=(3, 8), q=(8, 12), k=(8, 12), u=(8, 12), o=(12, 2))
+    case = planted(partial_rotary, shapes, np.ones((5, 3)))
+    assert {group.size for group in case[0].groups.values()} == {8, 2, 4, 6}
+    assert_found(*case)
+
+
+def test_complex_weights():
+    def function(v, x):
+        return jnp.abs(jnp.tanh(x @ v["a"]) @ v["b"])
+
+    def draw(rng, size):
+        # All of a unit's difference to another one is in the phase.
+        return np.exp(2j * np.pi * rng.uniform(size=size))
+
+    case = planted(function, dict(a=(3, 7), b=(7, 2)), np.ones((4, 3)), draw=draw)
+    assert_found(*case)
+    symmetries, target, source, truth = case
+    value = matching_objective(symmetries, truth, target, source)
+    np.testing.assert_allclose(value, sum((abs(x) ** 2).sum() for x in target.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int8])
+@pytest.mark.parametrize("cost", ["inner_product", "covariance", "correlation"])
+def test_weights_in_few_bits_are_summed_in_float32(dtype, cost):
+    """Of 2,000 ones a sum in bfloat16 ends at 256, and one in int8 overflows."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.integers(1, 3, size=(2000, 3)), dtype) for _ in range(2))
+    symmetries = find_symmetries(lambda v, x: (x @ v["a"]).sum(), {"a": a}, np.ones((1, 2000)))
+    found = matching_objective(symmetries, {}, {"a": a}, {"a": b}, cost)
+    wide = [{"a": np.asarray(x, np.float64)} for x in (a, b)]
+    expected = matching_objective(symmetries, {}, *wide, cost)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    source = permute(symmetries, {"a": np.array([1, 2, 0])}, {"a": a})
+    matched = match_weights(symmetries, {"a": a}, source, jax.random.key(0), cost)
+    np.testing.assert_array_equal(permute(symmetries, matched, source)["a"], a)
+
+
+def test_a_group_that_cannot_be_taken_apart_is_named_and_the_rest_aligned():
+    symmetries, target, source, truth = planted(
+        lambda v, x: jnp.tanh(jnp.tanh(x @ v["a"]) @ v["b"]) @ v["c"],
+        dict(a=(3, 4), b=(4, 5), c=(5, 2)),
+        np.ones((1, 3)),
+    )
+    # By hand: two rows of c as if they were the second group once more, and a fifth its own.
+    a, b = symmetries.groups["a"], symmetries.groups["b"]
+    part = Group(2, (Site("c", 0, (0, 3), (1, 2, 1)), Site("c", 0, (3, 2), (1, 2, 1))))
+    broken = Symmetries({"a": a, "b": b, "part": part}, shapes=symmetries.shapes)
+    with pytest.warns(UserWarning, match="leaves these groups as they are: b, part. "):
+        found = match_weights(broken, target, source, jax.random.key(0))
+    np.testing.assert_array_equal(found["b"], np.arange(5))
+    np.testing.assert_array_equal(found["part"], np.arange(2))
+    np.testing.assert_array_equal(
+        found["a"], match_weights(Symmetries({"a": a}), target, source, jax.random.key(0))["a"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda v: v | {"a": np.ones((3, 5))},
+            r"'a' has shape \(3, 4\) in the target but \(3, 5\)",
+        ),
+        (lambda v: {"a": v["a"]}, "Leaf 'b' of the target is missing in the source"),
+        (lambda v: v | {"c": 1.0}, "Leaf 'c' of the source is missing in the target"),
+        (lambda v: v | {"a": v["a"] * 1j}, "in the source: both must be real, both complex"),
+    ],
+)
+def test_networks_of_different_leaves_are_refused(change, message):
+    symmetries, target, source, _ = planted(
+        lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"], dict(a=(3, 4), b=(4, 2)), np.ones((1, 3))
+    )
+    for call in (match_weights, lambda s, t, x, key: matching_objective(s, {}, t, x)):
+        with pytest.raises(ValueError, match=message):
+            call(symmetries, target, change(source), jax.random.key(0))
+    wider = {"a": np.ones((3, 5)), "b": np.ones((5, 2))}
+    with pytest.raises(ValueError, match=r"'a' has shape \(3, 5\) but the symmetries"):
+        match_weights(symmetries, wider, wider, jax.random.key(0))

@@ -182,7 +182,7 @@ def test_models_without_running_statistics_have_none_to_recompute():
     assert this.merger.recompute(variables, own_batches(this.execution)) is variables
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_shared_and_own_images_that_are_the_same_give_the_same(name):
     """`Batches` says where its images lie; whoever runs networks on them takes it from there."""
     this = case(name)

@@ -46,8 +46,8 @@ def parents_of(model):
         ("mlp", {"width": 0.05}),
         ("vgg11", {"width": 0.0625, "norm": "none"}),
         ("resnet20", {"width": 0.25, "norm": "none"}),
-        ("resnet20", {"width": 0.25}),
-        ("vit", {"width": 0.125}),
+        pytest.param("resnet20", {"width": 0.25}, marks=pytest.mark.slow),
+        pytest.param("vit", {"width": 0.125}, marks=pytest.mark.slow),
     ],
 )
 def test_units_get_the_mean_and_deviation_of_their_parents(name, options):

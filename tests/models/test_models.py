@@ -247,7 +247,7 @@ def test_inputs_that_are_no_images():
         ("resnet20", {"shortcut": "conv2x2"}, "Unknown shortcut 'conv2x2'. Did you mean"),
         ("vit", {"pooling": "max"}, "Unknown pooling 'max'.*There are: mean, cls"),
         ("mlp", {"num_classes": 0}, "num_classes must be at least 1, not 0"),
-        ("mlp", {"width": 0.0}, "width is a multiplier and must be positive, not 0.0"),
+        ("mlp", {"width": 0.0}, "width must be positive, not 0.0"),
         ("mlp", {"depth": -1}, "depth must be at least 0, not -1"),
         ("vit", {"norm": "batch"}, "model 'vit': got an unexpected keyword argument 'norm'"),
     ],

@@ -40,6 +40,13 @@ def test_the_title_names_the_data_and_is_loud_if_they_are_made_up(made_up):
     assert (to_hex(title.get_color()).upper() == figures.MADE_UP) == made_up
 
 
+def test_dollars_in_names_are_no_formula(tmp_path):
+    labels = {"dimat": r"a $\frac$", "wa": "1 $ or 2 $"}
+    figure = figures.accuracy_figure(run(), "cost $x_$", labels=labels)
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.legends[0].get_texts()[0].get_text() == labels["dimat"]
+
+
 def ends(sent):
     """A row for each method, at the end of a run in which it has sent so many megabytes."""
     start = run(seeds=(0,), rounds=0)

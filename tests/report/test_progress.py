@@ -152,11 +152,7 @@ def test_progress_is_shown_where_somebody_looks_on(monkeypatch):
 
 
 def test_a_notebook_gets_lines(monkeypatch):
-    class Notebook(Console):
-        def __init__(self, **options):
-            super().__init__(force_jupyter=True, **options)
-
-    monkeypatch.setattr(progress, "Console", Notebook)
+    monkeypatch.setattr(progress, "terminal", lambda: Console(force_jupyter=True))
     monkeypatch.setattr(sys, "stdout", output := io.StringIO())
     with show_if_watched() as observer:
         observer.on_phase("merging", 0.5)

@@ -57,9 +57,12 @@ BAD = {
     "negative rounds": ({"rounds": -1}, "rounds must be at least 0, not -1"),
     "one matching image": ({"matching_images": 1}, "matching_images must be at least 2, not 1"),
     "learning rate 0": ({"learning_rate": 0.0}, "learning_rate must be positive, not 0.0"),
-    "learning rate nan": ({"learning_rate": float("nan")}, "must be positive, not nan"),
+    "learning rate nan": (
+        {"learning_rate": float("nan")},
+        "learning_rate must be a finite number, not nan",
+    ),
     "width 0": ({"width": 0.0}, "must be positive, not 0.0"),
-    "alpha 0": ({"partition": "dirichlet", "alpha": 0.0}, "alpha is 0.0"),
+    "alpha 0": ({"partition": "dirichlet", "alpha": 0.0}, "alpha must be positive, not 0.0"),
     "more devices than agents": (
         {"devices": 4, "agents": 3},
         "devices must be 1 to 3 (8 there are, for 3 agents), not 4",

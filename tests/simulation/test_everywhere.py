@@ -118,6 +118,7 @@ def assert_the_same(found: Done, expected: Done, method: str, tolerance=1e-6) ->
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(of_agents))
 
 
+@pytest.mark.slow
 def test_every_kind_of_method_does_the_same_in_sequence_and_scanned_with_a_masked_lane():
     """On one device, and five agents on four devices, of which they take three."""
     one, several = five_agents(Form(1, True)), five_agents(Form(4, False))
@@ -128,7 +129,7 @@ def test_every_kind_of_method_does_the_same_in_sequence_and_scanned_with_a_maske
 
 MASKED = [
     ("mlp", 3, Form(2, False), ("dimat",)),
-    ("linear", 7, Form(3, True), ("sgp", "relay_sgd")),
+    pytest.param("linear", 7, Form(3, True), ("sgp", "relay_sgd"), marks=pytest.mark.slow),
 ]
 
 
@@ -144,7 +145,13 @@ def test_agents_that_devices_do_not_divide_use_several(name, agents, form, metho
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [(name, form) for name in FORMS for form in FORMS[name][1:]], ids=str
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[pytest.mark.slow] * (name == "convnet"))
+        for name in FORMS
+        for form in FORMS[name][1:]
+    ],
+    ids=str,
 )
 def test_a_seed_gives_the_same_run_on_any_devices_in_any_form(name, form):
     first, other = run_as(name, FORMS[name][0]), run_as(name, form)

@@ -32,7 +32,9 @@ def test_a_result_says_what_was_run_and_where_it_ended():
 
 @pytest.mark.parametrize("number", [5, 6, 7, 22])
 def test_a_result_is_short_whatever_it_holds(number):
-    methods = tuple(name for name in dj.algorithms.METHODS if name != "sgp")[:number]
+    methods = tuple(
+        name for name in dj.algorithms.METHODS if name != "sgp" and "repair" not in name
+    )[:number]
     ends = {(method, seed): [0.25] * 4 for method in methods for seed in (0, 1)}
     lines = repr(result(methods, ends, name="a data set of a long name " * 9)).splitlines()
     assert len(lines) == min(LINES, 4 + number) <= 10

@@ -486,8 +486,8 @@ def assert_a_relabelling(method, other, optimizer, choice, **options):
         )
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-@pytest.mark.parametrize("choice", ["kept", "fresh"])
+@pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("choice", ["fresh", pytest.param("kept", marks=pytest.mark.slow)])
 def test_without_edges_a_universe_is_a_relabelling(optimizer, choice, x64):
     assert_a_relabelling("universe", "wa", optimizer, choice)
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small_runs import noise, small_config
+from helpers.small_runs import compilations, linear_softmax, noise, small_config
 
 import dimat_jax as dj
 from dimat_jax import topology
@@ -166,3 +168,83 @@ def test_devices_need_not_divide_the_agents(agents, devices, lanes):
 def test_so_many_agents_at_once_as_asked_for():
     found = prepare(small_config(devices=2, agents_at_once=2), dataset=DATASET).execution
     assert (found.lanes, found.lanes_at_once) == (4, 2)
+
+
+class WithoutBias(nn.Module):
+    """No layer that REPAIR could correct."""
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.relu(nn.Dense(8, use_bias=False)(x.reshape(len(x), -1)))
+        return nn.Dense(4, use_bias=False)(hidden)
+
+
+@pytest.mark.parametrize("method", ["dimat_repair", "wa_repair"])
+def test_a_method_that_cannot_work_on_the_model_says_so_before_pretraining(method):
+    model = dj.from_linen(WithoutBias())
+    with (
+        compilations() as counter,
+        pytest.raises(
+            ValueError, match=f"'{method}' cannot merge this model: REPAIR finds no layer"
+        ),
+    ):
+        prepare(small_config(methods=("wa", method)), model, DATASET)
+    assert counter.count == 0
+    prepare(small_config(methods=("wa", "dimat", "wm")), model, DATASET)
+
+
+@pytest.mark.parametrize("part", ["initial", "merge", "final"])
+def test_each_merge_of_a_method_is_asked_whether_it_fits_the_model(part):
+    asked = []
+
+    def fits(model, symmetries, abstract):
+        asked.append((len(symmetries.groups), abstract[1].shape))
+        raise ValueError("no.")
+
+    merge = METHODS["wa"].merge._replace(fits=fits)
+    methods = {"mine": Algorithm("Mine", **{part: merge})}
+    with pytest.raises(ValueError, match="The method 'mine' cannot merge this model: no."):
+        prepare(small_config(), dataset=DATASET, methods=methods)
+    assert asked == [(3, (1, 8, 8, 3))]
+
+
+def test_where_nothing_can_be_aligned_it_is_said():
+    with pytest.warns(UserWarning, match="no permutation group: there is nothing to align"):
+        prepare(small_config(methods=("dimat",)), linear_softmax(), DATASET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(small_config(methods=("wa",)), linear_softmax(), DATASET)
+
+
+def test_of_ones_own_data_all_examples_are_used():
+    many = noise(examples=4400, tests=20, size=8)
+    small = dict(agents=8, batch_size=None, width=0.03)
+    own = prepare(small_config(**small), dataset=many)
+    assert own.epoch_examples == (550, 550) and own.config.examples_per_agent is None
+    fewer = prepare(small_config(**small, examples_per_agent=60), dataset=many)
+    assert fewer.epoch_examples == (60, 60)
+    named = prepare(small_config(**small | {"agents": 2, "dataset": "digits"}))
+    assert named.epoch_examples == (500, 500) and named.config.examples_per_agent == 500
+
+
+def test_a_graph_has_its_options(untyped):
+    options = dict(agents=8, topology="random_regular")
+    degrees = {}
+    for degree in (2, 3, None):
+        given = () if degree is None else (("degree", degree),)
+        graph = prepare(small_config(**options, topology_options=given), dataset=DATASET).topology
+        degrees[degree] = {len(graph.neighbors(i)) for i in range(8)}
+    assert degrees == {2: {2}, 3: {3}, None: {4}}
+    bad = {
+        (("p", 0.3),): "topology 'random_regular': got an unexpected keyword argument 'p'",
+        (("degree", 2.5),): "degree must be a whole number, not 2.5",
+        (("degree", 8),): "degree must be between 1 and 7 for 8 agents, not 8",
+        (("degree", 3), ("degree", 2)): "topology_options must name each once",
+        ("degree",): "topology_options must be of pairs",
+    }
+    for given, message in bad.items():
+        with pytest.raises(ValueError, match=message):
+            prepare(small_config(**options, topology_options=given), dataset=DATASET)
+    with pytest.raises(ValueError, match="topology_options are those of a named topology"):
+        config = small_config(topology_options=(("degree", 3),))
+        prepare(config, dataset=DATASET, graph=topology.ring(8))

@@ -144,16 +144,68 @@ def test_a_group_of_variables_alone_is_read_there():
     assert shapes(read(function, v, X)) == {("a",): [(3, 7), (2, 7)]}
 
 
-def test_loops_and_conditionals_are_evaluated_but_not_read():
+def test_a_while_loop_is_read_at_its_last_step():
     def function(v, x):
-        h = lax.while_loop(lambda h: h.sum() > 9, lambda h: jnp.tanh(h @ v["w"]), x @ v["a"])
-        h = lax.cond(x.sum() > 0, lambda: h @ v["w"], lambda: h)
+        def step(state):
+            i, h = state
+            return i + 1, h + jnp.tanh(h @ v["up"]) @ v["down"]
+
+        return lax.while_loop(lambda state: state[0] < 3, step, (0, x @ v["a"]))[1] @ v["b"]
+
+    v = normal(0, a=(3, 5), up=(5, 7), down=(7, 5), b=(5, 2))
+    found = read(function, v, X)
+    assert shapes(found) == {("a",): [(4, 5), (4, 5)], ("up",): [(4, 7)]}
+    h = X @ v["a"]
+    for _ in range(2):
+        h = h + jnp.tanh(h @ v["up"]) @ v["down"]
+    np.testing.assert_allclose(found["a",][0], h, rtol=1e-4)
+    np.testing.assert_allclose(found["up",][0], jnp.tanh(h @ v["up"]), rtol=1e-4)
+    np.testing.assert_allclose(found["a",][1] @ v["b"], function(v, X), rtol=1e-4)
+
+
+def test_a_loop_in_a_scan_in_a_loop():
+    def function(v, x):
+        def layer(h, w):
+            return lax.fori_loop(
+                0, x.shape[0] - 1 + (h.sum() > 9), lambda i, h: jnp.tanh(h @ w), h
+            ), None
+
+        def twice(h):
+            return lax.scan(layer, h, v["w"])[0]
+
+        return lax.while_loop(lambda h: h.sum() > 9, twice, twice(x @ v["a"])) @ v["b"]
+
+    v = normal(0, a=(3, 5), w=(2, 5, 5), b=(5, 2))
+    found = read(function, v, X)
+    assert shapes(found) == {("a",): [(2, 4, 5), (2, 4, 5), (4, 5)]}
+    # The outer loop has no step: of it there are zeros.
+    assert not np.asarray(found["a",][1]).any()
+    np.testing.assert_allclose(found["a",][2] @ v["b"], function(v, X), rtol=1e-4)
+
+
+def test_branches_are_read_where_they_are_taken():
+    def function(v, x, which):
+        h = x @ v["a"]
+        branches = [lambda: jnp.tanh(h) @ v["b"], lambda: jnp.sin(h) @ v["c"]]
+        return lax.switch(which, branches)
+
+    v = normal(0, a=(3, 5), b=(5, 2), c=(5, 2))
+    symmetries = find_symmetries(function, v, X, 0)
+    for which in (0, 1):
+        first, second = jax.jit(read_sites(symmetries, function))(v, X, which)["a",]
+        taken, other = (first, second) if which == 0 else (second, first)
+        expected = (jnp.tanh, jnp.sin)[which](X @ v["a"])
+        np.testing.assert_allclose(taken, expected, rtol=1e-5)
+        assert not np.asarray(other).any()
+
+
+def test_branches_for_platforms_are_evaluated_but_not_read():
+    def function(v, x):
+        h = lax.platform_dependent(x @ v["a"], cpu=lambda h: h @ v["w"], default=jnp.tanh)
         return h @ v["b"]
 
-    v = normal(0, a=(3, 5), w=(5, 5), b=(5, 2))
-    found = read(function, v, X)
+    found = read(function, normal(0, a=(3, 5), w=(5, 5), b=(5, 2)), X)
     assert shapes(found) == {("a",): [(4, 5)]}
-    np.testing.assert_allclose(found["a",][0] @ v["b"], function(v, X), rtol=1e-4)
 
 
 def test_a_gram_matrix_is_no_read_site():

@@ -131,6 +131,8 @@ def test_copies_and_unions_know_along_what_groups_vary():
 def test_lists_and_wide_integers_are_taken(x64):
     kernel = permute(SYMMETRIES, {"in": [4, 3, 2, 1, 0]}, V)["in"]
     np.testing.assert_array_equal(kernel, V["in"][:, ::-1])
+    traced = jax.jit(lambda i: permute(SYMMETRIES, {"in": list(i)}, V)["in"])(jnp.arange(5)[::-1])
+    np.testing.assert_array_equal(traced, kernel)
     wide = {"in": np.arange(5, dtype=np.int64)}
     for composed in (compose(wide, {}), compose({}, wide), compose(wide, wide), invert(wide)):
         assert composed["in"].dtype == jnp.int32
@@ -175,11 +177,24 @@ def test_limited_sites():
         ({"nothing": np.arange(5)}, "no permutation group 'nothing'"),
         ({"in": np.arange(4)}, r"'in' has shape \(4,\) but must have shape \(5,\)"),
         ({"in": np.arange(5.0)}, "has dtype float"),
+        (
+            {"in": np.array([0, 1, 2, 2, 4])},
+            "'in' lacks index 3: each of 0 to 4 must be there once",
+        ),
+        ({"in": np.array([0, 1, 2, 3, -1])}, "'in' lacks index 4"),
+        ({"in": np.array([1, 2, 3, 4, 5])}, "'in' lacks index 0"),
     ],
 )
 def test_bad_permutations(permutations, message):
     with pytest.raises(ValueError, match=message):
         permute(SYMMETRIES, permutations, V)
+
+
+def test_what_is_no_permutation_is_neither_inverted_nor_composed():
+    twice, good = {"a": np.array([0, 0, 2])}, {"a": np.array([0, 2, 1])}
+    for call in (lambda: invert(twice), lambda: compose(twice, good), lambda: compose(good, twice)):
+        with pytest.raises(ValueError, match="'a' lacks index 1"):
+            call()
 
 
 def test_bad_variables():

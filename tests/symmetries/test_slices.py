@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.symmetry_checks import assert_symmetric, normal, sizes
+from jax import lax
+
+from dimat_jax.symmetries.reasons import Reason
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -144,15 +147,53 @@ def test_the_whole_stack_used_besides_its_slices(penalty, expected):
     assert sizes(assert_symmetric(function, normal(0, **STACK), X)) == expected
 
 
-def test_a_slice_that_nothing_reads():
-    """Its positions may be permuted along the cut axis, too, each row's and column's own."""
+def test_a_slice_that_nothing_reads_is_frozen():
+    """The first three columns: each row has its own order of those that are summed over."""
 
     def function(v, x):
         used, _ = jnp.split(v["a"], 2, 2)
         return jnp.tanh(used @ v["b"]).max(1)
 
     found = assert_symmetric(function, normal(0, a=(2, 4, 6), b=(3,)), X)
-    assert sizes(found) == [(2, 4), (2, 4), (2, 4, 3), 2, 3]
+    assert sizes(found) == [(2, 4), 3]
+    assert {part.size for part in found.frozen if part.cause.reason is Reason.UNREAD} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda table, x: table[:6],
+        lambda table, x: table.astype(jnp.float32)[:6],
+        lambda table, x: jnp.split(table, [6, 8])[0],
+        lambda table, x: lax.dynamic_slice(table, (0, 0), (6, 5)),
+        lambda table, x: jnp.tanh(table * 2)[2:][:6],
+        lambda table, x: table.reshape(3, 4, 5)[:2, :3].reshape(6, 5),
+        lambda table, x: lax.cond(x.sum() > 0, lambda: table[:6], lambda: table[1:7]),
+        lambda table, x: jnp.zeros((14, 5)).at[:12].set(table)[:6],
+        lambda table, x: jax.jit(lambda table: (table[:6], table[6:]))(table)[0],
+    ],
+    ids="slice cast split dynamic again reshape cond set jit".split(),
+)
+def test_rows_that_the_inputs_do_not_reach(rows):
+    """Of a table of 12 positions, for inputs of 6: longer ones may read the others."""
+
+    def function(v, x):
+        return jnp.tanh(x @ v["stem"] + rows(v["table"], x)) @ v["head"]
+
+    v = normal(0, stem=(3, 5), table=(12, 5), head=(5, 2))
+    found = assert_symmetric(function, v, normal(9, x=(6, 3))["x"])
+    assert sizes(found) == [5]
+    assert [site.axis for site in found.groups["stem"].sites if site.path == "table"] == [1]
+
+
+def test_units_that_are_left_out_are_no_group():
+    def function(v, x):
+        return jnp.tanh(x @ v["a"])[..., :3] @ v["b"]
+
+    found = assert_symmetric(function, normal(0, a=(3, 7), b=(3, 2)), X)
+    assert sizes(found) == [3]
+    (unread,) = (part for part in found.frozen if part.cause.reason is Reason.UNREAD)
+    assert (unread.path, unread.axis, unread.size) == ("a", 1, 4)
 
 
 def test_slices_of_a_reversed_axis_are_tied():

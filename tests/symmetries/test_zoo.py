@@ -25,6 +25,8 @@ ZOO = {
     "resnet50": (models.resnet50(width=0.125), SMALL),
     "vit": (models.vit(width=0.25, depth=2), SMALL),
 }
+LARGE = ("resnet50", "vgg16")
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in ZOO]
 
 
 def network(name, dtype):
@@ -49,7 +51,7 @@ def assert_unchanged(function, symmetries, variables, tolerance):
         assert np.abs(b - a).max() <= tolerance * np.abs(a).max()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_stay_and_updated_statistics_are_permuted(name, x64):
     model, variables, images = network(name, "float64")
 
@@ -61,7 +63,7 @@ def test_logits_stay_and_updated_statistics_are_permuted(name, x64):
     assert_unchanged(both_modes, found, variables, 1e-10)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_stay_in_float32(name):
     model, variables, images = network(name, "float32")
     found = find_symmetries(model, variables, images)

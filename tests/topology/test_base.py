@@ -104,6 +104,7 @@ def test_from_matrix_keeps_the_weights():
     [
         (lambda: T.from_graph(nx.DiGraph([(0, 1)])), "need an undirected graph"),
         (lambda: T.from_graph(nx.Graph()), "the graph has none"),
+        (lambda: T.from_matrix(np.eye(2) + 1j), "of real numbers"),
         (lambda: T.from_matrix(np.ones((2, 3))), r"\[agents, agents\] or .*not \[2, 3\]"),
         (
             lambda: T.from_matrix([[1, np.nan], [0, 1]]),

@@ -63,7 +63,9 @@ def test_agents_meet_a_random_peer_as_often_as_asked():
     assert [len(T.random_peers(16, 1.0).neighbors(i)) for i in range(16)] == [1] * 16
 
 
-@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.5}, {"period": 0}, {"n": 1}])
+@pytest.mark.parametrize(
+    "options", [{"p": 0.0}, {"p": 1.5}, {"period": 0}, {"period": 10**12}, {"n": 1}]
+)
 def test_random_peers_name_what_they_cannot_have(options):
     with pytest.raises(ValueError, match=r"0|1\.5|1"):
         T.random_peers(**{"n": 4} | options)

@@ -1,9 +1,10 @@
 """Products that sum over axes, and where primitives mix the positions of an axis."""
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jax.lax import GatherDimensionNumbers
+from jax.lax import RaggedDotDimensionNumbers
 
 from dimat_jax.symmetries.axes import (
     Axes,
@@ -44,7 +45,7 @@ class Contraction(NamedTuple):
     kind: Kind = Kind.PRODUCT
 
 
-def contractions(equation: Equation) -> list[Contraction]:
+def contractions(equation: Equation, inputs: Sequence[Axes]) -> list[Contraction]:
     """Where the equation mixes positions: what it leaves of an operand no longer has those axes."""
     params, name = equation.params, equation.name
     if name == "dot_general":
@@ -62,10 +63,23 @@ def contractions(equation: Equation) -> list[Contraction]:
             Contraction(0, tuple(numbers.lhs_spec[1:])),
             Contraction(1, tuple(numbers.rhs_spec[1:]), tuple(groups)),
         ]
+    if name == "ragged_dot_general":
+        (left, right), (left_batch, right_batch) = _ragged(equation).dot_dimension_numbers
+        return [
+            Contraction(0, tuple(left), tuple(left_batch)),
+            Contraction(1, tuple(right), tuple(right_batch)),
+        ]
     if name in REDUCTIONS:
         return [Contraction(0, tuple(params["axes"]), kind=Kind.REDUCTION)]
+    if name == "reduce":
+        dims = tuple(params["dimensions"])
+        return [Contraction(i, dims, kind=Kind.REDUCTION) for i in range(len(equation.shapes))]
     if name == "gather":
-        return [Contraction(0, picked_dims(params["dimension_numbers"]), kind=Kind.LOOKUP)]
+        numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+        whole = [axis_size(axis) == size for axis, size in zip(inputs[0], sizes, strict=True)]
+        picked = [d for d in range(len(sizes)) if not whole[d]]
+        dims = tuple(d for d in picked if d not in numbers.operand_batching_dims)
+        return [Contraction(0, dims, kind=Kind.LOOKUP)]
     return []
 
 
@@ -73,11 +87,6 @@ WINDOW = Cause(Reason.CONVOLUTION_WINDOW)
 REDUCTIONS = """
 reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor
 """.split()
-
-
-def picked_dims(numbers: GatherDimensionNumbers) -> tuple[int, ...]:
-    """The axes of a gather's operand of which it picks positions, the first one where no index."""
-    return tuple(sorted({*numbers.start_index_map, *numbers.collapsed_slice_dims}))
 
 
 @rule("dot_general")
@@ -89,6 +98,35 @@ def _dot_general(equation: Equation, x: Axes, y: Axes) -> list[Axes]:
     free_x = [axis for i, axis in enumerate(x) if i not in (*left, *left_batch)]
     free_y = [axis for j, axis in enumerate(y) if j not in (*right, *right_batch)]
     return [(*batch, *free_x, *free_y)]
+
+
+@rule("ragged_dot_general")
+def _ragged_dot_general(equation: Equation, x: Axes, y: Axes, *groups: Axes) -> list[Axes]:
+    """Rows of x in consecutive groups, each times its own matrix of y (a mixture of experts)."""
+    # x [m, k], y [g, k, n] and sizes [g] give [m, n]: k and n pass. Which rows of x go with which
+    # matrix depends on the order of both, m and g. Where the ragged axis is summed over, as in the
+    # gradient, the output has g, and where it is a batch axis there is none.
+    numbers, why = _ragged(equation), equation.cause
+    (left, right), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    for axis in [
+        *(x[dim] for dim in numbers.lhs_ragged_dimensions),
+        *(y[dim] for dim in numbers.rhs_group_dimensions),
+        *(axis for axes in groups for axis in axes),
+    ]:
+        freeze(axis, why)
+    for i, j in zip(left, right, strict=True):
+        unify(x[i], y[j])
+    batch = [unify(x[i], y[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    gone = (*right, *right_batch, *numbers.rhs_group_dimensions)
+    free = [axis for i, axis in enumerate(x) if i not in (*left, *left_batch)]
+    free += [axis for j, axis in enumerate(y) if j not in gone]
+    (shape,) = equation.shapes
+    new = [mixed_axis(size, why) for size in shape[: len(shape) - len(batch) - len(free)]]
+    return [(*new, *batch, *free)]
+
+
+def _ragged(equation: Equation) -> RaggedDotDimensionNumbers:
+    return equation.params["ragged_dot_dimension_numbers"]
 
 
 @rule("conv_general_dilated")

@@ -11,10 +11,11 @@ abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf erf_inv
 erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite
 layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max mesh_cast min mul mulhi name
-ne neg nextafter not one_minus_square optimization_barrier or pcast polygamma polynomial
-population_count pow pvary real reduce_precision regularized_incomplete_beta rem reshard round rsqrt
-select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-sqrt square stop_gradient sub tan tanh xor zeta
+ne neg nextafter nonbatchable nondifferentiable_backward nontraceable not one_minus_square
+optimization_barrier or pcast polygamma polynomial population_count pow pvary real reduce_precision
+regularized_incomplete_beta rem reshard round rsqrt select_n select_if_vmap sharding_constraint
+shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor zeta
 """.split()
 
 

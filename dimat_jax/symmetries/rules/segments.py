@@ -30,14 +30,14 @@ def _stack(equation: Equation, *inputs: Axes) -> list[Axes]:
 def _split(equation: Equation, x: Axes) -> list[Axes]:
     along, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
     pieces = cut(x[along], sizes)
-    return [_part(equation, x, along, piece) for piece in pieces]
+    return [take_part(equation, x, along, piece) for piece in pieces]
 
 
 @rule("unstack")
 def _unstack(equation: Equation, x: Axes) -> list[Axes]:
     along = equation.params["axis"]
     pieces = cut(x[along], (1,) * axis_size(x[along]))
-    parts = [_part(equation, x, along, piece) for piece in pieces]
+    parts = [take_part(equation, x, along, piece) for piece in pieces]
     return [part[:along] + part[along + 1 :] for part in parts]
 
 
@@ -52,13 +52,18 @@ def _slice(equation: Equation, x: Axes) -> list[Axes]:
             piece = mixed_axis(equation.shapes[0][dim], why)
             x = (*x[:dim], piece, *x[dim + 1 :])
         # One dimension after the other: a slice along two is a slice of a slice.
-        elif stop - start < axis_size(x[dim]):
-            piece = cut(x[dim], (start, stop - start, axis_size(x[dim]) - stop))[1]
-            x = _part(equation, x, dim, piece)
+        else:
+            x = take_slice(equation, x, dim, start, stop - start)
     return [x]
 
 
-def _part(equation: Equation, x: Axes, along: int, piece: Axis) -> Axes:
+def take_slice(equation: Equation, x: Axes, dim: int, start: int, size: int) -> Axes:
+    """So many consecutive positions of an axis; the whole axis stays as it is."""
+    left = axis_size(x[dim]) - start - size
+    return take_part(equation, x, dim, cut(x[dim], (start, size, left))[1]) if start or left else x
+
+
+def take_part(equation: Equation, x: Axes, along: int, piece: Axis) -> Axes:
     """A slice: its other axes may be permuted in their own way."""
     before = copy_others(equation.slices, x[along], piece, x[:along])
     after = copy_others(equation.slices, x[along], piece, x[along + 1 :])
@@ -73,7 +78,7 @@ def _pad(equation: Equation, x: Axes, value: Axes) -> list[Axes]:
         low, high, interior = map(int, config)
         # Cropping and padding in between are rare: the axis is frozen.
         if min(low, high) < 0 or interior:
-            axes.append(freeze_dims(equation, x, [dim])[dim])
+            axes.append(freeze_dims(equation, x, [dim], Cause(Reason.PADDING))[dim])
         else:
             axes.append(_padding(low) + x[dim] + _padding(high))
     return [tuple(axes)]

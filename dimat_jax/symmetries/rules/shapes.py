@@ -1,6 +1,7 @@
 """Primitives that only rearrange: broadcast, reshape, transpose."""
 
 from dimat_jax.symmetries.axes import Axes, Sum, Wild, axis_size, frozen_axis, reshape, wild_axis
+from dimat_jax.symmetries.reasons import Cause, Reason
 from dimat_jax.symmetries.rules.elementwise import stretch
 from dimat_jax.symmetries.rules.table import Equation, rule
 
@@ -47,5 +48,5 @@ def _iota(equation: Equation, *_: Axes) -> list[Axes]:
     (shape,) = equation.shapes
     axes = [wild_axis(size) for size in shape]
     dim = equation.params["dimension"]
-    axes[dim] = frozen_axis(shape[dim], equation.cause)
+    axes[dim] = frozen_axis(shape[dim], Cause(Reason.NUMBERED))
     return [tuple(axes)]

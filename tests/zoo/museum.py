@@ -1,0 +1,5 @@
+"""All exhibits."""
+
+from zoo import language, perception, structures
+
+EXHIBITS = [*language.EXHIBITS, *perception.EXHIBITS, *structures.EXHIBITS]
