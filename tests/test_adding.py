@@ -126,6 +126,7 @@ def test_a_run_takes_what_was_added(copy):
     assert summary["bytes_sent"]["halfway"] == 4 * summary["bytes_sent"]["dimat"] > 0
 
 
+@pytest.mark.slow
 def test_the_tests_of_all_methods_test_what_was_added(copy):
     said = run(copy, "pytest", "tests/algorithms/test_algorithms.py", "-k", "halfway", "-vv")
     for test in (

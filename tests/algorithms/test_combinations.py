@@ -211,6 +211,7 @@ def test_an_outer_optimizer_over_merges_is_that_of_a_plain_loop(x64):
 MLP = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
 
 
+@pytest.mark.slow
 def test_sparse_gossip_and_an_aligned_merge_each_round(x64):
     """The merge is DIMAT's on everyone's networks; the steps after it are those of the gossip."""
     aligned = METHODS["dimat"].merge._replace(graph=EVERYONE.graph)

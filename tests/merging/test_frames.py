@@ -62,6 +62,7 @@ def test_agents_of_whom_agent_0_does_not_hear_have_no_common_frame():
     assert common_frame(SYMMETRIES, sources, pairwise(orders, sources)) is None
 
 
+@pytest.mark.slow
 def test_the_aligned_distance_of_a_run_does_not_depend_on_the_order_of_units(x64):
     """Before, there was only the distance that a relabelling changes."""
     config = small_config(devices=2, methods=("dimat",))
@@ -83,6 +84,7 @@ def test_the_aligned_distance_of_a_run_does_not_depend_on_the_order_of_units(x64
     assert row["test_loss"] == pytest.approx(other["test_loss"], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_methods_that_do_not_align_have_no_aligned_distance():
     config = small_config(devices=2, methods=("wa", "dsgd", "universe"), rounds=1)
     rows = dj.simulate(config, model=MODEL, dataset=noise(size=8)).history

@@ -147,7 +147,7 @@ def test_agents_that_devices_do_not_divide_use_several(name, agents, form, metho
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        pytest.param(name, form, marks=[pytest.mark.slow] * (name == "convnet"))
+        pytest.param(name, form, marks=[pytest.mark.slow] * ((name, form.devices) != ("mlp", 8)))
         for name in FORMS
         for form in FORMS[name][1:]
     ],

@@ -37,6 +37,7 @@ def test_its_accuracy_is_that_of_the_mean_of_the_parameters(agents, devices, tes
     assert done.rows[-1]["merged_accuracy"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_it_has_the_statistics_of_everyones_images(x64):
     dataset = noise(examples=80, tests=40, size=4)
     config = merged_config(agents=4, devices=2, methods=("local_only",), partition="by_class")
