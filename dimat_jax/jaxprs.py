@@ -266,6 +266,14 @@ def reducer_of(params: Mapping[str, Any]) -> Jaxpr:
     return _closed(params["jaxpr"]).jaxpr
 
 
+def overwrites(params: Mapping[str, Any]) -> bool:
+    """Whether a ``scatter`` with these parameters writes its updates over what was there.
+
+    That of ``.at[...].apply(f)`` is called so too, but writes f of what was there.
+    """
+    return params["update_jaxpr"] is None
+
+
 class Solver(NamedTuple):
     """What a ``custom_linear_solve`` evaluates: ``x = jaxpr(*consts, *b)``.
 

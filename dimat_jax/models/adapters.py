@@ -16,7 +16,6 @@ from jaxtyping import Array, Shaped
 from dimat_jax.registry import attempt, choose, expect, shown
 from dimat_jax.types import Key, Logits, Model, Variables
 
-Kind = inspect._ParameterKind
 Inputs = Shaped[Array | np.ndarray, "batch ..."]
 
 TRAINING_MODES = {
@@ -237,9 +236,12 @@ def with_rngs(make_module: Callable[..., nnx.Module]) -> Callable[[nnx.Rngs], nn
     signature = inspect.signature(taken)
     # By its name where it has that, or where nothing has a place: (*args, **options) may hide it.
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    by_name = kinds.get("rngs", Kind.POSITIONAL_ONLY) is not Kind.POSITIONAL_ONLY
-    if not {Kind.POSITIONAL_ONLY, Kind.POSITIONAL_OR_KEYWORD} & {*kinds.values()}:
-        by_name = by_name or Kind.VAR_KEYWORD in kinds.values()
+    placed = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    hidden = not placed & {*kinds.values()} and inspect.Parameter.VAR_KEYWORD in kinds.values()
+    by_name = hidden or kinds.get("rngs") in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
     try:
         signature.bind(**{"rngs": None}) if by_name else signature.bind(None)
     except TypeError as error:

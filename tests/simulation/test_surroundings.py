@@ -11,8 +11,6 @@ from helpers.small_runs import linear_softmax, noise, small_config
 
 import dimat_jax as dj
 
-pytestmark = pytest.mark.slow
-
 DATASET = noise(examples=64, tests=20, size=8)
 METHODS = ("dimat", "wa_repair", "cga")
 
@@ -51,7 +49,14 @@ SET = {
 }
 
 
-@pytest.mark.parametrize("surroundings", SET.values(), ids=SET)
+OFTEN = ("NaNs are errors", "a mesh of agents")
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [pytest.param(x, marks=[pytest.mark.slow] * (name not in OFTEN)) for name, x in SET.items()],
+    ids=SET,
+)
 def test_a_run_goes_as_it_would(surroundings, expected):
     with surroundings():
         # BatchNorm of Flax promotes ranks itself, ours does not.
@@ -59,6 +64,7 @@ def test_a_run_goes_as_it_would(surroundings, expected):
     assert_rows_close(found, expected, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_the_libraries_own_models_promote_no_ranks():
     config = small_config(agents=4, rounds=1, model="convnet", width=0.05, methods=("dimat",))
     with jax.numpy_rank_promotion("raise"):
@@ -66,6 +72,7 @@ def test_the_libraries_own_models_promote_no_ranks():
     assert all(np.isfinite(row["test_loss"]) for row in history)
 
 
+@pytest.mark.slow
 def test_a_run_without_compilation_meets_values_of_one_agent(untyped):
     seen, model = [], linear_softmax()
 

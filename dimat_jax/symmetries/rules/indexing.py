@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dimat_jax.jaxprs import overwrites
 from dimat_jax.symmetries.axes import Axes, Axis, axis_size, cut, freeze, mixed_axis, unify
 from dimat_jax.symmetries.rules.segments import take_slice
 from dimat_jax.symmetries.rules.table import Equation, rule
@@ -86,9 +87,7 @@ def _scatter(equation: Equation, x: Axes, indices: Axes, updates: Axes) -> list[
     indexed = _ints(numbers.scatter_dims_to_operand_dims)
     starts = {dim: 0 for dim in range(len(x)) if dim not in indexed}
     starts |= _starts_of_vector(equation.values[1], indexed)
-    # `.at[...].apply(f)` is a scatter too, whose update is f of what was there.
-    replaced = equation.name == "scatter" and equation.params["update_jaxpr"] is None
-    overwritten = replaced and not several
+    overwritten = equation.name == "scatter" and overwrites(equation.params) and not several
     return [_written(equation, x, new, starts, overwritten)]
 
 
