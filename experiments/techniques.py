@@ -256,7 +256,7 @@ def measure_network(
             state = session.train(state)
             observer.on_phase(
                 f"{network.label}, seed {seed}, epoch {epoch} of {epochs}: "
-                f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} images/s",
+                f"loss {state.train_loss:.3f}, {state.images_per_second:,.0f} examples/s",
                 (number + epoch / epochs) / len(setup.config.seeds),
             )
         shards, keys = session.shards_of(state), round_keys(state.keys, 1)
