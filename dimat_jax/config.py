@@ -138,6 +138,12 @@ class Config:
     """Folder for the results; None: a new one under runs/ (from Python: none is written)."""
     overwrite: bool = False
     """Whether a run that already lies in that folder may be replaced."""
+    resume: bool = False
+    """Whether the run in that folder, if there is one, goes on from its last checkpoint."""
+    checkpoint_every: int = 1
+    """Rounds between two checkpoints in that folder; 0: none."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept, beside the best."""
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -63,6 +63,9 @@ class Row(TypedDict):
     """All agents together, training calls only, compilation left out; rows of training."""
     seconds: dict[str, float]
     """By part, since the row before: compile, train, match, assign, mix, statistics, evaluate."""
+    diverged: NotRequired[str]
+    """Only of a method whose loss did not stay finite: where and how. It has no further row of this
+    seed, and this one no measurement."""
 
 
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
@@ -95,6 +98,11 @@ def read_rows(path: pathlib.Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}, is not a row of metrics: {error}.") from error
     return rows
+
+
+def measured(rows: Iterable[Row]) -> list[Row]:
+    """The rows that hold measurements: all but those of methods that diverged."""
+    return [row for row in rows if "diverged" not in row]
 
 
 class Stage(NamedTuple):

@@ -5,12 +5,15 @@ option answer at once.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import (
@@ -29,6 +32,7 @@ import tyro
 from dimat_jax import registry
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.registry import choose
+from experiments.stopping import stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from dimat_jax.simulation.result import Result
     from dimat_jax.simulation.setup import Setup
 
-BAD_INPUT = 2
+BAD_INPUT, DIVERGED = 2, 3
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """As shells have it: 128 and the number of the signal."""
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -66,24 +70,30 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
       preset: where defaults come from if none is named.
 
     Returns:
-      The exit code: 2, after one sentence, for bad input.
+      The exit code, see `exit_code`; 3 where a method diverged.
     """
-    return exit_code(lambda: run_and_report(parse(name, description, arguments, preset)))
+
+    def go() -> int:
+        config = parse(name, description, arguments, preset)
+        command = f"python -m experiments.{name} {shlex.join(arguments)}"
+        return DIVERGED if run_and_report(config, command).diverged else 0
+
+    return exit_code(go)
 
 
 def exit_code(action: Callable[[], object]) -> int:
     """Does what a command does.
 
     Returns:
-      0; 2, after one sentence, for bad input; 130, after one as well, where it was interrupted;
-      141 where nobody reads what it writes.
+      0, or the number that the action returns; 2, after one sentence, for bad input; 130 or 143,
+      after one as well, where it was interrupted; 141 where nobody reads what it writes.
     """
     from dimat_jax.report.terminal import take_any_text
 
     take_any_text()
     try:
         try:
-            action()
+            done = action()
         finally:
             if sys.stdout is not None:  # It may be closed.
                 sys.stdout.flush()
@@ -96,8 +106,8 @@ def exit_code(action: Callable[[], object]) -> int:
         return BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        return getattr(interrupt, "code", INTERRUPTED)
+    return done if isinstance(done, int) else 0
 
 
 def parse(
@@ -212,8 +222,13 @@ def check_value(option: str, hint: Any, value: str) -> None:
             raise ValueError(f"{option} must be {NUMBERS[kind]}{other}, not {value!r}.") from error
 
 
-def run_and_report(config: Config) -> "Result":
+def run_and_report(config: Config, command: str = "") -> "Result":
     """Runs a configuration, showing progress and in the end its tables.
+
+    Args:
+      config: the run; without a folder it gets a new one.
+      command: the command line that asked for it, to which ``--out`` and ``--resume`` are added
+        where it is said how an interrupted run goes on.
 
     Raises:
       ValueError: for bad input, with nothing lost or overwritten; if a method diverges.
@@ -225,49 +240,75 @@ def run_and_report(config: Config) -> "Result":
     from experiments.banner import print_banner
 
     console, stopped = terminal(), []
+    own = config.out is None
     config = dataclasses.replace(config, out=config.out or default_folder(config))
     try:
-        with show_progress(console) as shown:
+        with show_progress(console) as shown, stopping(shown.on_note) as signals:
             shown.on_phase("importing JAX", 0.0)
             from dimat_jax.runs import simulate
 
             def on_start(setup: "Setup") -> None:
                 shown.on_start(setup)
                 print_banner(console, setup)
+                signals.begin()
 
             def on_stop(result: "Result", reason: str) -> None:
                 stopped.append((result, reason))
 
-            observer = shown._replace(on_start=on_start, on_stop=on_stop)
+            observer = shown._replace(on_start=on_start, on_stop=on_stop, stop=signals.asked)
             result = simulate(config, observer=observer)
     except (KeyboardInterrupt, ValueError) as error:
         for result, reason in stopped:
             show_report(console, result)
             if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(reason) from error
+                error.args = (f"{reason} {how_to_go_on(config, command)}",)
+        if own:
+            with contextlib.suppress(OSError):
+                pathlib.Path(str(config.out)).rmdir()  # Unless something was written to it.
         raise
     show_report(console, result)
     return result
 
 
+def how_to_go_on(config: Config, command: str) -> str:
+    """The command that goes on with an interrupted run."""
+    given = shlex.split(command)
+    out = [] if "--out" in given else ["--out", str(config.out)]
+    resume = [] if "--resume" in given else ["--resume"]
+    given = [word for word in given if word != "--overwrite"]
+    return f"Go on with: {shlex.join([*given, *out, *resume])}"
+
+
 def default_folder(config: Config) -> pathlib.Path:
-    """A new folder under ``runs/``, named after the run and the time."""
+    """A new folder under ``runs/``, named after the run and the time; no other run gets it."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{config.dataset}-{config.model}-{config.topology}-{config.agents}-{now}"
-    return pathlib.Path("runs") / name
+    for number in itertools.count(1):
+        folder = pathlib.Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be made: {error.strerror}.") from error
+    raise AssertionError("unreachable")
 
 
 def show_report(console: "Console", result: "Result") -> None:
     """Shows what `dimat_jax.report.folder` has written: the tables, and who leads by how much."""
-    from dimat_jax.report.folder import SUMMARY_FILE, out_of, tables_of
+    from dimat_jax.metrics import measured
+    from dimat_jax.report.folder import SUMMARY_FILE, divergences, out_of, tables_of
     from dimat_jax.report.summary import final_line, headline
     from dimat_jax.report.tables import show
 
     folder = out_of(result.setup)
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    for table in tables_of(result) if result.history else []:
+    for table in tables_of(result) if measured(result.history) else []:
         show(table, console)
         console.print()
+    for line in divergences(result):
+        console.print(line, soft_wrap=True, markup=False)
     for line in filter(None, (headline(summary), final_line(summary))):
         console.print(line, soft_wrap=True)
     console.print(f"Written to {folder}", soft_wrap=True)

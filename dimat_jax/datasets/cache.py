@@ -1,19 +1,21 @@
 """Decoded arrays kept as ``.npy`` files and memory-mapped, so that a second run starts at once."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import filelock
 import numpy as np
 
 from dimat_jax.datasets.base import Dataset, Directory
+from dimat_jax.datasets.whole import check_whole, whole_folder
 
-FORMAT = 2  # goes up when a decoder's output changes, so that no older decoding is taken for it
+FORMAT = 3  # goes up when a decoder's output changes, so that no older decoding is taken for it
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -52,37 +54,59 @@ def cached(
     found = _read(entry)
     if found is not None:
         return found
-    dataset = build()
-    try:
-        _write(entry, dataset)
-    except OSError as error:
-        warnings.warn(f"{dataset.name} could not be kept in {directory}: {error}", stacklevel=2)
-        return dataset
+    with contextlib.ExitStack() as stack:
+        kept = True
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            # Whoever comes second waits, and finds it made.
+            stack.enter_context(lock_of(entry))
+            found = _read(entry)
+        except OSError:
+            kept = False
+        if found is not None:
+            return found
+        dataset = build()
+        try:
+            if not kept:
+                raise OSError("it cannot be written to")
+            remove_unfinished(directory)
+            _write(entry, dataset)
+        except OSError as error:
+            warnings.warn(f"{dataset.name} could not be kept in {directory}: {error}", stacklevel=2)
+            return dataset
     return _read(entry) or dataset
 
 
+def lock_of(entry: Path) -> filelock.FileLock:
+    """Held by the process that makes an entry; released when it ends, however it ends."""
+    return filelock.FileLock(entry.with_name(f".{entry.name}.lock"))
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what processes that were killed have left of entries."""
+    for left in directory.glob(".*.unfinished"):
+        lock = lock_of(left.with_name(left.name[1:].removesuffix(".unfinished")))
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _read(entry: Path) -> Dataset | None:
-    """The data set of an entry; none if it is absent or damaged."""
+    """The data set of an entry; none if it is absent, or damaged: then it is made again."""
+    if not entry.exists():
+        return None
     try:
+        check_whole(entry)
         images_or_labels = [np.load(entry / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
         return Dataset(*images_or_labels, **json.loads((entry / "about.json").read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        warnings.warn(f"The cache is damaged, and made again: {error}.", stacklevel=3)
         return None
 
 
 def _write(entry: Path, dataset: Dataset) -> None:
-    """Writes an entry so that it is there whole or not at all, whoever else writes it."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    try:
+    """Writes an entry so that it is there whole or not at all."""
+    about = {k: v for k, v in dataset._asdict().items() if k not in ARRAYS}
+    with whole_folder(entry) as folder:
         for array in ARRAYS:
-            np.save(temporary / f"{array}.npy", getattr(dataset, array))
-        about = {k: v for k, v in dataset._asdict().items() if k not in ARRAYS}
-        (temporary / "about.json").write_text(json.dumps(about))
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one; a good one was read
-        temporary.rename(entry)
-    except OSError:
-        if _read(entry) is None:  # otherwise another process was first: the same data
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            np.save(folder / f"{array}.npy", getattr(dataset, array))
+        (folder / "about.json").write_text(json.dumps(about))

@@ -4,14 +4,18 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import numpy as np
 from jaxtyping import Float
 
+from dimat_jax.checkpoints.resume import CHECKPOINTS
+from dimat_jax.checkpoints.weights import WEIGHTS
 from dimat_jax.config import Config
-from dimat_jax.metrics import PRETRAINING, finite, measure_of
+from dimat_jax.metrics import PRETRAINING, finite, measure_of, measured
 from dimat_jax.report.figures import accuracy_figure
 from dimat_jax.report.leads import comparisons
 from dimat_jax.report.summary import commit, summarize, versions
@@ -32,6 +36,13 @@ SUMMARY_FILE = "summary.json"
 TABLES_FILE = "tables.md"
 FIGURE_FILE = "accuracy.png"
 FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, TABLES_FILE, FIGURE_FILE)
+FOLDERS = (CHECKPOINTS, WEIGHTS)
+LOCK_FILE = ".lock"
+NOT_COMPARED = {
+    *("out", "overwrite", "resume", "checkpoint_every", "keep_checkpoints"),
+    *("devices", "agents_at_once", "data_dir"),
+}
+"""Options of which a run that goes on may have others than the one that was begun."""
 
 
 @contextlib.contextmanager
@@ -49,11 +60,80 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
     with writing_to(folder):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"out must be a folder, but {folder} is a file.")
-        there = [name for name in FILES if (folder / name).exists()]
+        there = [name for name in (*FILES, *FOLDERS) if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(there)}): choose another --out, or replace "
-            "it by --overwrite."
+            f"{folder} already holds a run ({', '.join(there)}): choose another --out, go on with "
+            "it by --resume, or replace it by --overwrite."
+        )
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder of a run, and keeps it from all other runs while the block lasts.
+
+    A process that is killed holds it no longer. A folder that was made and stays empty is removed.
+
+    Raises:
+      ValueError: if another run holds it, or if it cannot be made or written to.
+    """
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be a folder, but {folder} is a file.")
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(
+                f"{folder} is being written by another run: choose another --out, or wait."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
+
+
+def holds_run(folder: pathlib.Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / CONFIG_FILE).is_file() and (folder / METRICS_FILE).is_file()
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+    """Whether the run in a folder has come to its end."""
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return summary["complete"] is True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def check_same_run(setup: Setup) -> None:
+    """Raises a `ValueError` if a run cannot go on with that in its folder: names what differs."""
+    folder = out_of(setup)
+    path = folder / CONFIG_FILE
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        was, data = begun["config"], begun["dataset"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    now = json.loads(json.dumps(plain(setup.config)))
+    differing = [
+        f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*was, *now} - NOT_COMPARED)
+        if was.get(name) != now.get(name)
+    ]
+    if data != setup.data.name:
+        differing.append(f"the data were {data!r} and are {setup.data.name!r}")
+    if differing:
+        raise ValueError(
+            f"The run in {folder} has another configuration: {'; '.join(differing)}. Give its own "
+            "to go on with it, or choose another --out."
         )
 
 
@@ -74,6 +154,8 @@ def open_folder(setup: Setup) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
         write_json(folder / CONFIG_FILE, description)
         (folder / METRICS_FILE).write_text("", encoding="utf-8")
 
@@ -88,14 +170,18 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    config, data, rows = result.setup.config, result.setup.data, result.history
+    config, data, rows = result.setup.config, result.setup.data, measured(result.history)
     name, folder, labels = data.name, out_of(result.setup), labels_of(result)
     summary = summarize(rows, name, plain(config), all_tests_of(result), labels, stopped)
+    summary["diverged"] = [
+        {"method": method, "seed": seed, "where": where}
+        for (method, seed), where in result.diverged.items()
+    ]
     with writing_to(folder):
         write_json(folder / SUMMARY_FILE, summary)
     if not rows:
         return summary
-    sections = [f"# {name}", *filter(None, [stopped])]
+    sections = [f"# {name}", *filter(None, [stopped]), *divergences(result)]
     sections += [f"{table.title}\n\n{to_markdown(table)}" for table in tables_of(result)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
     made_up = data.synthetic or data.stand_in_for is not None
@@ -108,7 +194,7 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
 
 def tables_of(result: Result) -> list[Table]:
     """The tables of a run: accuracy, the merged model's, who is ahead, and what it cost."""
-    rows, labels = result.history, labels_of(result)
+    rows, labels = measured(result.history), labels_of(result)
     found = [
         accuracy_table(rows, labels=labels),
         merged_table(rows, labels),
@@ -118,11 +204,17 @@ def tables_of(result: Result) -> list[Table]:
     return [table for table in found if table is not None]
 
 
+def divergences(result: Result) -> list[str]:
+    """A line for each method and seed whose loss did not stay finite."""
+    return [f"Diverged: {where}" for where in result.diverged.values()]
+
+
 def all_tests_of(result: Result) -> dict[str, dict[int, Float[np.ndarray, " agents"]]]:
     """For each method and seed that ended what is compared of the agents, on all test examples."""
     found: dict[str, dict[int, Float[np.ndarray, " agents"]]] = {}
+    name = measure_of(measured(result.history)).name
     for (method, seed), final in result.finals.items():
-        found.setdefault(method, {})[seed] = final.measured[measure_of(result.history).name]
+        found.setdefault(method, {})[seed] = final.measured[name]
     return found
 
 

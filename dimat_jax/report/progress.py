@@ -38,6 +38,8 @@ def describe(row: Row, labels: Mapping[str, str] = NO_LABELS) -> str:
     else:
         name = labels.get(row["method"], row["method"])
         parts += [name, f"round {row['round']}", f"after {row['phase']}"]
+    if "diverged" in row:
+        return f"{', '.join(parts)}: diverged"
     measure = measure_of([row])
     value = shown(values_of({0: row}, measure), measure)
     speed = f", {row['images_per_second']:,.0f} examples/s" if row["images_per_second"] else ""
@@ -123,6 +125,7 @@ def bar(console: Console) -> Iterator[Observer]:
             on_start=lambda setup: start(clock, labels, setup),
             on_phase=on_phase,
             on_row=lambda row: progress.console.print(describe(row, labels)),
+            on_note=lambda text: progress.console.print(text, markup=False, soft_wrap=True),
         )
 
 
@@ -149,6 +152,7 @@ def lines(console: Console) -> Iterator[Observer]:
         on_start=lambda setup: start(clock, labels, setup),
         on_phase=on_phase,
         on_row=lambda row: say(describe(row, labels)),
+        on_note=say,
     )
 
 

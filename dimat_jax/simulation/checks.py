@@ -46,6 +46,8 @@ MIN_VALUES = dict(
     align_every=1,
     warmup_epochs=0,
     merged_every=0,
+    checkpoint_every=0,
+    keep_checkpoints=1,
 )
 """Option → its smallest value."""
 

@@ -51,19 +51,29 @@ def units_moved(permutations: Sequence[Mapping[str, Any]]) -> float | None:
     return moved / sum(p.size for p in arrays)
 
 
-def check_finite(diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "agents"]) -> None:
+def check_finite(
+    diverged: Int[np.ndarray, "agents"], finite: Bool[np.ndarray, "agents"], rate: float
+) -> None:
     """Raises `Diverged`, which names the first agent, and its step, whose loss went astray.
 
     The last step of an epoch has no loss after it: it shows in the parameters alone.
+
+    Args:
+      diverged: the first step, counted from 0, whose loss was not finite, of each agent; or -1.
+      finite: whether its parameters are.
+      rate: the learning rate, before schedules.
     """
+    smaller = f"the learning rate, {rate:g} before schedules, may be too large"
     if (diverged >= 0).any():
         agent = int(np.argmin(np.where(diverged >= 0, diverged, np.iinfo(np.int32).max)))
+        step = int(diverged[agent]) + 1
+        first = "the model, its loss or the data give this before any step"
         raise Diverged(
-            f"The training loss of agent {agent} was not finite at step "
-            f"{diverged[agent] + 1}: a smaller learning_rate is needed (steps count from 1)."
+            f"The training loss of agent {agent} was not finite at step {step}: "
+            f"{first if step == 1 else smaller} (steps count from 1)."
         )
     if not finite.all():
         raise Diverged(
             f"The parameters of agent {int(finite.argmin())} are not finite after the last step of "
-            "an epoch: a smaller learning_rate is needed."
+            f"an epoch: {smaller}."
         )

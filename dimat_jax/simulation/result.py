@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.metrics import Row, measure_of, spread
+from dimat_jax.metrics import Row, measure_of, measured, spread
 from dimat_jax.simulation.setup import Setup
+from dimat_jax.simulation.state import RunState
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.types import Permutations, Variables
 
@@ -29,6 +30,22 @@ class Final(NamedTuple):
     permutations: list[Permutations]
 
 
+class SoFar(NamedTuple):
+    """What there is of a run that goes on.
+
+    Attributes:
+      state: where it stands; None: at the beginning.
+      history: the rows.
+      finals: (method, seed) → where it ended.
+      diverged: (method, seed) → where and how.
+    """
+
+    state: RunState | None
+    history: list[Row]
+    finals: dict[tuple[str, int], Final]
+    diverged: dict[tuple[str, int], str]
+
+
 class Result(NamedTuple):
     """What a run gives.
 
@@ -39,6 +56,7 @@ class Result(NamedTuple):
       symmetries: the model's permutation groups.
       finals: (method, seed) → where it ended.
       setup: what the run worked with, its data among it.
+      diverged: (method, seed) → where and how, of those whose loss did not stay finite.
     """
 
     history: list[Row]
@@ -46,11 +64,12 @@ class Result(NamedTuple):
     symmetries: Symmetries
     finals: dict[tuple[str, int], Final]
     setup: Setup
+    diverged: dict[tuple[str, int], str] = {}
 
     def __repr__(self) -> str:
         """What was run and where it ended, in at most `LINES` lines of `COLUMNS` columns."""
         config, setup = self.setup.config, self.setup
-        title = measure_of(self.history).title
+        title = measure_of(measured(self.history)).title
         lines = [
             setup.data.name,
             f"{config.model} × {config.width:g}, {config.agents} agents, {setup.topology.name}",
@@ -66,7 +85,7 @@ class Result(NamedTuple):
 
 def end_of(result: Result, method: str) -> str:
     """What a method comes to at the end, over all agents of the seeds that it finished."""
-    measure = measure_of(result.history)
+    measure = measure_of(measured(result.history))
     finals = [found for (name, _), found in result.finals.items() if name == method]
     values = measure.scale * np.concatenate(
         [np.zeros(0), *(found.measured[measure.name] for found in finals)]

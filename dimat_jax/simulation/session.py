@@ -146,6 +146,13 @@ class Session(NamedTuple):
         number = state.position.method
         return PRETRAINING if number < 0 else list(self.setup.methods)[number]
 
+    def rate_of(self, method: str) -> float:
+        """The learning rate of a method, or of pretraining, before schedules."""
+        config, rate = self.setup.config, self.setup.learning_rate
+        if method == PRETRAINING:
+            return rate
+        return dict(config.method_learning_rate).get(method, config.round_rate * rate)
+
     def shards_of(self, state: RunState) -> Shards:
         """The agents' training examples at this point of the run."""
         method = self.method_of(state)
@@ -163,11 +170,10 @@ class Session(NamedTuple):
         """
         setup, algorithm = self.setup, self.setup.methods[method]
         pretrained = state.agents if state.pretrained is None else state.pretrained
-        in_rounds = setup.config.round_rate * setup.learning_rate
-        own = dict(setup.config.method_learning_rate).get(method, in_rounds)
         agents = jax.tree.map(jnp.copy, pretrained)
         # The schedule is the run's; a rate of the method's own is a factor on it.
-        agents = agents._replace(rate_scale=agents.rate_scale * (own / setup.learning_rate))
+        scale = self.rate_of(method) / setup.learning_rate
+        agents = agents._replace(rate_scale=agents.rate_scale * scale)
         remembered = MethodState(
             initial=algorithm.initial and algorithm.initial.init(agents.variables),
             merge=algorithm.merge and algorithm.merge.init(agents.variables),
@@ -229,7 +235,7 @@ class Session(NamedTuple):
                 remembered = remembered._replace(gossip=after)
             check = agents.loss, agents.diverged, parts.finite(agents.variables)
             losses, diverged, finite = to_host(self.setup.execution, check)
-        check_finite(diverged, finite)
+        check_finite(diverged, finite, self.rate_of(method))
         if gossip is not None:
             first = (position.epoch - position.first_epoch) * shards.steps
             graph = self.setup.graphs[method]["gossip"]

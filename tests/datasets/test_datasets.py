@@ -155,26 +155,53 @@ def test_cache_builds_once_and_maps_what_it_kept(tmp_path):
         assert isinstance(found.train_images, np.memmap) and not found.train_images.flags.writeable
     cache.cached("own", ["b"], build, tmp_path / "new" / "folder")
     assert len(builds) == 2
-    assert not [path for path in (tmp_path / "new" / "folder").iterdir() if path.name[0] == "."]
+    assert not list((tmp_path / "new" / "folder").glob(".*.unfinished"))
 
 
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+DAMAGE = {
+    "cut short": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "one bit": flipped,
+    "another header": lambda content: content.replace(b"|u1", b"|i1").replace(b"<i4", b"<f4"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("file", [f"{array}.npy" for array in cache.ARRAYS] + ["about.json"])
-def test_cache_builds_a_damaged_entry_again(tmp_path, file):
+def test_cache_builds_a_damaged_entry_again(tmp_path, file, damage):
     cache.cached("own", [], own, tmp_path)
     (path,) = tmp_path.glob(f"own-*/{file}")
-    path.write_bytes(path.read_bytes()[:-1])
-    assert_same(cache.cached("own", [], own, tmp_path), own())
+    damaged = DAMAGE[damage](path.read_bytes())
+    if damaged == path.read_bytes():
+        pytest.skip("This file has no such header.")
+    path.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="The cache is damaged, and made again"):
+        assert_same(cache.cached("own", [], own, tmp_path), own())
     assert_same(cache.cached("own", [], pytest.fail, tmp_path), own())
 
 
-def test_cache_written_by_several_at_once(tmp_path):
-    barrier, found = threading.Barrier(4), []
+def test_what_a_killed_process_leaves_is_removed_but_not_what_is_under_construction(tmp_path):
+    left, made = tmp_path / ".other-1.unfinished", tmp_path / ".other-2.unfinished"
+    for folder in (left, made):
+        folder.mkdir()
+    with cache.lock_of(tmp_path / "other-2"):
+        cache.cached("own", [], own, tmp_path)
+    assert not left.exists() and made.exists()
+
+
+def test_cache_asked_by_several_at_once_is_built_once(tmp_path):
+    barrier, found, builds = threading.Barrier(4), [], []
 
     def build():
-        barrier.wait(timeout=30)  # everyone has seen that there is no entry
+        builds.append(1)
         return own()
 
     def run():
+        barrier.wait(timeout=30)
         found.append(cache.cached("own", [], build, tmp_path))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
@@ -182,10 +209,10 @@ def test_cache_written_by_several_at_once(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
+    assert len(found) == 4 and len(builds) == 1
     for dataset in found:
         assert_same(dataset, own())
-    assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.glob(".*.unfinished"))
 
 
 def test_cache_that_cannot_be_written(tmp_path):

@@ -1,0 +1,110 @@
+"""The checkpoints of a run: one folder for each, the newest few and the best of which are kept."""
+
+import json
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from dimat_jax.checkpoints.pack import Packed, Read
+from dimat_jax.datasets.whole import Damaged, check_whole, remove_unfinished, whole_folder
+
+ARRAYS, ABOUT = "arrays", "about.json"
+
+
+def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]) -> None:
+    """Writes a checkpoint.
+
+    Args:
+      folder: of all checkpoints of the run.
+      number: of the next event of its plan.
+      packed: the state.
+      more: values of JSON that `load` gives back with ``packed.about``.
+    """
+    with whole_folder(path_of(folder, number)) as path:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            arguments = ocp.args.StandardSave(packed.arrays)  # pyrefly: ignore
+            checkpointer.save(path.absolute() / ARRAYS, args=arguments)
+        text = json.dumps({**packed.about, **more}, indent=1)
+        (path / ABOUT).write_text(text, encoding="utf-8")
+
+
+def load(folder: pathlib.Path, number: int) -> dict[str, Any]:
+    """What was said of a checkpoint, once all of it has been found to be as it was written.
+
+    Raises:
+      Damaged: if it is not.
+    """
+    path = path_of(folder, number)
+    check_whole(path)
+    return about(path)
+
+
+def about(path: pathlib.Path) -> dict[str, Any]:
+    """What was said of a checkpoint.
+
+    Raises:
+      Damaged: if it cannot be read.
+    """
+    try:
+        return json.loads((path / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path / ABOUT} cannot be read: {error}") from error
+
+
+def arrays_of(folder: pathlib.Path, number: int) -> Read:
+    """How the arrays of a checkpoint are read, see `dimat_jax.checkpoints.pack.Read`."""
+    path = path_of(folder, number).absolute() / ARRAYS
+
+    def read(shapes: dict[str, Any]) -> dict[str, Any]:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.StandardRestore(shapes))
+
+    return read
+
+
+def path_of(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """The folder of one checkpoint."""
+    return folder / f"{number:06d}"
+
+
+def numbers_in(folder: pathlib.Path) -> list[int]:
+    """The checkpoints of a run, the oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def newest(folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Those that are whole, the newest first; warns of each that is not."""
+    remove_unfinished(folder)
+    for number in reversed(numbers_in(folder)):
+        try:
+            yield number, load(folder, number)
+        except Damaged as error:
+            warnings.warn(f"A checkpoint is damaged, and left out: {error}.", stacklevel=2)
+
+
+def prune(folder: pathlib.Path, keep: int, pinned: int | None) -> None:
+    """Removes all but the newest few, the best, and one that others stand on.
+
+    Args:
+      folder: of all checkpoints of the run.
+      keep: how many of the newest are kept.
+      pinned: one that is kept; None: no other.
+    """
+    numbers = numbers_in(folder)
+    scores: dict[int, float] = {}
+    for number in numbers:
+        try:
+            score = about(path_of(folder, number)).get("score")
+        except Damaged:
+            score = None
+        if score is not None:
+            scores[number] = score
+    best = [max(scores, key=lambda number: (scores[number], -number))] if scores else []
+    for number in set(numbers) - {*numbers[-keep:], *best, pinned}:
+        shutil.rmtree(path_of(folder, number), ignore_errors=True)
