@@ -10,6 +10,7 @@ from . import tasks as tasks
 from . import topology as topology
 from . import types as types
 from .algorithms import communication as communication
+from .checkpoints.load import load_run as load_run
 from .config import PRESETS as PRESETS
 from .config import Config as Config
 from .datasets import Data as Data

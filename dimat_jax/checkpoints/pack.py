@@ -9,9 +9,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from dimat_jax import symmetries
 from dimat_jax.execution.placement import AGENTS, place
 from dimat_jax.simulation.session import Session
 from dimat_jax.simulation.state import Position, RunState, seed_keys
+from dimat_jax.types import Permutations
 
 NUMBERS = ("bytes_sent", "units_moved", "train_loss", "images_per_second")
 """Fields of a state that are plain numbers."""
@@ -55,6 +57,11 @@ def pack(state: RunState, lanes: int) -> Packed:
             arrays[described["array"]] = raw
         return described
 
+    def grouped(permutations: Permutations) -> dict[str, Any]:
+        groups = {name: number_of(array) for name, array in permutations.items()}
+        outer = getattr(permutations, "outer", None)
+        return {"groups": groups, "outer": outer and {k: list(v) for k, v in outer.items()}}
+
     def listed(tree: Any) -> list[dict[str, Any]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return [{"path": jax.tree_util.keystr(path), **number_of(x)} for path, x in leaves]
@@ -66,7 +73,9 @@ def pack(state: RunState, lanes: int) -> Packed:
         "anchored": state.agents.anchor is not None,
     }
     about |= {name: listed(getattr(state, name)) for name in TYPED}
-    about |= {name: jax.tree.map(number_of, getattr(state, name)) for name in PLAIN}
+    about["final"] = jax.tree.map(number_of, state.final)
+    about["frame"] = None if state.frame is None else grouped(state.frame)
+    about["permutations"] = [grouped(of_slot) for of_slot in state.permutations]
     return Packed(arrays, about)
 
 
@@ -104,7 +113,7 @@ def unpack(
     shapes = {}
     for name in (*TYPED, *PLAIN):
         for one in jax.tree.leaves(about[name], is_leaf=is_description):
-            if "array" in one:
+            if is_description(one) and "array" in one:
                 sharding = None if name == "final" else on_devices
                 shape = jax.ShapeDtypeStruct(one["shape"], one["dtype"], sharding=sharding)
                 shapes[one["array"]] = shape
@@ -122,8 +131,12 @@ def unpack(
         key = described.get("key")
         return array if key is None else jax.random.wrap_key_data(array, impl=key)
 
-    def plain(name: str, make: Callable[..., Any]) -> Any:
-        return jax.tree.map(make, about[name], is_leaf=is_description)
+    def ungrouped(described: Mapping[str, Any]) -> Permutations:
+        groups = {name: placed(one) for name, one in described["groups"].items()}
+        outer = described["outer"]
+        if outer is None:
+            return groups
+        return symmetries.Permutations(groups, {name: tuple(of) for name, of in outer.items()})
 
     def typed(name: str) -> Any:
         structure = jax.tree.structure(getattr(like, name))
@@ -135,9 +148,9 @@ def unpack(
         agents=typed("agents"),
         method=typed("method"),
         pretrained=None if pretrained is None else pretrained.agents,
-        permutations=tuple(plain("permutations", placed)),
-        frame=plain("frame", placed),
-        final=plain("final", host),
+        permutations=tuple(ungrouped(of_slot) for of_slot in about["permutations"]),
+        frame=None if about["frame"] is None else ungrouped(about["frame"]),
+        final=jax.tree.map(host, about["final"], is_leaf=is_description),
         **about["numbers"],
     )
 

@@ -126,7 +126,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Arrays by path as dictionaries of dictionaries."""
     tree: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):
         *parents, last = name.split("/")
         inner = tree
         for parent in parents:
