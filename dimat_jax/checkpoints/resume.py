@@ -17,6 +17,7 @@ from dimat_jax.simulation.plan import Action, Event
 from dimat_jax.simulation.result import Final, SoFar
 from dimat_jax.simulation.session import Session
 from dimat_jax.simulation.state import Position, RunState, seed_keys
+from dimat_jax.symmetries import Permutations
 
 CHECKPOINTS = "checkpoints"
 SECONDS = 30.0
@@ -182,7 +183,11 @@ def finals_of(
                 raise Damaged(f"{folder} is of another run")
         except OSError as error:
             raise Damaged(f"{folder} cannot be read: {error}") from error
-        found[event.method, event.seed] = load_final(folder, session.setup.abstract[0])
+        final = load_final(folder, session.setup.abstract[0])
+        groups = session.setup.symmetries.groups
+        outer = {name: group.outer for name, group in groups.items() if group.outer}
+        permutations = [Permutations(of_slot, outer) for of_slot in final.permutations]
+        found[event.method, event.seed] = final._replace(permutations=permutations)
     return found
 
 
