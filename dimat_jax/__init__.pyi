@@ -23,6 +23,8 @@ from .merging.average import merge as merge
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
 from .runs import simulate as simulate
+from .simulation.faults import Events as Events
+from .simulation.faults import Faults as Faults
 from .simulation.observer import Observer as Observer
 from .simulation.result import Result as Result
 from .simulation.session import Session as Session

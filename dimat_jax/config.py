@@ -126,6 +126,11 @@ class Config:
     merged_every: int = 1
     """Rounds between two evaluations of the mean of all agents' networks, as if they were all
     merged; of those that are evaluated at all. 0: never."""
+    message_loss: float = 0.0
+    """Probability that a message between agents is lost; what it would have brought, its receiver
+    keeps of itself. From Python, faults= says more."""
+    stale_messages: float = 0.0
+    """Probability that a merge gets what its sender was one merge before."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each is a run of its own."""
     devices: int | None = None

@@ -13,6 +13,7 @@ from dimat_jax.datasets import Data, Dataset
 from dimat_jax.metrics import Row, append_row
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import check_config, check_types
+from dimat_jax.simulation.faults import Events, Faults, scheduled
 from dimat_jax.simulation.narrator import describe
 from dimat_jax.simulation.observer import Observer
 from dimat_jax.simulation.plan import Event
@@ -33,6 +34,8 @@ def simulate(
     methods: Mapping[str, Algorithm] | None = None,
     task: Task | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    faults: Faults | None = None,
+    events: Events | None = None,
     observer: Observer | None | Literal["auto"] = "auto",
 ) -> Result:
     """Runs every method of a configuration, for every seed, from the same pretrained agents.
@@ -53,6 +56,8 @@ def simulate(
       task: what agents learn, instead of to classify by a model.
       optimizer: of every agent, instead of ``config.optimizer``: any of Optax's, with its own
         learning rate, schedule, decay, clipping. ``config.round_rate`` multiplies its steps.
+      faults: of the simulated network, besides those that the configuration names.
+      events: agents that join and leave.
       observer: is told of what happens; None: nobody is. By default progress is shown where
         somebody looks on, on a terminal or in a notebook.
 
@@ -67,8 +72,11 @@ def simulate(
     if not watched and observer is not None:
         expect("observer", observer, Observer, 'a dj.Observer, "auto" or None')
 
+    schedule = scheduled(faults, events)
+
     def go(config: Config, observer: Observer, begin: Begin) -> Result:
-        return run(config, model, dataset, topology, methods, task, optimizer, observer, begin)
+        own = model, dataset, topology, methods, task, optimizer, schedule
+        return run(config, *own, observer, begin)
 
     if not watched:
         return run_and_record(config, go, observer or Observer())

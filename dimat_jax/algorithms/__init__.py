@@ -15,6 +15,7 @@ from dimat_jax.algorithms.base import Merge as Merge
 from dimat_jax.algorithms.base import Merged as Merged
 from dimat_jax.algorithms.base import MergeRound as MergeRound
 from dimat_jax.algorithms.base import Message as Message
+from dimat_jax.algorithms.base import exchange_of as exchange_of
 from dimat_jax.algorithms.base import exchanges as exchanges
 from dimat_jax.algorithms.drift import with_drift_correction as with_drift_correction
 from dimat_jax.algorithms.merging import common_frame as common_frame

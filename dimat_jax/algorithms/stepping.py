@@ -1,5 +1,6 @@
 """Training by gossip: every agent's gradients, then one update of all agents at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -190,3 +191,73 @@ def gossip_training(
         return steps((agents, state), order, resident, rounds, times)
 
     return run
+
+
+# Agents whose numbers are no longer finite --------------------------------------------------------
+
+
+def guarded(gossip: Gossip) -> Gossip:
+    """The same method, in which nobody takes anything from agents who are no longer finite.
+
+    Their share goes to whoever would have taken it; they themselves get the average of their
+    neighbours, and begin again with all that the method remembers of them at 0.
+    """
+
+    def update(params, gradients, state, exchange, rate):
+        fine = finite_lanes((params, gradients, state))
+        clean, gradients, state = zeroed(fine, (params, gradients, state))
+        new, state = gossip.update(clean, gradients, state, left_out(exchange, fine), rate)
+        # Whom nobody can help stays as it is.
+        helped = fine | (jnp.where(fine, exchange.matrix, 0).sum(1) > 0)
+        return select(helped, new, params), state
+
+    def points(params, state, exchange):
+        fine = finite_lanes((params, state))
+        params, state = zeroed(fine, (params, state))
+        return gossip.points(params, state, left_out(exchange, fine))
+
+    return gossip._replace(update=update, points=points)
+
+
+def finite_lanes(tree: Any) -> Bool[Array, "lanes"]:
+    """Of which lanes all numbers of a pytree are finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    found = [jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]
+    return functools.reduce(jnp.logical_and, found)
+
+
+def select(mask: Bool[Array, "lanes"], these: Any, others: Any) -> Any:
+    """For each lane these arrays where the mask holds, else the others; leaf by leaf."""
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(one, these, others)
+
+
+def zeroed(fine: Bool[Array, "lanes"], tree: Any) -> Any:
+    """A pytree, but for 0 in all lanes that are not fine."""
+    return select(fine, tree, jax.tree.map(jnp.zeros_like, tree))
+
+
+def left_out(exchange: Exchange, fine: Bool[Array, "lanes"]) -> Exchange:
+    """An exchange without agents who are not fine; its rows sum to what they did.
+
+    What they would have had is the receiver's own, or, of one that is not fine itself, its
+    neighbours' in proportion. One that has none keeps what it has, zeros.
+    """
+    matrix = exchange.matrix
+    lanes = jnp.arange(len(fine))
+    kept = jnp.where(fine, matrix, 0)
+    missing = (matrix - kept).sum(1)
+    # Slot 0 is the agent itself, also of a masked lane.
+    kept = kept.at[lanes, exchange.sources[:, 0]].add(jnp.where(fine, missing, 0))
+    rest = kept.sum(1)
+    scale = jnp.where(fine | (rest <= 0), 1, matrix.sum(1) / jnp.where(rest > 0, rest, 1))
+    usable = fine[exchange.sources]
+    return Exchange(
+        matrix=kept * scale[:, None],
+        sources=jnp.where(usable, exchange.sources, exchange.sources[:, :1]),
+        slot_mask=jnp.where(usable, exchange.slot_mask, 0),
+        reverse_slots=jnp.where(usable & fine[:, None], exchange.reverse_slots, 0),
+    )

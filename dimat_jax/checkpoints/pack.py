@@ -15,9 +15,12 @@ from dimat_jax.simulation.session import Session
 from dimat_jax.simulation.state import Position, RunState, seed_keys
 from dimat_jax.types import Permutations
 
-NUMBERS = ("bytes_sent", "units_moved", "train_loss", "images_per_second")
+NUMBERS = (
+    *("bytes_sent", "units_moved", "train_loss", "images_per_second"),
+    *("lost", "left_out"),
+)
 """Fields of a state that are plain numbers."""
-TYPED = ("agents", "method")
+TYPED = ("agents", "method", "sent")
 """Fields whose structure is that of the models, optimizers and methods: a run makes it anew, and
 what was saved has to fit."""
 PLAIN = ("permutations", "frame", "final")
@@ -71,6 +74,7 @@ def pack(state: RunState, lanes: int) -> Packed:
         "position": state.position._asdict(),
         "numbers": {name: getattr(state, name) for name in NUMBERS},
         "anchored": state.agents.anchor is not None,
+        "remembers": state.sent is not None,
     }
     about |= {name: listed(getattr(state, name)) for name in TYPED}
     about["final"] = jax.tree.map(number_of, state.final)
@@ -105,7 +109,7 @@ def unpack(
       ValueError: if what was saved is of other networks, optimizers or methods.
     """
     execution, position = session.setup.execution, Position(**about["position"])
-    like = made_anew(session, position, about["anchored"])
+    like = made_anew(session, position, about["anchored"], about["remembers"])
     for name in TYPED:
         check_fits(name, about[name], getattr(like, name))
     same = about["lanes"] == execution.all_lanes
@@ -147,6 +151,7 @@ def unpack(
         keys=seed_keys(position.seed),
         agents=typed("agents"),
         method=typed("method"),
+        sent=typed("sent"),
         pretrained=None if pretrained is None else pretrained.agents,
         permutations=tuple(ungrouped(of_slot) for of_slot in about["permutations"]),
         frame=None if about["frame"] is None else ungrouped(about["frame"]),
@@ -160,8 +165,15 @@ def is_description(value: Any) -> bool:
     return isinstance(value, Mapping) and {"shape", "dtype"} <= set(value)
 
 
-def made_anew(session: Session, position: Position, anchored: bool) -> RunState:
-    """The shapes of a state at this position, in its structure."""
+def made_anew(session: Session, position: Position, anchored: bool, remembers: bool) -> RunState:
+    """The shapes of a state at this position, in its structure.
+
+    Args:
+      session: of the run.
+      position: where the state stands.
+      anchored: whether agents are pulled back to something, `AgentState.anchor`.
+      remembers: whether it has what was sent in the last merge, `RunState.sent`.
+    """
     state = session.start(position.seed)
     if position.method >= 0:
         state = session.begin(state, list(session.setup.methods)[position.method])
@@ -169,7 +181,8 @@ def made_anew(session: Session, position: Position, anchored: bool) -> RunState:
         params = state.agents.variables["params"]
         state = state._replace(agents=state.agents._replace(anchor=params))
     agents, method = jax.eval_shape(lambda *both: both, state.agents, state.method)
-    return state._replace(agents=agents, method=method, pretrained=None)
+    sent = agents.variables if remembers else None
+    return state._replace(agents=agents, method=method, sent=sent, pretrained=None)
 
 
 def check_fits(name: str, described: list[dict[str, Any]], tree: Any) -> None:

@@ -186,7 +186,7 @@ def finals_of(
         final = load_final(folder, session.setup.abstract[0])
         groups = session.setup.symmetries.groups
         outer = {name: group.outer for name, group in groups.items() if group.outer}
-        permutations = [Permutations(of_slot, outer) for of_slot in final.permutations]
+        permutations: list[Any] = [Permutations(of, outer) for of in final.permutations]
         found[event.method, event.seed] = final._replace(permutations=permutations)
     return found
 

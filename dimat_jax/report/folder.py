@@ -128,6 +128,9 @@ def check_same_run(setup: Setup) -> None:
         for name in sorted({*was, *now} - NOT_COMPARED)
         if was.get(name) != now.get(name)
     ]
+    schedule = repr(setup.schedule) if setup.schedule else None
+    if begun.get("schedule") != schedule:
+        differing.append(f"faults and events were {begun.get('schedule')} and are {schedule}")
     if data != setup.data.name:
         differing.append(f"the data were {data!r} and are {setup.data.name!r}")
     if differing:
@@ -147,6 +150,7 @@ def open_folder(setup: Setup) -> None:
     description = {
         "dataset": setup.data.name,
         "config": plain(setup.config),
+        "schedule": repr(setup.schedule) if setup.schedule else None,
         "versions": versions(),
         "commit": commit(),
     }

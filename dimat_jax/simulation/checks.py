@@ -52,6 +52,7 @@ MIN_VALUES = dict(
 """Option → its smallest value."""
 
 
+SHARES = ("label_smoothing", "message_loss", "stale_messages")
 POSITIVE = ("clip", "learning_rate", "round_rate", "width", "alpha")
 MAX_SEED = 2**32 - 1
 """What is more would be another seed in JAX, or none."""
@@ -208,9 +209,10 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
             "In frames of their own agents align in every round: align_every must be 1, not "
             f"{config.align_every!r}, or merge_frame reference or tree."
         )
-    for name in ("proximal", "weight_decay", "label_smoothing"):
+    for name in ("proximal", "weight_decay"):
         check_number(name, getattr(config, name), least=0)
-    check_number("label_smoothing", config.label_smoothing, most=1)
+    for name in SHARES:
+        check_number(name, getattr(config, name), least=0, most=1)
     for seed in config.seeds:
         check_number("seeds", seed, least=0, most=MAX_SEED, whole=True)
     positive = {name: getattr(config, name) for name in POSITIVE}

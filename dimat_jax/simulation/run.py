@@ -10,6 +10,7 @@ from dimat_jax.config import Config
 from dimat_jax.datasets import Data, Dataset
 from dimat_jax.execution.placement import to_host
 from dimat_jax.metrics import PRETRAINING, Row
+from dimat_jax.simulation.faults import Schedule
 from dimat_jax.simulation.measure import Diverged
 from dimat_jax.simulation.narrator import Narrator
 from dimat_jax.simulation.observer import Observer
@@ -30,6 +31,7 @@ def run(
     methods: Mapping[str, Algorithm] | None,
     task: Task | None,
     optimizer: optax.GradientTransformation | None,
+    schedule: Schedule,
     observer: Observer,
     begin: Callable[[Session], SoFar | None] = lambda session: None,
 ) -> Result:
@@ -51,6 +53,7 @@ def run(
         methods,
         task,
         optimizer,
+        schedule,
         lambda what: observer.on_phase(what, 0.0),
     )
     observer.on_start(setup)

@@ -5,6 +5,7 @@ or stop it does so between two calls.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -23,8 +24,10 @@ from dimat_jax.execution.placement import replicate, to_host
 from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merging.batches import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
+from dimat_jax.simulation import network
 from dimat_jax.simulation.checks import all_methods, check_options
 from dimat_jax.simulation.examples import Shards, place_shards, pooled_batches
+from dimat_jax.simulation.faults import Events, Faults, Schedule, scheduled
 from dimat_jax.simulation.measure import Diverged, check_finite, units_moved
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
@@ -36,10 +39,11 @@ from dimat_jax.simulation.rounds import (
     statistics_batches,
     with_optimizer,
 )
-from dimat_jax.simulation.setup import Setup, prepare
+from dimat_jax.simulation.setup import NOTHING, Setup, prepare
 from dimat_jax.simulation.state import MethodState, Position, RunState, round_keys, seed_keys
 from dimat_jax.topology import Topology
 from dimat_jax.training.evaluation import Score, Tests, values_of
+from dimat_jax.training.state import AgentState
 from dimat_jax.types import Model, Task
 
 
@@ -168,21 +172,13 @@ class Session(NamedTuple):
           state: in pretraining, or in another method, which ends.
           method: its name.
         """
-        setup, algorithm = self.setup, self.setup.methods[method]
+        setup = self.setup
         pretrained = state.agents if state.pretrained is None else state.pretrained
         agents = jax.tree.map(jnp.copy, pretrained)
         # The schedule is the run's; a rate of the method's own is a factor on it.
         scale = self.rate_of(method) / setup.learning_rate
         agents = agents._replace(rate_scale=agents.rate_scale * scale)
-        remembered = MethodState(
-            initial=algorithm.initial and algorithm.initial.init(agents.variables),
-            merge=algorithm.merge and algorithm.merge.init(agents.variables),
-            final=algorithm.final and algorithm.final.init(agents.variables),
-        )
-        if algorithm.gossip is not None:
-            parts = self.parts.gossip(algorithm.gossip)
-            agents, gossip = parts.start(agents, self.graphs(method))
-            remembered = remembered._replace(gossip=gossip)
+        agents, remembered = self.remember(agents, method)
         # Every method starts at the epoch at which pretraining ended, by hand or by the plan.
         position = state.position
         epoch = position.epoch if position.method < 0 else position.first_epoch
@@ -190,6 +186,20 @@ class Session(NamedTuple):
             method=list(setup.methods).index(method), round=0, epoch=epoch, first_epoch=epoch
         )
         return RunState(position, state.keys, agents, remembered, pretrained)
+
+    def remember(self, agents: AgentState, method: str) -> tuple[AgentState, MethodState]:
+        """The agents of a method that begins, and what its parts remember."""
+        algorithm, variables = self.setup.methods[method], agents.variables
+        remembered = MethodState(
+            initial=algorithm.initial and algorithm.initial.init(variables),
+            merge=algorithm.merge and algorithm.merge.init(variables),
+            final=algorithm.final and algorithm.final.init(variables),
+        )
+        if algorithm.gossip is not None:
+            parts = self.parts.gossip(algorithm.gossip)
+            agents, gossip = parts.start(agents, self.graphs(method))
+            remembered = remembered._replace(gossip=gossip)
+        return agents, remembered
 
     @on_own_mesh
     def take_over(self, state: RunState) -> RunState:
@@ -223,34 +233,41 @@ class Session(NamedTuple):
         method, order = self.method_of(state), state.keys.order
         gossip = None if method == PRETRAINING else self.setup.methods[method].gossip
         # The loss is summed over the steps of an epoch, on the device.
+        kept, here, graph = state, None, None
+        if self.setup.schedule:
+            state, graph = network.begin_epoch(self, state)
+            kept, here = network.before_training(self, state)
         agents = state.agents._replace(loss=jnp.zeros_like(state.agents.loss))
         remembered, bytes_sent = state.method, state.bytes_sent
         with parts.stopwatch.measure("train") as timer:
             if gossip is None:
                 agents = parts.train(agents, shards, order, position.epoch)
             else:
-                train, graph = parts.gossip(gossip).train, self.graphs(method)
+                train, graph = parts.gossip(gossip).train, graph or self.graphs(method)
                 before = remembered.gossip
                 agents, after = train(agents, before, graph, shards, order, position.epoch)
                 remembered = remembered._replace(gossip=after)
             check = agents.loss, agents.diverged, parts.finite(agents.variables)
             losses, diverged, finite = to_host(self.setup.execution, check)
-        check_finite(diverged, finite, self.rate_of(method))
+        counted = np.ones_like(finite) if here is None else here & finite
+        if here is None or not counted.any():
+            check_finite(diverged, finite, self.rate_of(method))
         if gossip is not None:
             first = (position.epoch - position.first_epoch) * shards.steps
-            graph = self.setup.graphs[method]["gossip"]
+            graph = network.among(here, self.setup.graphs[method]["gossip"])
             abstract = self.setup.abstract[0]
             bytes_sent += sent(gossip.message, graph, first, shards.steps, abstract)
         images = self.setup.config.agents * shards.steps * self.setup.batch_size
-        return state._replace(
+        state = state._replace(
             position=position._replace(epoch=position.epoch + 1),
             agents=agents,
             method=remembered,
             bytes_sent=bytes_sent,
             units_moved=None,
-            train_loss=float(losses.mean()) / max(1, shards.steps),
+            train_loss=float(losses[counted].mean()) / max(1, shards.steps),
             images_per_second=images / timer.seconds,
         )
+        return network.after_training(self, kept, here, state)
 
     @on_own_mesh
     def merge(self, state: RunState, name: str = "merge") -> RunState:
@@ -273,9 +290,14 @@ class Session(NamedTuple):
         position = state.position._replace(round=round)
         shards, keys = self.shards_of(state), round_keys(state.keys, round)
         inputs, asked_for = merge_round(setup, position, shards, keys, name, graph)
+        merger, met, among = self.parts.merger, None, graph
+        if setup.schedule:
+            met = network.before_merge(self, state._replace(position=position), inputs, name)
+            state, inputs, merger = met.state, met.inputs, met.merger
+            among = network.among(~met.out, graph)
         before = state.agents.variables
         try:
-            merged = part.apply(self.parts.merger, before, getattr(state.method, name), inputs)
+            merged = part.apply(merger, before, getattr(state.method, name), inputs)
         except NotFinite as error:
             raise Diverged(str(error)) from error
         state = state._replace(
@@ -287,19 +309,20 @@ class Session(NamedTuple):
             train_loss=None,
             images_per_second=None,
             bytes_sent=state.bytes_sent
-            + sent(with_optimizer(setup, part), graph, max(0, round - 1), 1, abstract)
+            + sent(with_optimizer(setup, part), among, max(0, round - 1), 1, abstract)
             + sum(sent_on_demand(found, setup.config.agents, abstract) for found in asked_for),
         )
         # The other merges may remember networks, too.
         others = {n: getattr(state.method, n) for n in ("initial", "merge", "final") if n != name}
         if merged.moved and jax.tree.leaves(others):
             for permutations in merged.permutations:
-                others = self.parts.merger.permute_state(permutations, before, others)
+                others = merger.permute_state(permutations, before, others)
             state = state._replace(method=state.method._replace(**others))
         state = state._replace(frame=frame_after(setup, state, inputs, merged.moved))
         exchanged = None if setup.methods[method].gossip is None else self.graphs(method)
         optimizer = optimizer_after(setup, part)
-        return state_after(setup, self.parts, state, before, inputs, merged, optimizer, exchanged)
+        state = state_after(setup, self.parts, state, before, inputs, merged, optimizer, exchanged)
+        return state if met is None else network.after_merge(self, met, state)
 
     @on_own_mesh
     def recompute(self, state: RunState) -> RunState:
@@ -312,6 +335,8 @@ class Session(NamedTuple):
         key = round_keys(state.keys, state.position.round).statistics_after_training
         batches = statistics_batches(self.setup, self.shards_of(state), key)
         variables = self.parts.merger.recompute(state.agents.variables, batches)
+        if self.setup.schedule:
+            variables = network.after_recompute(self, state, variables)
         return state._replace(agents=state.agents._replace(variables=variables))
 
     @on_own_mesh
@@ -323,25 +348,33 @@ class Session(NamedTuple):
           phase: what has just ended.
         """
         parts, position, variables = self.parts, state.position, state.agents.variables
+        counted = network.measured_agents(self, state) if self.setup.schedule else None
         with parts.stopwatch.measure("evaluate"):
             score = to_host(self.setup.execution, parts.evaluate(variables, parts.tests))
+            if counted is not None:
+                variables = network.filled(network.lanes_of(self, counted), variables)
             merged = None
             every = self.setup.config.merged_every
-            if every and position.round % every == 0:
+            wanted = every and position.round % every == 0
+            if wanted and (counted is None or counted.any()):
                 pool = self.pools(position.seed, position.method >= 0)
                 merged = values_of(parts.evaluate_mean(variables, pool))
             distance = float(parts.consensus_distance(variables))
+            if counted is not None:  # Of those who are there: the others now lie at the mean.
+                distance *= math.sqrt(len(counted) / max(1, counted.sum()))
             aligned = distance if state.frame == {} else None
             if state.frame:
                 aligned = float(parts.aligned_distance(state.frame, variables))
         measured = values_of(score)
+        if counted is not None:
+            measured = {name: np.where(counted, of, np.nan) for name, of in measured.items()}
         row = dict(
             method=self.method_of(state),
             seed=position.seed,
             round=position.round,
             epoch=position.epoch,
             phase=phase,
-            **metric_entries(measured, merged),
+            **metric_entries(measured, merged, counted is not None),
             **class_entries(self.setup.classes, parts.tests, score),
             train_loss=state.train_loss,
             consensus_distance=distance,
@@ -351,6 +384,9 @@ class Session(NamedTuple):
             images_per_second=state.images_per_second,
             seconds=parts.stopwatch.take(),
         )
+        if counted is not None:
+            row |= {"agents_measured": int(counted.sum())}
+            row |= {"messages_lost": state.lost, "messages_left_out": state.left_out}
         return cast(Row, row)
 
     def _measure(self, state: RunState, event: Event) -> tuple[RunState, Row | None]:
@@ -361,6 +397,9 @@ class Session(NamedTuple):
             with parts.stopwatch.measure("evaluate"):
                 score = parts.evaluate(state.agents.variables, parts.all_tests)
                 final = values_of(to_host(self.setup.execution, score))
+            if self.setup.schedule:
+                counted = network.measured_agents(self, state)
+                final = {name: np.where(counted, of, np.nan) for name, of in final.items()}
             state = state._replace(final=final)
         if event.phase == "pretrain":
             state = state._replace(pretrained=state.agents)
@@ -370,17 +409,21 @@ class Session(NamedTuple):
         return state, self.measure(state, event.phase)
 
 
-def metric_entries(measured: Mapping[str, Any], merged: Mapping[str, Any] | None) -> dict[str, Any]:
+def metric_entries(
+    measured: Mapping[str, Any], merged: Mapping[str, Any] | None, missing: bool = False
+) -> dict[str, Any]:
     """The entries of a row for each metric: of the agents, and of the mean of their networks.
 
     Args:
       measured: metric → value of each agent.
       merged: metric → value of their mean; None: it was not asked for.
+      missing: whether NaN stands for agents that are not there, and not counted.
     """
     row: dict[str, Any] = {}
     for name, values in measured.items():
-        row[f"test_{name}"] = float(values.mean())
-        row[f"test_{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        known = values[~np.isnan(values)] if missing else values
+        row[f"test_{name}"] = float(known.mean()) if len(known) else None
+        row[f"test_{name}_std"] = float(known.std(ddof=1)) if len(known) > 1 else 0.0
         row[f"test_{name}_agents"] = values.tolist()
         row[f"merged_{name}"] = None if merged is None else float(merged[name])
     return row
@@ -405,6 +448,8 @@ def make_session(
     methods: Mapping | None = None,
     task: Task | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    faults: Faults | None = None,
+    events: Events | None = None,
 ) -> Session:
     """Checks a configuration and makes a run that is ready to go; nothing is compiled yet.
 
@@ -416,11 +461,14 @@ def make_session(
       methods: of one's own, by name, besides those of the registry.
       task: used instead of the classification by a model.
       optimizer: used instead of ``config.optimizer``.
+      faults: of the network.
+      events: agents that join and leave.
 
     Raises:
       ValueError: for a configuration that cannot be run.
     """
-    setup = prepare_run(config, model, dataset, topology, methods, task, optimizer)
+    schedule = scheduled(faults, events)
+    setup = prepare_run(config, model, dataset, topology, methods, task, optimizer, schedule)
     return session_of(setup)
 
 
@@ -432,6 +480,7 @@ def prepare_run(
     methods: Mapping | None = None,
     task: Task | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    schedule: Schedule = NOTHING,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
@@ -439,7 +488,7 @@ def prepare_run(
     say("starting JAX")
     prepare_devices(config.agents, config.devices)
     keep_compilations()
-    return prepare(config, model, dataset, topology, methods, task, optimizer, say)
+    return prepare(config, model, dataset, topology, methods, task, optimizer, schedule, say)
 
 
 @on_own_mesh

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
 from dimat_jax.algorithms import Algorithm, Merge
+from dimat_jax.algorithms.stepping import guarded
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
@@ -19,6 +20,7 @@ from dimat_jax.execution.placement import Execution, choose_execution, has_convo
 from dimat_jax.partition import stack
 from dimat_jax.registry import choose, make
 from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
+from dimat_jax.simulation.faults import Schedule, check_schedule
 from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.own_task import (
     abstract_batch,
@@ -43,6 +45,7 @@ BATCH_SIZE = 50
 STEPS_PER_EPOCH = 10
 """The default batch is `BATCH_SIZE` images, or fewer where an epoch had fewer steps than this."""
 
+NOTHING = Schedule()
 OWN = "own"
 """What a model or an optimizer is called that was handed over instead of named."""
 
@@ -65,6 +68,7 @@ class Setup(NamedTuple):
       classes: how many classes examples have; None: none, or no accuracy of them.
       topology: the graph.
       methods: the methods of the run, by name, in their order.
+      schedule: what goes wrong in the network, and who joins and leaves it.
       graphs: for each method the graph on which each of its parts works (`Algorithm.parts`).
       symmetries: the model's permutation groups.
       execution: where and in which form the agents run.
@@ -85,6 +89,7 @@ class Setup(NamedTuple):
     classes: int | None
     topology: Topology
     methods: dict[str, Algorithm]
+    schedule: Schedule
     graphs: dict[str, dict[str, Topology]]
     symmetries: Symmetries
     execution: Execution
@@ -101,6 +106,7 @@ def prepare(
     methods: Mapping[str, Algorithm] | None = None,
     task: Task | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    schedule: Schedule = NOTHING,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
     """Checks a configuration and makes what it names; nothing is compiled.
@@ -114,6 +120,7 @@ def prepare(
         does not name follow them.
       task: used instead of the classification by a model.
       optimizer: used instead of ``config.optimizer``, with a learning rate of its own.
+      schedule: faults of the network, besides those that the configuration names, and events.
       say: is told of what takes a while, when it begins.
 
     Raises:
@@ -127,10 +134,13 @@ def prepare(
         config = dataclasses.replace(config, methods=(*config.methods, *more))
     check_options(config, known)
     check_own(model, dataset, graph, task, optimizer)
+    schedule = with_options(schedule, config)
     named = names_of(config, model or task, dataset, graph, optimizer)
     config = with_examples(config, dataset)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
+    if schedule:
+        chosen = {name: with_guard(method) for name, method in chosen.items()}
     graphs = choose_graphs(config, graph, chosen)
     say(f"reading the data set {named['dataset']}")
     data, images = load(config, dataset)
@@ -159,6 +169,7 @@ def prepare(
         classes=learned.classes,
         topology=graph,
         methods=chosen,
+        schedule=schedule,
         graphs=graphs,
         symmetries=symmetries,
         execution=choose_execution(
@@ -171,6 +182,28 @@ def prepare(
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
+
+
+def with_options(schedule: Schedule, config: Config) -> Schedule:
+    """The schedule with what the configuration says of faults.
+
+    Raises:
+      ValueError: for a schedule that cannot be, or where both say the same.
+    """
+    check_schedule(schedule, config.agents)
+    faults = schedule.faults
+    for option, field in (("message_loss", "message_loss"), ("stale_messages", "stale")):
+        value = getattr(config, option)
+        if value:
+            if getattr(faults, field):
+                raise ValueError(f"faults has {field}: leave {option} at 0.")
+            faults = dataclasses.replace(faults, **{field: value})
+    return Schedule(faults, schedule.events)
+
+
+def with_guard(method: Algorithm) -> Algorithm:
+    """A method that leaves out agents who are no longer finite in every gossip step."""
+    return method._replace(gossip=guarded(method.gossip)) if method.gossip else method
 
 
 def with_examples(config: Config, dataset: Dataset | Data | None) -> Config:

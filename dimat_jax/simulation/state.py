@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from dimat_jax.algorithms.stepping import GossipState
 from dimat_jax.training.state import AgentState
-from dimat_jax.types import Key, Permutations
+from dimat_jax.types import Key, Permutations, Variables
 
 
 class Keys(NamedTuple):
@@ -87,6 +87,9 @@ class RunState(NamedTuple):
         nothing was aligned.
       train_loss: mean over agents and steps of the last epoch; None if a merge came after it.
       images_per_second: of the last epoch, all agents together; likewise.
+      lost: messages that did not arrive, of all agents since the method began.
+      left_out: those of merges that arrived, and were not finite numbers.
+      sent: the networks that were sent in the last merge, where messages may come late.
       final: metric → its value for each agent on all test examples, once the method has ended.
     """
 
@@ -101,4 +104,7 @@ class RunState(NamedTuple):
     units_moved: float | None = None
     train_loss: float | None = None
     images_per_second: float | None = None
+    lost: int = 0
+    left_out: int = 0
+    sent: Variables | None = None
     final: dict[str, Float[np.ndarray, "agents"]] | None = None
