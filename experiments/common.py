@@ -263,8 +263,10 @@ def run_and_report(config: Config, command: str = "") -> "Result":
             if isinstance(error, KeyboardInterrupt):
                 error.args = (f"{reason} {how_to_go_on(config, command)}",)
         if own:
-            with contextlib.suppress(OSError):
-                pathlib.Path(str(config.out)).rmdir()  # Unless something was written to it.
+            folder = pathlib.Path(str(config.out))
+            with contextlib.suppress(OSError):  # Unless something was written to it.
+                folder.rmdir()
+                folder.parent.rmdir()
         raise
     show_report(console, result)
     return result

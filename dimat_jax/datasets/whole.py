@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 
 CHECKSUMS = "sha256.json"
@@ -17,11 +19,33 @@ class Damaged(ValueError):
 
 
 @contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that Python handles, Ctrl-C among them, are handled when the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            handlers[signal.Signals(number)](number, None)
+
+
+@contextlib.contextmanager
 def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder under another name, which gets its own when the block has ended.
 
     It then has checksums and is on the disk, not only on its way there; what lay at ``path`` is
-    replaced. A process that is killed leaves the other name behind, see `remove_unfinished`.
+    replaced. A process that is killed leaves the other name behind, see `remove_unfinished`; one
+    that is interrupted finishes it first.
 
     Args:
       path: of the folder.
@@ -30,16 +54,22 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-        sums = {str(file.relative_to(unfinished)): digest(file) for file in files_in(unfinished)}
-        (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        for file in files_in(unfinished):
-            synchronize(file)
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-        synchronize(path.parent)
+        with undisturbed():
+            yield unfinished
+            finish(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def finish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
+    """Gives a folder its checksums and its name, once it is on the disk."""
+    sums = {str(file.relative_to(unfinished)): digest(file) for file in files_in(unfinished)}
+    (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for file in files_in(unfinished):
+        synchronize(file)
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)
+    synchronize(path.parent)
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -80,6 +81,9 @@ def test_a_run_leaves_its_results_in_a_folder(runs):
             "summary.json",
             "tables.md",
             "accuracy.png",
+            "checkpoints",
+            "weights",
+            ".lock",
         }
         assert (run.folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
         assert "merge 1" in (run.folder / "tables.md").read_text(encoding="utf-8")
@@ -339,14 +343,20 @@ def test_a_loss_that_becomes_nan_ends_the_command(capsys, tmp_path):
 
 def test_a_method_that_diverges_leaves_the_tables_of_what_there_is(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", said := io.StringIO())
-    options = ["--methods", "wa", "dsgd", "--method-learning-rate", "dsgd", "1e38"]
-    assert main([*TINY, *options, "--width", "0.05", "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: The training loss of agent") and error.count("\n") == 1
+    options = ["--methods", "dsgd", "wa", "--method-learning-rate", "dsgd", "1e38"]
+    options += ["--width", "0.05", "--out", str(tmp_path / "out")]
+    assert main([*TINY, *options]) == common.DIVERGED == 3
+    assert capsys.readouterr().err == ""
+    where = "seed 0, DSGD, round 1: epoch 1 of 1: The training loss of agent"
+    assert f"Diverged: {where}" in said.getvalue() and "learning rate, 1e+38" in said.getvalue()
     assert "| merge 1     |" in said.getvalue() and "Written to" in said.getvalue()
-    run = Run(tmp_path / "out", 2, "")
-    assert run.read("summary.json")["complete"] is False
-    assert run.read("summary.json")["stopped"] == "Diverged in seed 0, DSGD, round 1: epoch 1 of 1."
+    run = Run(tmp_path / "out", 3, "")
+    summary = run.read("summary.json")
+    assert summary["complete"] is True and summary["stopped"] is None
+    assert [(found["method"], found["seed"]) for found in summary["diverged"]] == [("dsgd", 0)]
+    assert [row["method"] for row in run.rows() if "diverged" in row] == ["dsgd"]
+    assert {row["method"] for row in run.rows()} == {"pretrain", "dsgd", "wa"}
+    assert f"Diverged: {where}" in (run.folder / "tables.md").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_shows_what_there_is_says_where_and_exits_with_130(
@@ -362,12 +372,15 @@ def test_an_interrupted_run_shows_what_there_is_says_where_and_exits_with_130(
     assert main([*TINY, "--width", "0.1", "--out", str(tmp_path / "out")]) == common.INTERRUPTED
     assert common.INTERRUPTED == 130
     error = capsys.readouterr().err
-    assert error == "Interrupted in seed 0, WA, round 1: evaluating on 360 test examples.\n"
+    where = "Interrupted in seed 0, WA, round 1: evaluating on 360 test examples."
+    arguments = shlex.join([*TINY, "--width", "0.1", "--out", str(tmp_path / "out")])
+    command = f"python -m experiments.cifar {arguments} --resume"
+    assert error == f"{where} Go on with: {command}\n"
     assert "| train 1     |" in said.getvalue()
     assert "On all test examples at the end: DIMAT" in said.getvalue()
     found = Run(tmp_path / "out", 130, "")
     summary = found.read("summary.json")
-    assert summary["complete"] is False and summary["stopped"] == error.strip()
+    assert summary["complete"] is False and summary["stopped"] == where
     assert summary["accuracy"]["dimat"]["final"]["mean"] > 0
     assert (found.folder / "accuracy.png").exists() and (found.folder / "tables.md").exists()
     assert [row["method"] for row in found.rows()] == ["pretrain", "dimat", "dimat", "wa"]
