@@ -1,17 +1,178 @@
 """What moves between agents, and so between devices: rows of all agents, and their averages.
 
-The one place where arrays cross devices. Both functions are written for all lanes at once and
-compile to an all-gather where agents are on several devices; an exchange of only what each device
-needs (``ppermute`` along the edges of the graph) belongs here.
+The one place where arrays cross devices. Who hears from whom is known on the host, and becomes a
+`Route`: each device sends each other one the rows that agents there ask for, and no more. ::
+
+    a ring of 6 agents on 3 devices, 2 lanes each; what is sent one device on, and one back
+
+    device      0        1        2
+    lanes     0   1    2   3    4   5       one on:   1 → 1,  3 → 2,  5 → 0
+    received  5   2    1   4    3   0       one back: 0 → 2,  2 → 0,  4 → 1
+
+Which rows these are is data. What a program is compiled for is how far rows go and how many at a
+time: the rounds of a time-varying graph share a few programs.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dimat_jax.execution.placement import Execution, pad, shard
+
 PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """Where each lane finds those that it hears from: among its device's own lanes, or received.
+
+    Attributes:
+      send: int32 ``[devices * rows]``: the lanes that a device sends, those of one shift after
+        those of another.
+      at: int32 ``[lanes, slots]``: a lane of the device, or so many more as there are lanes for one
+        of the rows that it receives.
+      shifts: how rows go, the same for every device and compiled in: so many devices on, and how
+        many rows.
+    """
+
+    send: Int[Any, "rows"]
+    at: Int[Any, "lanes slots"]
+    shifts: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+
+
+def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -> Route:
+    """The route by which every agent hears from its sources.
+
+    A row that several agents of a device ask for is sent there once. The number of rows is that of
+    the fullest device, rounded up to a power of two so that few programs are compiled.
+
+    Args:
+      execution: where the agents are.
+      sources: agents, known on the host.
+
+    Returns:
+      Arrays on the devices that use them.
+    """
+    devices, lanes = execution.mesh.size, execution.lanes
+    sources = pad(execution, sources)
+    home = np.arange(execution.all_lanes)[:, None] // lanes
+    shift = (home - sources // lanes) % devices
+    # One number for each row that a device needs: (shift, device, lane there), in this order.
+    wanted, which = np.unique(
+        (shift * devices + home) * lanes + sources % lanes, return_inverse=True
+    )
+    group, lane = wanted // lanes, wanted % lanes
+    counts = np.bincount(group, minlength=devices * devices).reshape(devices, devices).max(1)
+    shifts = choose_shifts(counts[1:], lanes)
+    # Where what comes by a shift begins, among the device's own lanes and all that it receives.
+    start = np.zeros(devices, int)
+    rows = [count for _, count in shifts]
+    start[[by for by, _ in shifts]] = lanes + np.cumsum([0, *rows[:-1]])[: len(rows)]
+    rank = np.arange(len(wanted)) - np.searchsorted(group, group)
+    whole = np.zeros(devices, bool)
+    whole[[by for by, count in shifts if count == lanes]] = True
+    by, to = np.divmod(group, devices)
+    own = (by == 0) | whole[by]  # All lanes are sent as they lie.
+    position = start[by] + np.where(own, lane, rank)
+    send = np.zeros((devices, sum(rows)), np.int32)
+    away = by > 0
+    send[(to - by)[away] % devices, position[away] - lanes] = lane[away]
+    at = position[which.reshape(sources.shape)].astype(np.int32)
+    return Route(*shard(execution, (send.reshape(-1), at)), shifts)
+
+
+def choose_shifts(counts: Int[np.ndarray, "shifts"], lanes: int) -> tuple[tuple[int, int], ...]:
+    """The shifts of a route, and how many rows go by each.
+
+    Args:
+      counts: rows that go 1, 2, ... devices on, at most.
+      lanes: of a device.
+    """
+    used = np.flatnonzero(counts)
+    if not len(used):
+        return ()
+    rows = np.minimum(lanes, 2 ** np.ceil(np.log2(np.maximum(1, counts))).astype(int))
+    # A graph without order uses most shifts, and from round to round others: all of them, then,
+    # which is one program, where that sends less than twice as much.
+    if len(used) > 2 and 2 * rows[used].sum() > len(counts) * rows[used].max():
+        return tuple((by, int(rows[used].max())) for by in range(1, len(counts) + 1))
+    return tuple((int(by) + 1, int(rows[by])) for by in used)
+
+
+def follow(route: Route, devices: int, tree: PyTree) -> list[PyTree]:
+    """What the lanes of a device hear, one pytree ``[lanes, ...]`` for each slot.
+
+    Runs on every device, see `dimat_jax.execution.forms.over_devices`.
+
+    Args:
+      route: of the device.
+      devices: how many there are.
+      tree: of the device's own lanes, ``[lanes, ...]``.
+    """
+    lanes, slots = route.at.shape
+
+    def received(x: Array) -> list[Array]:
+        found, start = [], 0
+        for by, count in route.shifts:
+            rows = x if count == lanes else x[route.send[start : start + count]]
+            pairs = [(d, (d + by) % devices) for d in range(devices)]
+            found.append(jax.lax.ppermute(rows, "agents", pairs))
+            start += count
+        return found
+
+    leaves, structure = jax.tree.flatten(tree)
+    arrived = [received(x) for x in leaves]
+
+    # Both are read where they lie: to join them first would copy all that a device has.
+    def pick(x: Array, found: list[Array], at: Int[Array, "lanes"]) -> Array:
+        if not found:
+            return x[at]
+        away = found[0] if len(found) == 1 else jnp.concatenate(found)
+        here = (at < lanes).reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(here, x[jnp.minimum(at, lanes - 1)], away[jnp.maximum(at - lanes, 0)])
+
+    return [
+        jax.tree.unflatten(
+            structure, [pick(x, y, at) for x, y in zip(leaves, arrived, strict=True)]
+        )
+        for at in (route.at[:, slot] for slot in range(slots))
+    ]
+
+
+def product(matrix: Float[Array, "all all"], devices: int, tree: PyTree) -> PyTree:
+    """Σ_j w_ij x_j where every agent hears from every other: a device gets sums, and no rows.
+
+    Runs on every device. A sum goes round all devices, each of which adds its own lanes' share, and
+    ends where it belongs: each device sends as many rows as to all others at once, and holds one
+    device's at a time.
+
+    Args:
+      matrix: w, on every device, in the dtype of the sums.
+      devices: how many there are.
+      tree: of the device's own lanes, ``[lanes, ...]``.
+    """
+    if devices == 1:
+        return mix(matrix, tree)
+    here, lanes = jax.lax.axis_index("agents"), len(matrix) // devices
+    ring = [(d, (d + 1) % devices) for d in range(devices)]
+
+    def share(step: int | Int[Array, ""]) -> Float[Array, "to lanes"]:
+        """Weights of the own lanes in the sum that lies here: at first the device before's."""
+        owner = (here - 1 - step) % devices
+        return jax.lax.dynamic_slice(matrix, (owner * lanes, here * lanes), (lanes, lanes))
+
+    def add_up(x: Array) -> Array:
+        total = mix(share(0), x)
+        for step in range(1, devices):
+            total = jax.lax.ppermute(total, "agents", ring) + mix(share(step), x)
+        return total
+
+    return jax.tree.map(add_up, tree)
 
 
 def take(tree: PyTree, sources: Int[Array, "lanes"]) -> PyTree:
