@@ -246,7 +246,7 @@ def average_parents(
     variables: Variables,
     weights: Float[np.ndarray, "agents slots"],
     round: MergeRound,
-) -> tuple[Any, Any, list[Permutations]]:
+) -> tuple[Any, Any, list[Any]]:
     """What `average` adds up where neighbours have to be looked at one by one.
 
     Returns:

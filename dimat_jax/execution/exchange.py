@@ -49,7 +49,7 @@ def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -
     """The route by which every agent hears from its sources.
 
     A row that several agents of a device ask for is sent there once. The number of rows is that of
-    the fullest device, rounded up to a power of two so that few programs are compiled.
+    the fullest device, rounded up so that few programs are compiled.
 
     Args:
       execution: where the agents are.
@@ -67,7 +67,7 @@ def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -
         (shift * devices + home) * lanes + sources % lanes, return_inverse=True
     )
     group, lane = wanted // lanes, wanted % lanes
-    counts = np.bincount(group, minlength=devices * devices).reshape(devices, devices).max(1)
+    counts = np.bincount(group, minlength=devices * devices).reshape(devices, devices)
     shifts = choose_shifts(counts[1:], lanes)
     # Where what comes by a shift begins, among the device's own lanes and all that it receives.
     start = np.zeros(devices, int)
@@ -86,22 +86,32 @@ def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -
     return Route(*shard(execution, (send.reshape(-1), at)), shifts)
 
 
-def choose_shifts(counts: Int[np.ndarray, "shifts"], lanes: int) -> tuple[tuple[int, int], ...]:
+def choose_shifts(
+    counts: Int[np.ndarray, "shifts devices"], lanes: int
+) -> tuple[tuple[int, int], ...]:
     """The shifts of a route, and how many rows go by each.
 
     Args:
-      counts: rows that go 1, 2, ... devices on, at most.
+      counts: how many rows each device needs from 1, 2, ... devices before it.
       lanes: of a device.
     """
-    used = np.flatnonzero(counts)
-    if not len(used):
-        return ()
-    rows = np.minimum(lanes, 2 ** np.ceil(np.log2(np.maximum(1, counts))).astype(int))
-    # A graph without order uses most shifts, and from round to round others: all of them, then,
-    # which is one program, where that sends less than twice as much.
-    if len(used) > 2 and 2 * rows[used].sum() > len(counts) * rows[used].max():
-        return tuple((by, int(rows[used].max())) for by in range(1, len(counts) + 1))
-    return tuple((int(by) + 1, int(rows[by])) for by in used)
+    most = counts.max(1, initial=0).tolist()
+    used = [by for by, rows in enumerate(most) if rows]
+    # A graph without order uses each shift for few devices, and others in the next round: less than
+    # half of what the used ones would send is asked for. All shifts, then: one program for all
+    # rounds.
+    wasteful = 2 * counts.sum() < counts.shape[1] * sum(most)
+    if len(most) > 2 and used and (wasteful or len(used) == len(most)):
+        return tuple((by, rounded(max(most), lanes, 2)) for by in range(1, 1 + len(most)))
+    return tuple((by + 1, rounded(most[by], lanes, 4)) for by in used)
+
+
+def rounded(rows: int, lanes: int, base: int) -> int:
+    """So many rows or more: a power of a base, or all lanes."""
+    size = 1
+    while size < rows:
+        size *= base
+    return min(size, lanes)
 
 
 def follow(route: Route, devices: int, tree: PyTree) -> list[PyTree]:
