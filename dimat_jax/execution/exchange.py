@@ -14,14 +14,16 @@ time: the rounds of a time-varying graph share a few programs.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from dimat_jax.execution.placement import Execution, pad, shard
+from dimat_jax.execution.placement import AGENTS, Execution, pad, shard
 
 PyTree = Any
 
@@ -38,15 +40,29 @@ class Route:
         of the rows that it receives.
       shifts: how rows go, the same for every device and compiled in: so many devices on, and how
         many rows.
+      mesh: of the devices.
     """
 
-    send: Int[Any, "rows"]
-    at: Int[Any, "lanes slots"]
+    send: Int[Any, "*rounds rows"]
+    at: Int[Any, "*rounds lanes slots"]
     shifts: tuple[tuple[int, int], ...] = dataclasses.field(metadata={"static": True})
+    mesh: Mesh = dataclasses.field(metadata={"static": True})
 
 
 def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -> Route:
-    """The route by which every agent hears from its sources.
+    """The route by which every agent hears from its sources, on the devices.
+
+    Args:
+      execution: where the agents are.
+      sources: agents, known on the host.
+    """
+    route = find_routes(execution, sources[None])
+    send, at = shard(execution, (route.send[0], route.at[0]))
+    return dataclasses.replace(route, send=send, at=at)
+
+
+def find_routes(execution: Execution, sources: Int[np.ndarray, "rounds agents slots"]) -> Route:
+    """The routes of several rounds, which are all of one program.
 
     A row that several agents of a device ask for is sent there once. The number of rows is that of
     the fullest device, rounded up so that few programs are compiled.
@@ -56,34 +72,65 @@ def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -
       sources: agents, known on the host.
 
     Returns:
-      Arrays on the devices that use them.
+      A route whose arrays, on the host, have a leading axis of rounds.
     """
+    asked = [wanted(execution, of_round) for of_round in sources]
+    counts = np.max([of_round.counts for of_round in asked], 0)
+    shifts = choose_shifts(counts[1:], execution.lanes)
+    send, at = zip(*(arranged(execution, of_round, shifts) for of_round in asked), strict=True)
+    return Route(np.stack(send), np.stack(at), shifts=shifts, mesh=execution.mesh)
+
+
+class Wanted(NamedTuple):
+    """Which rows are asked for in a round, in the order of shift, device and lane.
+
+    Attributes:
+      shift: so many devices on they are needed.
+      device: by which.
+      lane: of the device that has them.
+      which: each lane's, an index into the others.
+      counts: how many each device needs by each shift; by shift 0, of its own.
+    """
+
+    shift: Int[np.ndarray, "rows"]
+    device: Int[np.ndarray, "rows"]
+    lane: Int[np.ndarray, "rows"]
+    which: Int[np.ndarray, "lanes slots"]
+    counts: Int[np.ndarray, "devices devices"]
+
+
+def wanted(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -> Wanted:
+    """The rows that agents ask for."""
     devices, lanes = execution.mesh.size, execution.lanes
     sources = pad(execution, sources)
-    home = np.arange(execution.all_lanes)[:, None] // lanes
-    shift = (home - sources // lanes) % devices
-    # One number for each row that a device needs: (shift, device, lane there), in this order.
-    wanted, which = np.unique(
-        (shift * devices + home) * lanes + sources % lanes, return_inverse=True
+    device = np.arange(execution.all_lanes)[:, None] // lanes
+    shift = (device - sources // lanes) % devices
+    found, which = np.unique(
+        (shift * devices + device) * lanes + sources % lanes, return_inverse=True
     )
-    group, lane = wanted // lanes, wanted % lanes
-    counts = np.bincount(group, minlength=devices * devices).reshape(devices, devices)
-    shifts = choose_shifts(counts[1:], lanes)
-    # Where what comes by a shift begins, among the device's own lanes and all that it receives.
-    start = np.zeros(devices, int)
-    rows = [count for _, count in shifts]
-    start[[by for by, _ in shifts]] = lanes + np.cumsum([0, *rows[:-1]])[: len(rows)]
-    rank = np.arange(len(wanted)) - np.searchsorted(group, group)
-    whole = np.zeros(devices, bool)
-    whole[[by for by, count in shifts if count == lanes]] = True
-    by, to = np.divmod(group, devices)
-    own = (by == 0) | whole[by]  # All lanes are sent as they lie.
-    position = start[by] + np.where(own, lane, rank)
-    send = np.zeros((devices, sum(rows)), np.int32)
-    away = by > 0
-    send[(to - by)[away] % devices, position[away] - lanes] = lane[away]
-    at = position[which.reshape(sources.shape)].astype(np.int32)
-    return Route(*shard(execution, (send.reshape(-1), at)), shifts)
+    group, lane = np.divmod(found, lanes)
+    counts = np.bincount(group, minlength=devices**2).reshape(devices, devices)
+    return Wanted(*np.divmod(group, devices), lane, which.reshape(sources.shape), counts)
+
+
+def arranged(
+    execution: Execution, rows: Wanted, shifts: tuple[tuple[int, int], ...]
+) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "lanes slots"]]:
+    """`Route.send` and `Route.at`, where rows that are wanted go by these shifts."""
+    devices, lanes = execution.mesh.size, execution.lanes
+    # What comes by a shift begins there, after the device's own lanes and what came before it; all
+    # lanes of a device are sent as they lie.
+    begin, whole = np.zeros(devices, int), np.ones(devices, bool)
+    end = lanes
+    for by, count in shifts:
+        begin[by], whole[by], end = end, count == lanes, end + count
+    first = (np.cumsum(rows.counts) - rows.counts.ravel()).reshape(devices, devices)
+    rank = np.arange(len(rows.lane)) - first[rows.shift, rows.device]
+    position = begin[rows.shift] + np.where(whole[rows.shift], rows.lane, rank)
+    send, away = np.zeros((devices, end - lanes), np.int32), rows.shift > 0
+    sender = (rows.device - rows.shift) % devices
+    send[sender[away], position[away] - lanes] = rows.lane[away]
+    return send.reshape(-1), position[rows.which].astype(np.int32)
 
 
 def choose_shifts(
@@ -114,17 +161,16 @@ def rounded(rows: int, lanes: int, base: int) -> int:
     return min(size, lanes)
 
 
-def follow(route: Route, devices: int, tree: PyTree) -> list[PyTree]:
+def follow(route: Route, tree: PyTree) -> list[PyTree]:
     """What the lanes of a device hear, one pytree ``[lanes, ...]`` for each slot.
 
     Runs on every device, see `dimat_jax.execution.forms.over_devices`.
 
     Args:
       route: of the device.
-      devices: how many there are.
       tree: of the device's own lanes, ``[lanes, ...]``.
     """
-    lanes, slots = route.at.shape
+    devices, (lanes, slots) = route.mesh.size, route.at.shape
 
     def received(x: Array) -> list[Array]:
         found, start = [], 0
@@ -152,6 +198,13 @@ def follow(route: Route, devices: int, tree: PyTree) -> list[PyTree]:
         )
         for at in (route.at[:, slot] for slot in range(slots))
     ]
+
+
+def over(mesh: Mesh, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of what lies on one device, lifted to all, for use within a compiled one."""
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=AGENTS, out_specs=AGENTS, check_vma=False)
 
 
 def product(matrix: Float[Array, "all all"], devices: int, tree: PyTree) -> PyTree:

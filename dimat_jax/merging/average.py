@@ -38,7 +38,6 @@ def add_weighted(total: Any, weight: Float[Array, ""], variables: Any) -> Any:
 
 
 def add_neighbors(
-    devices: int,
     total: Any,
     weights: Float[Array, "lanes slots"],
     route: Route,
@@ -49,14 +48,13 @@ def add_neighbors(
     All of it in one pass over memory, with the sums of `add_weighted`.
 
     Args:
-      devices: how many there are.
       total: of slots before these; None: the first of the weights is that of the lanes' own.
       weights: of the route's slots, after that of the own where there is no total yet.
       route: of the device, see `dimat_jax.execution.exchange.follow`.
       variables: of its lanes, ``[lanes, ...]``.
     """
     add = jax.vmap(add_weighted)
-    found = follow(route, devices, variables)
+    found = follow(route, variables)
     if total is None:
         found = [variables, *found]
     for slot, of_slot in enumerate(found):

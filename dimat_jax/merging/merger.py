@@ -152,17 +152,14 @@ def make_merger(
 
 def make_gather(execution: Execution, stopwatch: Stopwatch) -> Callable[..., list[Variables]]:
     """Builds `Merger.gather_slots`."""
-    following = functools.partial(follow, devices=execution.mesh.size)
-    lifted = over_devices(execution, lambda route, tree: following(route, tree=tree), AGENTS)
-    call = compiled(jax.jit(lifted), stopwatch)
+    call = compiled(jax.jit(over_devices(execution, follow, AGENTS)), stopwatch)
     return lambda variables, sources: call(find_route(execution, sources), variables)
 
 
 def make_average(execution: Execution, stopwatch: Stopwatch) -> Callable[..., Any]:
     """Builds `Merger.average`: slot by slot, or where everyone hears from everyone as products."""
-    devices = execution.mesh.size
-    by_slots = over_devices(execution, functools.partial(add_neighbors, devices), AGENTS)
-    of_all = functools.partial(average_all, devices)
+    by_slots = over_devices(execution, add_neighbors, AGENTS)
+    of_all = functools.partial(average_all, execution.mesh.size)
     of_all = over_devices(execution, of_all, (REPLICATED, AGENTS))
     adding = compiled(jax.jit(by_slots, donate_argnums=0), stopwatch)
     multiplying = compiled(jax.jit(of_all), stopwatch)

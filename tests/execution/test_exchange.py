@@ -1,6 +1,5 @@
 """What moves between agents, wherever they lie."""
 
-import functools
 import re
 
 import hypothesis
@@ -33,8 +32,7 @@ def tree_of(agents, seed=0):
 
 def program(execution, sources, tree):
     """The compiled program by which agents hear from their sources."""
-    following = functools.partial(follow, devices=execution.mesh.size)
-    lifted = over_devices(execution, lambda route, tree: following(route, tree=tree), AGENTS)
+    lifted = over_devices(execution, follow, AGENTS)
     return jax.jit(lifted).lower(find_route(execution, sources), place(execution, tree)).compile()
 
 
