@@ -52,20 +52,20 @@ class Route:
 def find_route(execution: Execution, sources: Int[np.ndarray, "agents slots"]) -> Route:
     """The route by which every agent hears from its sources, on the devices.
 
+    A few programs serve whatever is asked for later, see `choose_shifts`.
+
     Args:
       execution: where the agents are.
       sources: agents, known on the host.
     """
-    route = find_routes(execution, sources[None])
-    send, at = shard(execution, (route.send[0], route.at[0]))
-    return dataclasses.replace(route, send=send, at=at)
+    rows = wanted(execution, sources)
+    shifts = choose_shifts(rows.counts[1:], execution.lanes)
+    send, at = shard(execution, arranged(execution, rows, shifts))
+    return Route(send, at, shifts=shifts, mesh=execution.mesh)
 
 
 def find_routes(execution: Execution, sources: Int[np.ndarray, "rounds agents slots"]) -> Route:
-    """The routes of several rounds, which are all of one program.
-
-    A row that several agents of a device ask for is sent there once. The number of rows is that of
-    the fullest device, rounded up so that few programs are compiled.
+    """The routes of all rounds that there are: of one program, and no longer than they must be.
 
     Args:
       execution: where the agents are.
@@ -75,14 +75,14 @@ def find_routes(execution: Execution, sources: Int[np.ndarray, "rounds agents sl
       A route whose arrays, on the host, have a leading axis of rounds.
     """
     asked = [wanted(execution, of_round) for of_round in sources]
-    counts = np.max([of_round.counts for of_round in asked], 0)
-    shifts = choose_shifts(counts[1:], execution.lanes)
+    most = np.max([of_round.counts for of_round in asked], axis=(0, 2)).tolist()
+    shifts = tuple((by, rows) for by, rows in enumerate(most) if by and rows)
     send, at = zip(*(arranged(execution, of_round, shifts) for of_round in asked), strict=True)
     return Route(np.stack(send), np.stack(at), shifts=shifts, mesh=execution.mesh)
 
 
 class Wanted(NamedTuple):
-    """Which rows are asked for in a round, in the order of shift, device and lane.
+    """Which rows are asked for, in the order of shift, device and lane: each once for a device.
 
     Attributes:
       shift: so many devices on they are needed.
@@ -136,28 +136,28 @@ def arranged(
 def choose_shifts(
     counts: Int[np.ndarray, "shifts devices"], lanes: int
 ) -> tuple[tuple[int, int], ...]:
-    """The shifts of a route, and how many rows go by each.
+    """The shifts of a route, and how many rows go by each, rounded up: few are compiled.
 
     Args:
       counts: how many rows each device needs from 1, 2, ... devices before it.
       lanes: of a device.
     """
     most = counts.max(1, initial=0).tolist()
-    used = [by for by, rows in enumerate(most) if rows]
+    used = [by for by, rows in enumerate(most, 1) if rows]
     # A graph without order uses each shift for few devices, and others in the next round: less than
     # half of what the used ones would send is asked for. All shifts, then: one program for all
     # rounds.
     wasteful = 2 * counts.sum() < counts.shape[1] * sum(most)
     if len(most) > 2 and used and (wasteful or len(used) == len(most)):
-        return tuple((by, rounded(max(most), lanes, 2)) for by in range(1, 1 + len(most)))
-    return tuple((by + 1, rounded(most[by], lanes, 4)) for by in used)
+        return tuple((by, rounded(max(most), lanes)) for by in range(1, 1 + len(most)))
+    return tuple((by, rounded(most[by - 1], lanes)) for by in used)
 
 
-def rounded(rows: int, lanes: int, base: int) -> int:
-    """So many rows or more: a power of a base, or all lanes."""
+def rounded(rows: int, lanes: int) -> int:
+    """So many rows or more: 1, 2, 4, 16, 64, ... or all lanes."""
     size = 1
     while size < rows:
-        size *= base
+        size *= 2 if size < 4 else 4
     return min(size, lanes)
 
 
