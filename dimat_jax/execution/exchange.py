@@ -241,6 +241,8 @@ def product(matrix: Float[Array, "all all"], devices: int, tree: PyTree) -> PyTr
 def take(tree: PyTree, sources: Int[Array, "lanes"]) -> PyTree:
     """For each lane what another one has: ``x[sources]``, leaf by leaf.
 
+    Whoever it is: compiled for several devices, it gathers everyone's.
+
     Args:
       tree: stacked ``[lanes, ...]``.
       sources: which.
@@ -249,7 +251,7 @@ def take(tree: PyTree, sources: Int[Array, "lanes"]) -> PyTree:
 
 
 def mix(matrix: Float[Array, "lanes lanes"], tree: PyTree) -> PyTree:
-    """Σ_j π_ij x_j for every lane i, leaf by leaf.
+    """Σ_j π_ij x_j for every lane i, leaf by leaf, whatever the graph; compiled as `take`.
 
     Args:
       matrix: π.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -170,6 +171,8 @@ def make_average(execution: Execution, stopwatch: Stopwatch) -> Callable[..., An
         weights: Float[np.ndarray, "agents slots"],
     ) -> Any:
         slots = sources.shape[1]
+        # As JAX has it: several processes compare what they put on devices, bit for bit.
+        weights = weights.astype(jnp.result_type(float))
         if slots > 1 + SLOTS_AT_ONCE:
             matrix = dense(execution, sources, weights)
             # 0 times what is not finite is not 0: only who is heard by all is in a product.
