@@ -6,7 +6,8 @@ The limit is counted, not fitted: the operations of the forward passes and corre
 machine's matrix product, the bytes that mixing has to move at its copy, and the assignments at what
 SciPy takes for one. All are measured in the same run, in turn with the merge, each in a process of
 its own. The merge is that of a run: activations of 512 images per agent are matched with those of
-each neighbour, hidden units assigned, permuted and averaged, BatchNorm statistics recomputed.
+each neighbour, hidden units assigned, permuted and averaged, BatchNorm statistics recomputed. With
+``--method wa`` networks are averaged as they are: mixing alone.
 """
 
 import dataclasses
@@ -40,6 +41,8 @@ class Options:
     """How often each is measured, after one time to warm up."""
     images: int = 512
     """Images of an agent, on which units are matched and statistics recomputed."""
+    method: Literal["dimat", "wa"] = "dimat"
+    """What merges: DIMAT, or plain averaging."""
     backend: Literal["cpu", "gpu", "tpu"] | None = None
     """Where to run; None: what JAX finds."""
     out: pathlib.Path | None = None
@@ -52,12 +55,12 @@ def main() -> None:
     measured = {}
     for name, (topology, work) in report.chosen(options.rows, ROWS).items():
         work = dataclasses.replace(work, batch=options.images, steps=1, backend=options.backend)
-        measured[name] = measure(topology, work, options.repetitions)
+        measured[name] = measure(topology, work, options.repetitions, options.method)
         report.progress(f"{name}: {summary(measured[name])}")
     report.publish("merge", options, [table(measured), parts(measured)], measured)
 
 
-def measure(topology: str, work: Work, repetitions: int) -> dict[str, Any]:
+def measure(topology: str, work: Work, repetitions: int, method: str) -> dict[str, Any]:
     """Measures one row.
 
     Returns:
@@ -65,9 +68,11 @@ def measure(topology: str, work: Work, repetitions: int) -> dict[str, Any]:
       part; how many bytes the process grew by, and those of all agents' networks.
     """
     demand = apart(count, topology, work)
+    if method == "wa":
+        demand |= {"match_operations": 0.0, "assignments": {}}
     bounds = {name: (make, work.backend) for name, make in limits.makers(work.backend).items()}
     makers = {
-        "ours": (merge_block, work, topology),
+        "ours": (merge_block, work, topology, method),
         "assignments": (assignment_block, demand["assignments"]),
     }
     with contestants(makers | bounds) as blocks:
@@ -92,12 +97,12 @@ def measure(topology: str, work: Work, repetitions: int) -> dict[str, Any]:
     }
 
 
-def merge_block(work: Work, topology: str) -> Callable[[], dict[str, Any]]:
+def merge_block(work: Work, topology: str, method: str) -> Callable[[], dict[str, Any]]:
     """Merges of a run of ours: seconds by part, and the bytes held before there were agents."""
     from benchmarks import ours
 
     ours.start(work)
-    return ours.merges(work, topology)
+    return ours.merges(work, topology, method)
 
 
 def assignment_block(assignments: dict[int, int]) -> Callable[[], float]:

@@ -146,17 +146,18 @@ def rounds(
     return block
 
 
-def merges(work: Work, topology: str) -> Callable[[], dict[str, Any]]:
-    """A block that merges all agents once by DIMAT, as a run does.
+def merges(work: Work, topology: str, method: str = "dimat") -> Callable[[], dict[str, Any]]:
+    """A block that merges all agents once by a method, as a run does.
 
     Returns:
       A function that returns the seconds by part, and the peak of memory before there were agents.
     """
     # Every merge aligns anew: what is measured is never skipped.
     options: dict[str, Any] = dict(topology=topology, merge_frame="own", align_every=1)
+    options |= dict(methods=(method,))
     session = session_of(prepare_run(work, optimizer="sgd", **options))
     before = peak_memory()
-    state = session.begin(session.start(), "dimat")._replace(pretrained=None)
+    state = session.begin(session.start(), method)._replace(pretrained=None)
     session.shards_of(state)
 
     def block() -> dict[str, Any]:

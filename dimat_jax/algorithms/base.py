@@ -16,9 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dimat_jax.execution.exchange import Route, find_routes, follow, over, take
+from dimat_jax.execution.exchange import mix as mix_all
 from dimat_jax.execution.placement import Execution, pad
+from dimat_jax.merging.average import add_neighbors, narrow
 from dimat_jax.merging.batches import Batches
-from dimat_jax.merging.merger import Merger
+from dimat_jax.merging.merger import SLOTS_AT_ONCE, Merger
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, Tree, check_doubly_stochastic, neighbor_slots
 from dimat_jax.types import Batch, Key, Permutations, Task, Variables
@@ -67,12 +70,16 @@ class Exchange(NamedTuple):
       slot_mask: whether a slot holds a neighbour (slot 0 does not count as one).
       reverse_slots: the slot in which agent ``sources[i, s]`` has agent i; 0 if it does not hear
         from i.
+      weights: π_ij of the agents in these slots, where there are few; else None.
+      route: the way of the neighbours' to them, where there are few of them; else None.
     """
 
     matrix: Float[Array, "agents agents"]
     sources: Int[Array, "agents slots"]
     slot_mask: Float[Array, "agents slots"]
     reverse_slots: Int[Array, "agents slots"]
+    weights: Float[Array, "agents slots"] | None = None
+    route: Route | None = None
 
 
 class Gossip(NamedTuple):
@@ -238,7 +245,45 @@ def exchanges(topology: Topology, execution: Execution | None = None) -> Exchang
     rounds = [exchange_of(topology, round) for round in range(topology.period)]
     if execution is not None:
         rounds = [padded(execution, exchange) for exchange in rounds]
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *rounds)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *rounds)
+    if execution is None or stacked.sources.shape[-1] > 1 + SLOTS_AT_ONCE:
+        return stacked
+    sources, weights = zip(
+        *(neighbor_slots(topology, round) for round in range(topology.period)), strict=True
+    )
+    of_lanes = np.stack([pad(execution, x) for x in weights])
+    return stacked._replace(
+        weights=jnp.asarray(of_lanes, jnp.result_type(float)),
+        route=jax.tree.map(jnp.asarray, find_routes(execution, np.stack(sources)[:, :, 1:])),
+    )
+
+
+def mix(exchange: Exchange, tree: Any) -> Any:
+    """Σ_j π_ij x_j for every agent i: slot by slot where there are few, else by the matrix.
+
+    Args:
+      exchange: who hears from whom.
+      tree: stacked ``[agents, ...]``.
+    """
+    if exchange.route is None:
+        return mix_all(exchange.matrix, tree)
+
+    def average(weights: Any, route: Route, tree: Any) -> Any:
+        return narrow(add_neighbors(None, weights, route, tree), tree)
+
+    return over(exchange.route.mesh, average)(exchange.weights, exchange.route, tree)
+
+
+def neighbors(exchange: Exchange, tree: Any) -> list[Any]:
+    """What each agent's neighbours have, one stacked pytree for each slot after the agent's own.
+
+    Args:
+      exchange: who hears from whom.
+      tree: stacked ``[agents, ...]``.
+    """
+    if exchange.route is None:
+        return [take(tree, sources) for sources in exchange.sources.T[1:]]
+    return over(exchange.route.mesh, follow)(exchange.route, tree)
 
 
 def padded(execution: Execution, exchange: Exchange) -> Exchange:

@@ -19,9 +19,10 @@ from dimat_jax.algorithms.base import (
     Params,
     descend,
     doubly_stochastic,
+    mix,
+    neighbors,
 )
 from dimat_jax.algorithms.gossip import MomentumState, at_rest
-from dimat_jax.execution.exchange import mix, take
 from dimat_jax.topology import Topology
 
 
@@ -55,13 +56,12 @@ def cross_gradient_aggregation(momentum: float = 0.9) -> Gossip:
     """
 
     def points(params, state, exchange):
-        slots = range(1, exchange.sources.shape[1])
-        return tuple(take(params, exchange.sources[:, slot]) for slot in slots)
+        return tuple(neighbors(exchange, params))
 
     def update(params, gradients, state, exchange, rate):
         agreed = jax.vmap(agree)(returned(gradients, exchange), exchange.slot_mask)
         velocity = jax.tree.map(lambda v, g: momentum * v + g, state.velocity, agreed)
-        params = descend(mix(exchange.matrix, params), rate, velocity)
+        params = descend(mix(exchange, params), rate, velocity)
         return params, MomentumState(velocity)
 
     return Gossip(update, mutual, Message(messages=2), at_rest, points, momentum)

@@ -11,9 +11,9 @@ from dimat_jax.algorithms.base import (
     Params,
     descend,
     doubly_stochastic,
+    mix,
 )
 from dimat_jax.algorithms.momentum import with_momentum
-from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology
 
 MIN_EIGENVALUE = -1 / 3
@@ -81,7 +81,7 @@ def exact_diffusion(lazy: bool = True) -> Gossip:
         # 2 x − x' − α g + α' g' = (x − α g) + x − (x' − α' g')
         stepped = descend(params, rate, g)
         corrected = jax.tree.map(lambda new, x, old: new + x - old, stepped, params, state.stepped)
-        return mix(exchange.matrix, corrected), D2State(stepped)
+        return mix(exchange, corrected), D2State(stepped)
 
     return Gossip(update, lambda topology: symmetric_graph(topology, lazy), init=init)
 

@@ -19,9 +19,9 @@ from dimat_jax.algorithms.base import (
     State,
     descend,
     doubly_stochastic,
+    mix,
 )
 from dimat_jax.algorithms.momentum import MomentumState, with_momentum
-from dimat_jax.execution.exchange import mix
 
 Init = Callable[[Params, Exchange], tuple[Params, State]]
 
@@ -45,7 +45,7 @@ def mix_then_step(momentum: float = 0.0) -> Gossip:
         (g,) = gradients
         slowed = jax.tree.map(lambda v: momentum * v, state.velocity)
         velocity = descend(slowed, rate, g)
-        mixed = mix(exchange.matrix, params)
+        mixed = mix(exchange, params)
         return jax.tree.map(jnp.add, mixed, velocity), MomentumState(velocity)
 
     return Gossip(update, doubly_stochastic, init=at_rest, momentum=momentum)
@@ -66,7 +66,7 @@ def step_then_mix(
 
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
-        return mix(exchange.matrix, descend(params, rate, g)), state
+        return mix(exchange, descend(params, rate, g)), state
 
     return Gossip(update, graph, message, init)
 

@@ -12,9 +12,9 @@ from dimat_jax.algorithms.base import (
     Params,
     descend,
     doubly_stochastic,
+    mix,
 )
 from dimat_jax.algorithms.momentum import with_momentum
-from dimat_jax.execution.exchange import mix
 
 
 class TrackingState(NamedTuple):
@@ -38,9 +38,9 @@ def tracking() -> Gossip:
     def update(params, gradients, state, exchange, rate):
         (g,) = gradients
         tracker = jax.tree.map(
-            lambda y, g, old: y + g - old, mix(exchange.matrix, state.tracker), g, state.gradient
+            lambda y, g, old: y + g - old, mix(exchange, state.tracker), g, state.gradient
         )
-        params = descend(mix(exchange.matrix, params), rate, tracker)
+        params = descend(mix(exchange, params), rate, tracker)
         return params, TrackingState(tracker, g)
 
     return Gossip(update, doubly_stochastic, Message(parameters=2), init)

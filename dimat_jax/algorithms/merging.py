@@ -9,9 +9,10 @@ methods here are the arguments of `neighbor_average`.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from dimat_jax.algorithms.base import (
     Algorithm,
@@ -24,16 +25,12 @@ from dimat_jax.algorithms.base import (
     doubly_stochastic,
 )
 from dimat_jax.merging.average import narrow
-from dimat_jax.merging.merger import Merger
+from dimat_jax.merging.merger import SLOTS_AT_ONCE, Merger
 from dimat_jax.merging.repair import Goal
 from dimat_jax.merging.units import find_units
 from dimat_jax.symmetries import Symmetries
 from dimat_jax.topology import Topology, Tree, fully_connected, random_peers
 from dimat_jax.types import Batch, Permutations, Task, Variables
-
-SLOTS_AT_ONCE = 4
-"""Neighbours of an agent that are held at the same time: more of them share one forward pass of the
-agent's own network, and take more memory."""
 
 Align = Callable[[Merger, Variables, Sequence[Variables], MergeRound], list[Permutations]]
 """``(merger, target, sources, round) -> permutations`` that bring each source into the frame of
@@ -227,10 +224,41 @@ def average(
         weights = weights * round.examples[round.sources]
         weights = weights / weights.sum(1, keepdims=True)
 
-    # x_i ← Σ_s weights[i, s] P x[sources[i, s]], s = 0 the agent itself: a sum over slots, each of
-    # which is one neighbour of every agent, [lanes, ...]. On a ring two slots hold everything.
-    def parents(slots: Sequence[int]) -> Sequence[Variables]:
-        sources = [merger.gather(variables, round.sources[:, slot]) for slot in slots]
+    goal: Goal = {}
+    if align is unaligned and not repair:
+        total = merger.average(variables, round.sources, weights)
+    else:
+        total, goal, found = average_parents(align, repair, merger, variables, weights, round)
+        used.extend(found)
+    total = narrow(total, variables)
+    # REPAIR comes last: it corrects what recomputed statistics leave.
+    if recompute and round.statistics is not None:
+        total = merger.recompute(total, round.statistics())
+    if repair:
+        total = merger.repair.correct(total, goal, round.matching())
+    return Merged(total, state, used, moved=frame is not None and bool(used), weights=weights)
+
+
+def average_parents(
+    align: Align,
+    repair: bool,
+    merger: Merger,
+    variables: Variables,
+    weights: Float[np.ndarray, "agents slots"],
+    round: MergeRound,
+) -> tuple[Any, Any, list[Any]]:
+    """What `average` adds up where neighbours have to be looked at one by one.
+
+    Returns:
+      Σ_s weights[i, s] P x[sources[i, s]], of networks and of their units' moments where REPAIR
+      needs these; the permutations P.
+    """
+    used: list[Permutations] = []
+
+    # s = 0 is the agent itself: a sum over slots, each of which is one neighbour of every agent,
+    # [lanes, ...]. On a ring two slots hold everything.
+    def parents(slots: range) -> Sequence[Variables]:
+        sources = merger.gather_slots(variables, round.sources[:, slots.start : slots.stop])
         permutations = align(merger, variables, sources, round)
         used.extend(permutations)
         pairs = zip(permutations, sources, strict=True)
@@ -249,13 +277,7 @@ def average(
             if repair:
                 of_parent = merger.repair.read(parent, round.matching())
                 goal = merger.add(goal, weights[:, slot], of_parent)
-    total = narrow(total, variables)
-    # REPAIR comes last: it corrects what recomputed statistics leave.
-    if recompute and round.statistics is not None:
-        total = merger.recompute(total, round.statistics())
-    if repair:
-        total = merger.repair.correct(total, goal, round.matching())
-    return Merged(total, state, used, moved=frame is not None and bool(used), weights=weights)
+    return total, goal, used
 
 
 DIMAT_SOURCE = "arXiv 2404.08079, algorithm 1"

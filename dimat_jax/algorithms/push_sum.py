@@ -13,9 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dimat_jax.algorithms.base import Algorithm, Gossip, Message, Params, descend
+from dimat_jax.algorithms.base import (
+    Algorithm,
+    Gossip,
+    Message,
+    Params,
+    descend,
+    mix,
+)
 from dimat_jax.algorithms.momentum import with_momentum
-from dimat_jax.execution.exchange import mix
 from dimat_jax.topology import Topology, check_connected
 
 
@@ -58,8 +64,8 @@ def stochastic_gradient_push() -> Gossip:
         (g,) = gradients
         # What is mixed is x = w z; gradients are taken at z, and steps are made from x.
         held = descend(by_agent(jnp.multiply, params, state.weight), rate, g)
-        weight = mix(exchange.matrix, state.weight)
-        params = by_agent(jnp.divide, mix(exchange.matrix, held), weight)
+        weight = mix(exchange, state.weight)
+        params = by_agent(jnp.divide, mix(exchange, held), weight)
         return params, PushSumState(weight)
 
     return Gossip(update, column_stochastic, Message(parameters=1, scalars=1), init)

@@ -3,10 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from dimat_jax.algorithms.base import Algorithm, Gossip, descend, doubly_stochastic
+from dimat_jax.algorithms.base import (
+    Algorithm,
+    Gossip,
+    descend,
+    doubly_stochastic,
+    mix,
+)
 from dimat_jax.algorithms.gossip import at_rest
 from dimat_jax.algorithms.momentum import MomentumState
-from dimat_jax.execution.exchange import mix
 
 
 def quasi_global_momentum(
@@ -30,7 +35,7 @@ def quasi_global_momentum(
         direction = jax.tree.map(lambda m, g: momentum * m + g, state.velocity, g)
         if nesterov:
             direction = jax.tree.map(lambda m, g: g + momentum * m, direction, g)
-        mixed = mix(exchange.matrix, descend(params, rate, direction))
+        mixed = mix(exchange, descend(params, rate, direction))
         # Without a step there is no direction of it.
         per_rate = jnp.where(rate > 0, 1 / rate, 0)
 

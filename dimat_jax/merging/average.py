@@ -9,6 +9,7 @@ import numpy as np
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
+from dimat_jax.execution.exchange import Route, follow, product
 from dimat_jax.registry import attempt, expect, shown
 from dimat_jax.symmetries import Symmetries, check_symmetries, permute
 from dimat_jax.symmetries.networks import check_leaves, dtype_of, is_averaged, like, wide
@@ -34,6 +35,52 @@ def add_weighted(total: Any, weight: Float[Array, ""], variables: Any) -> Any:
     return (
         jax.tree.map(multiply, variables) if total is None else jax.tree.map(add, total, variables)
     )
+
+
+def add_neighbors(
+    total: Any,
+    weights: Float[Array, "lanes slots"],
+    route: Route,
+    variables: Any,
+) -> Any:
+    """``total + Σ_s weights[:, s] x[sources[:, s]]`` for the lanes of a device, slot by slot.
+
+    All of it in one pass over memory, with the sums of `add_weighted`.
+
+    Args:
+      total: of slots before these; None: the first of the weights is that of the lanes' own.
+      weights: of the route's slots, after that of the own where there is no total yet.
+      route: of the device, see `dimat_jax.execution.exchange.follow`.
+      variables: of its lanes, ``[lanes, ...]``.
+    """
+    add = jax.vmap(add_weighted)
+    found = follow(route, variables)
+    if total is None:
+        found = [variables, *found]
+    for slot, of_slot in enumerate(found):
+        total = add(total, weights[:, slot], of_slot)
+    return total
+
+
+def average_all(devices: int, matrix: Float[Array, "all all"], variables: Any) -> Any:
+    """Σ_j w_ij x_j over all agents for the lanes of a device, as matrix products.
+
+    Args:
+      devices: how many there are.
+      matrix: w, of all lanes.
+      variables: of the device's lanes, ``[lanes, ...]``.
+
+    Returns:
+      As `add_weighted`.
+    """
+
+    def average(v: Array) -> Array:
+        if not is_averaged(v):
+            return v
+        dtype = canonicalize_dtype(wide(dtype_of(v)))
+        return product(matrix.astype(dtype), devices, v.astype(dtype))
+
+    return jax.tree.map(average, variables)
 
 
 def narrow(total: Any, variables: Any) -> Any:

@@ -5,24 +5,43 @@ so that memory is O(agents × parameters) whatever the graph.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
 
-from dimat_jax.execution.exchange import take
-from dimat_jax.execution.forms import map_agents
-from dimat_jax.execution.placement import AGENTS, Execution, pad, place, to_host
+from dimat_jax.execution.exchange import find_route, follow
+from dimat_jax.execution.forms import map_agents, over_devices
+from dimat_jax.execution.placement import (
+    AGENTS,
+    REPLICATED,
+    Execution,
+    pad,
+    place,
+    replicate,
+    to_host,
+)
 from dimat_jax.execution.timing import Stopwatch, compiled
 from dimat_jax.merging.alignment import activation_matcher, universe_matcher, weight_matcher
-from dimat_jax.merging.average import add_weighted, permute_state
+from dimat_jax.merging.average import (
+    add_neighbors,
+    add_weighted,
+    average_all,
+    permute_state,
+)
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import compose_along
 from dimat_jax.merging.repair import Goal, make_repair
 from dimat_jax.merging.statistics import make_recompute
 from dimat_jax.symmetries import Symmetries, permute
 from dimat_jax.types import Batch, Permutations, Prepare, Task, Variables
+
+SLOTS_AT_ONCE = 4
+"""Neighbours of an agent that are held at the same time: more of them share one forward pass of the
+agent's own network, and take more memory."""
 
 
 class Merger(NamedTuple):
@@ -34,6 +53,10 @@ class Merger(NamedTuple):
         each source into the frame of the target, ``universe`` of all into one. See
         `dimat_jax.merging.alignment`.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
+      gather_slots: ``(variables, sources [agents, slots]) -> [variables]``: the same of several
+        slots, one after the other; what a device needs for two of them is sent to it once.
+      average: ``(variables, sources [agents, slots], weights [agents, slots]) -> total``: what
+        `add` of each slot comes to, where nothing is aligned. Slot 0 is the agents' own.
       permute: ``(permutations, variables) -> variables``.
       compose: ``(permutations, ancestors [agents]) -> permutations``, see
         `dimat_jax.merging.frames.compose_along`.
@@ -48,6 +71,8 @@ class Merger(NamedTuple):
     symmetries: Symmetries
     match: Mapping[str, Callable[..., list[Permutations]]]
     gather: Callable[[Variables, Any], Variables]
+    gather_slots: Callable[[Variables, Any], Sequence[Variables]]
+    average: Callable[[Any, Any, Any], Any]
     permute: Callable[[Permutations, Variables], Variables]
     compose: Callable[[Permutations, Any], Permutations]
     permute_state: Callable[[Permutations, Variables, Any], Any]
@@ -87,8 +112,7 @@ def make_merger(
       abstract: shapes of one agent's variables, and of a batch of what the task takes.
       stopwatch: gets the seconds of ``match``, ``assign``, ``mix``, ``statistics``, ``compile``.
     """
-    of_agents = NamedSharding(execution.mesh, AGENTS)
-    gathering = compiled(jax.jit(take, out_shardings=of_agents), stopwatch)
+    gathering = make_gather(execution, stopwatch)
     permuting = map_agents(execution, functools.partial(permute, symmetries), stopwatch)
     permuting_state = map_agents(execution, functools.partial(permute_state, symmetries), stopwatch)
     adding = map_agents(execution, add_weighted, stopwatch, donate=0)
@@ -115,7 +139,9 @@ def make_merger(
             "weights": weight_matcher(execution, symmetries, stopwatch),
             "universe": universe_matcher(execution, symmetries, stopwatch),
         },
-        gather=timed("mix", lambda v, sources: gathering(v, pad(execution, sources))),
+        gather=timed("mix", lambda v, sources: gathering(v, sources[:, None])[0]),
+        gather_slots=timed("mix", gathering),
+        average=timed("mix", make_average(execution, stopwatch)),
         permute=timed("mix", permuting),
         compose=timed("assign", composing),
         permute_state=timed("mix", permuting_state),
@@ -123,3 +149,52 @@ def make_merger(
         recompute=timed("statistics", recompute),
         repair=Repair(timed("statistics", read), timed("statistics", correct)),
     )
+
+
+def make_gather(execution: Execution, stopwatch: Stopwatch) -> Callable[..., list[Variables]]:
+    """Builds `Merger.gather_slots`."""
+    call = compiled(jax.jit(over_devices(execution, follow, AGENTS)), stopwatch)
+    return lambda variables, sources: call(find_route(execution, sources), variables)
+
+
+def make_average(execution: Execution, stopwatch: Stopwatch) -> Callable[..., Any]:
+    """Builds `Merger.average`: slot by slot, or where everyone hears from everyone as products."""
+    by_slots = over_devices(execution, add_neighbors, AGENTS)
+    of_all = functools.partial(average_all, execution.mesh.size)
+    of_all = over_devices(execution, of_all, (REPLICATED, AGENTS))
+    adding = compiled(jax.jit(by_slots, donate_argnums=0), stopwatch)
+    multiplying = compiled(jax.jit(of_all), stopwatch)
+
+    def average(
+        variables: Any,
+        sources: Int[np.ndarray, "agents slots"],
+        weights: Float[np.ndarray, "agents slots"],
+    ) -> Any:
+        slots = sources.shape[1]
+        # As JAX has it: several processes compare what they put on devices, bit for bit.
+        weights = weights.astype(jnp.result_type(float))
+        if slots > 1 + SLOTS_AT_ONCE:
+            matrix = dense(execution, sources, weights)
+            # 0 times what is not finite is not 0: only who is heard by all is in a product.
+            if matrix[: execution.agents, : execution.agents].all():
+                return multiplying(replicate(execution, matrix), variables)
+        total = None
+        for start in range(1, max(2, slots), SLOTS_AT_ONCE):
+            route = find_route(execution, sources[:, start : start + SLOTS_AT_ONCE])
+            first = start if total is not None else 0
+            of_slots = place(execution, weights[:, first : start + SLOTS_AT_ONCE])
+            total = adding(total, of_slots, route, variables)
+        return total
+
+    return average
+
+
+def dense(
+    execution: Execution,
+    sources: Int[np.ndarray, "agents slots"],
+    weights: Float[np.ndarray, "agents slots"],
+) -> Float[np.ndarray, "lanes lanes"]:
+    """The mixing matrix of all lanes, from each agent's neighbours."""
+    matrix = np.zeros((execution.agents, execution.all_lanes), weights.dtype)
+    np.add.at(matrix, (np.arange(execution.agents)[:, None], sources), weights)
+    return pad(execution, matrix)

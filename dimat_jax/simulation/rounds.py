@@ -190,13 +190,14 @@ def average_state(
       permutations: of each slot but the first; empty where nothing is to be aligned.
     """
     own = {"state": state}
-    total = merger.add(None, inputs.weights[:, 0], own)
-    for slot in range(1, inputs.sources.shape[1]):
-        sources = inputs.sources[:, slot]
-        of_slot = merger.gather(own, sources)
-        if permutations:
-            networks = merger.gather(variables, sources)
-            of_slot = merger.permute_state(permutations[slot - 1], networks, of_slot)
-        total = merger.add(total, inputs.weights[:, slot], of_slot)
+    if permutations:
+        total = merger.add(None, inputs.weights[:, 0], own)
+        for slot, of_slot in enumerate(permutations, 1):
+            sources = inputs.sources[:, slot]
+            networks, theirs = (merger.gather(x, sources) for x in (variables, own))
+            theirs = merger.permute_state(of_slot, networks, theirs)
+            total = merger.add(total, inputs.weights[:, slot], theirs)
+    else:
+        total = merger.average(own, inputs.sources, inputs.weights)
     # The numbers that each agent's optimizer was given are not averaged.
     return with_hyperparams(narrow(total, own)["state"], state)

@@ -1,14 +1,20 @@
 """What a method is made of: its parts, and who hears from whom as data."""
 
+import hypothesis
+import jax
 import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
 from helpers.small_runs import execution_of
+from hypothesis import strategies as st
 
 from dimat_jax import topology
 from dimat_jax.algorithms import METHODS, Algorithm, exchanges
-from dimat_jax.algorithms.base import descend, doubly_stochastic
+from dimat_jax.algorithms.base import descend, doubly_stochastic, mix, neighbors
+from dimat_jax.algorithms.stepping import round_of
+from dimat_jax.execution.placement import place, replicate
+from dimat_jax.merging.merger import SLOTS_AT_ONCE
 
 GOSSIP, MERGE = METHODS["cdsgd"].gossip, METHODS["wa"].merge
 GRAPHS = [
@@ -33,7 +39,7 @@ def test_an_exchange_says_who_hears_from_whom(graph):
     rounds = exchanges(graph)
     assert len(rounds.matrix) == graph.period
     for round in range(graph.period):
-        matrix, sources, mask, reverse = (np.asarray(x[round]) for x in rounds)
+        matrix, sources, mask, reverse = (np.asarray(x[round]) for x in rounds[:4])
         np.testing.assert_allclose(matrix, graph.mixing_matrix(round), atol=1e-7)
         np.testing.assert_array_equal(sources[:, 0], range(graph.agents))
         assert not mask[:, 0].any()
@@ -51,7 +57,7 @@ def test_a_masked_lane_hears_what_the_last_agent_hears_and_nobody_hears_from_it(
     graph, execution = topology.base_k(5, 1), execution_of(5, 3)
     assert execution.all_lanes == 6
     plain, padded = exchanges(graph), exchanges(graph, execution)
-    for before, after in zip(plain, padded, strict=True):
+    for before, after in zip(plain[:4], padded[:4], strict=True):
         np.testing.assert_array_equal(after[:, :5, : before.shape[2]], before)
         np.testing.assert_array_equal(after[:, 5], after[:, 4])
     assert padded.matrix.shape == (graph.period, 6, 6)
@@ -72,3 +78,46 @@ def test_a_step_down_keeps_the_dtype_of_each_leaf():
         name: x.dtype for name, x in params.items()
     }
     np.testing.assert_array_equal(found["single"], 0.5)
+
+
+@hypothesis.given(st.integers(2, 12), st.integers(1, 8), st.integers(0, 2**32 - 1))
+@hypothesis.settings(deadline=None, max_examples=4)
+def test_agents_mix_by_routes_as_by_the_matrix(agents, devices, seed):
+    """Whatever the devices, in every round of a graph that changes, and with masked lanes."""
+    execution = execution_of(agents, -(-agents // -(-agents // devices)))
+    rng = np.random.default_rng(seed)
+    sparse = (rng.random((agents, agents)) < 0.2) * rng.random((agents, agents))
+    mine = topology.from_matrix(np.stack([sparse, np.eye(agents), sparse.T]))
+    graphs = [topology.ring(agents), topology.base_k(agents, 1), mine]
+    tree = {"x": rng.normal(size=(agents, 3)), "half": rng.normal(size=agents)}
+    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    placed = place(execution, {**tree, "half": tree["half"].astype(jnp.bfloat16)})
+    for graph in graphs:
+        rounds = exchanges(graph, execution)
+        few = rounds.sources.shape[-1] <= 1 + SLOTS_AT_ONCE
+        assert (rounds.route is not None) == few
+
+        @jax.jit
+        def mixed(exchanges, turn, tree):
+            now = round_of(exchanges, turn)
+            return mix(now, tree), neighbors(now, tree)
+
+        for round in range(graph.period):
+            found, heard = mixed(rounds, round, placed)
+            expected = graph.mixing_matrix(round) @ np.asarray(tree["x"])
+            np.testing.assert_allclose(found["x"][:agents], expected, atol=1e-5)
+            assert found["half"].dtype == jnp.bfloat16
+            sources, _ = topology.neighbor_slots(graph, round)
+            assert len(heard) == sources.shape[1] - 1
+            for slot, of_slot in enumerate(heard, 1):
+                np.testing.assert_array_equal(of_slot["x"][:agents], tree["x"][sources[:, slot]])
+
+
+@pytest.mark.parametrize("graph", [topology.ring(8), topology.one_peer_exponential(8)])
+def test_mixing_within_a_step_gathers_from_nobody_but_neighbours(graph):
+    execution = execution_of(8, 8)
+    rounds = replicate(execution, exchanges(graph, execution))
+    params = place(execution, {"x": np.ones((8, 100), np.float32)})
+    mixed = jax.jit(lambda rounds, turn, tree: mix(round_of(rounds, turn), tree))
+    text = mixed.lower(rounds, 1, params).compile().as_text()
+    assert "collective-permute" in text and "all-gather" not in text

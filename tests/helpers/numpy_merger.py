@@ -76,7 +76,9 @@ def numpy_merger(aligner: Aligner) -> Merger:
             "weights": aligner.by_weights,
             "universe": aligner.into_universe,
         },
-        gather=lambda v, sources: {"params": v["params"][sources]},
+        gather=gather,
+        gather_slots=lambda v, sources: [gather(v, slot) for slot in sources.T],
+        average=average,
         permute=lambda p, v: {**v, "params": reordered(p, v["params"])},
         compose=composed,
         permute_state=lambda p, v, state: jax.tree.map(lambda x: reordered(p, x), state),
@@ -84,6 +86,14 @@ def numpy_merger(aligner: Aligner) -> Merger:
         recompute=lambda v, batches: {**v, "recomputed": batches},
         repair=Repair(read, correct),
     )
+
+
+def gather(variables, sources):
+    return {"params": variables["params"][sources]}
+
+
+def average(variables, sources, weights):
+    return jax.tree.map(lambda x: np.einsum("is,isu->iu", weights, x[sources]), variables)
 
 
 def composed(permutations, ancestors):

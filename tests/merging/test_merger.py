@@ -63,18 +63,19 @@ GRAPHS = [
 def test_weight_averaging_is_the_mixing_matrix_whatever_the_graph():
     mlp = case("mlp")
     batches = own_batches(mlp.execution)
-    merge("wa", mlp, population_of(mlp), GRAPHS[0], batches)  # compiles what there is to compile
+    rounds = [(graph, round) for graph in GRAPHS for round in range(graph.period)]
     variables = population_of(mlp)
+    for graph, round in rounds:  # compiles what there is to compile
+        mixed = merge("wa", mlp, variables, graph, batches, round).variables
+        matrix = graph.mixing_matrix(round)
+        expected = jax.tree.map(
+            lambda x, m=matrix: np.einsum("ij,j...->i...", m, np.asarray(x, np.float64)),
+            variables["params"],
+        )
+        assert_trees_close(mixed["params"], expected, tolerance=1e-5)
     with compilations() as counter:
-        for graph in GRAPHS:
-            for round in range(graph.period):
-                mixed = merge("wa", mlp, variables, graph, batches, round).variables
-                matrix = graph.mixing_matrix(round)
-                expected = jax.tree.map(
-                    lambda x, m=matrix: np.einsum("ij,j...->i...", m, np.asarray(x, np.float64)),
-                    variables["params"],
-                )
-                assert_trees_close(mixed["params"], expected, tolerance=1e-5)
+        for graph, round in rounds:
+            merge("wa", mlp, variables, graph, batches, round)
     assert counter.count == 0
 
 
