@@ -160,7 +160,13 @@ def gossip_training(
       ``run(agents, state, order, resident, rounds, steps) -> (agents, state)``. The memory of
       agents and state is reused.
     """
-    own, other = (place(execution, np.full(execution.agents, own)) for own in (True, False))
+    # On devices that are only described there is nothing to place.
+    own, other = (
+        np.full(execution.all_lanes, own)
+        if execution.described
+        else place(execution, np.full(execution.agents, own))
+        for own in (True, False)
+    )
     update = exchange(execution, gossip_exchange(gossip, schedule), stopwatch, donate=2)
 
     def step(carry: Any, order: Any, resident: Any, rounds: Exchange) -> Any:

@@ -15,7 +15,13 @@ from dimat_jax.execution.exchange import take
 from dimat_jax.execution.forms import map_agents
 from dimat_jax.execution.placement import AGENTS, Execution, pad, place, to_host
 from dimat_jax.execution.timing import Stopwatch, compiled
-from dimat_jax.merging.alignment import activation_matcher, universe_matcher, weight_matcher
+from dimat_jax.merging.alignment import (
+    Correlate,
+    activation_matcher,
+    make_correlation,
+    universe_matcher,
+    weight_matcher,
+)
 from dimat_jax.merging.average import add_weighted, permute_state
 from dimat_jax.merging.batches import Batches
 from dimat_jax.merging.frames import compose_along
@@ -33,6 +39,7 @@ class Merger(NamedTuple):
       match: how units are compared → what finds permutations: ``activations`` and ``weights`` of
         each source into the frame of the target, ``universe`` of all into one. See
         `dimat_jax.merging.alignment`.
+      correlate: what matching by activations does on the devices, before units are assigned.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
       permute: ``(permutations, variables) -> variables``.
       compose: ``(permutations, ancestors [agents]) -> permutations``, see
@@ -47,6 +54,7 @@ class Merger(NamedTuple):
 
     symmetries: Symmetries
     match: Mapping[str, Callable[..., list[Permutations]]]
+    correlate: Correlate
     gather: Callable[[Variables, Any], Variables]
     permute: Callable[[Permutations, Variables], Variables]
     compose: Callable[[Permutations, Any], Permutations]
@@ -93,6 +101,7 @@ def make_merger(
     permuting_state = map_agents(execution, functools.partial(permute_state, symmetries), stopwatch)
     adding = map_agents(execution, add_weighted, stopwatch, donate=0)
     recompute = make_recompute(execution, task, prepare, abstract[0], stopwatch)
+    correlate = make_correlation(execution, task, symmetries, prepare, abstract, stopwatch)
     read, correct = make_repair(execution, task, symmetries, prepare, abstract, stopwatch)
 
     def composing(permutations: Permutations, ancestors: Any) -> Permutations:
@@ -109,12 +118,11 @@ def make_merger(
     return Merger(
         symmetries=symmetries,
         match={
-            "activations": activation_matcher(
-                execution, task, symmetries, prepare, abstract, stopwatch
-            ),
+            "activations": activation_matcher(execution, symmetries, correlate, stopwatch),
             "weights": weight_matcher(execution, symmetries, stopwatch),
             "universe": universe_matcher(execution, symmetries, stopwatch),
         },
+        correlate=correlate,
         gather=timed("mix", lambda v, sources: gathering(v, pad(execution, sources))),
         permute=timed("mix", permuting),
         compose=timed("assign", composing),

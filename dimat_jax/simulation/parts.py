@@ -90,10 +90,10 @@ class Parts(NamedTuple):
     stopwatch: Stopwatch
 
 
-def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Parts:
-    """Builds the parts; each is compiled when it is first used. ``tell`` as in `Stopwatch`."""
+def make_parts(setup: Setup, stopwatch: Stopwatch | None = None) -> Parts:
+    """Builds the parts; each is compiled when it is first used, as the stopwatch says."""
     config, execution, task, data = setup.config, setup.execution, setup.task, setup.data
-    stopwatch = Stopwatch(tell)
+    stopwatch = stopwatch or Stopwatch()
     optimizer = setup.optimizer
     prepare = prepared(data)
 

@@ -76,6 +76,7 @@ def numpy_merger(aligner: Aligner) -> Merger:
             "weights": aligner.by_weights,
             "universe": aligner.into_universe,
         },
+        correlate=lambda target, sources, batches: [],
         gather=lambda v, sources: {"params": v["params"][sources]},
         permute=lambda p, v: {**v, "params": reordered(p, v["params"])},
         compose=composed,
