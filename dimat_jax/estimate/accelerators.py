@@ -63,9 +63,7 @@ GPU_SHARE = 0.75
 TPU_SHARE = 0.98
 """A little of a TPU's is the system's own."""
 
-H100 = Gpu(
-    "NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 3352320000000, 84942979072, 52428800, 232448
-)
+H100 = Gpu("NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 3352320000000, 84942979072, 52428800, 232448)
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 2039040000000, 85100068864, 41943040, 166912)
 
 ACCELERATORS = {
@@ -175,9 +173,7 @@ def tpus(topology: str, name: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # A v4 chip is one device of two cores.
     options = {"chip_config_name": "megacore"} if name == "v4" else {}
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, **options
-    ).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 def gpus(gpu: Gpu, topology: str) -> Sequence[Any]:

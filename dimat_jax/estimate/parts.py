@@ -124,9 +124,7 @@ def batches_of(dry: Dry, number: int, shared: bool) -> Batches:
     execution, shards = dry.setup.execution, shards_of(dry)
     agents = dry.setup.config.agents
     batches, size = split_evenly(min(number, shards.number * (agents if shared else 1)))
-    rows = shard(
-        execution, jax.ShapeDtypeStruct((execution.all_lanes, batches, size), jnp.int32)
-    )
+    rows = shard(execution, jax.ShapeDtypeStruct((execution.all_lanes, batches, size), jnp.int32))
     if not shared:
         return Batches(rows, shards.examples)
     examples = jax.tree.map(

@@ -42,9 +42,7 @@ class Memory(NamedTuple):
     temporaries: int
 
 
-def recorder(
-    compiles: bool, options: Mapping[str, Any], calls: list[Program]
-) -> Compile:
+def recorder(compiles: bool, options: Mapping[str, Any], calls: list[Program]) -> Compile:
     """How a `dimat_jax.execution.timing.Stopwatch` compiles what is not to be run.
 
     Args:

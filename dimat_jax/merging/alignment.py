@@ -95,9 +95,7 @@ def make_correlation(
     def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
         return repeat(execution, update, stopwatch, spec)
 
-    def correlate(
-        target: Variables, sources: Sequence[Variables], batches: Batches
-    ) -> list[Any]:
+    def correlate(target: Variables, sources: Sequence[Variables], batches: Batches) -> list[Any]:
         # All sources of a call share the target's forward passes: moments are summed over the
         # batches on the devices, and only scores [units, units] come to the host.
         nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))

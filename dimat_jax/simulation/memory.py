@@ -114,11 +114,12 @@ def held_by(setup: Setup) -> Held:
     of_agents = execution.lanes * bytes_of(agent)
     devices = execution.mesh.size
     methods = [
-        bytes_of(remembered(setup, name, agents)) // devices
-        + graph_bytes(setup, name, execution)
+        bytes_of(remembered(setup, name, agents)) // devices + graph_bytes(setup, name, execution)
         for name in setup.methods
     ]
-    train, test = (bytes_of(x) // max(1, examples_of(x)) for x in (setup.data.train, setup.data.test))
+    train, test = (
+        bytes_of(x) // max(1, examples_of(x)) for x in (setup.data.train, setup.data.test)
+    )
     # Training examples of pretraining and of the rounds lie there both, unless they are the same.
     shards = next(iter(setup.shards.values()))
     rows = sum(part.shape[1] for part in shards[not setup.config.pretrain_epochs :])

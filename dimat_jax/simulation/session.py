@@ -26,8 +26,8 @@ from dimat_jax.merging.batches import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
 from dimat_jax.simulation.checks import all_methods, check_options
 from dimat_jax.simulation.examples import Shards, place_shards, pooled_batches
-from dimat_jax.simulation.memory import check_graph, check_memory
 from dimat_jax.simulation.measure import Diverged, check_finite, units_moved
+from dimat_jax.simulation.memory import check_graph, check_memory
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
 from dimat_jax.simulation.rounds import (
