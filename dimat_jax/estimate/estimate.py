@@ -318,8 +318,9 @@ def seconds_of(event: Event, setup: Setup, part: Callable[[str], Part], merges: 
 
 
 def networks_in_a_merge(setup: Setup) -> int:
-    """How many networks an agent holds in a merge besides its own: as many as of its neighbours are
-    fetched at once, these again in another order, and their sum.
+    """How many networks an agent holds in a merge besides its own.
+
+    As many as of its neighbours are fetched at once, these again in another order, and their sum.
     """
     graphs = [
         graph

@@ -88,7 +88,9 @@ def memory_of(program: Program) -> Memory | None:
     """What a program needs on one device; None where it has not been compiled."""
     if program.compiled is None:
         return None
-    found = program.compiled.memory_analysis()
+    found: Any = program.compiled.memory_analysis()
+    if found is None:
+        return None
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(found.argument_size_in_bytes, max(0, results), found.temp_size_in_bytes)
 

@@ -49,10 +49,10 @@ def work_of_equation(eqn: JaxprEqn) -> Work:
     match eqn.primitive.name:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
+            shape = shape_of(eqn.invars[0])
             return product(eqn, math.prod(shape[axis] for axis in contracted))
         case "conv_general_dilated":
-            numbers, kernel = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape
+            numbers, kernel = eqn.params["dimension_numbers"], shape_of(eqn.invars[1])
             # A kernel is [features out, features in of a group, *window], in any order; where the
             # images are spread out by zeros, most of the window meets zeros.
             zeros = math.prod(eqn.params["lhs_dilation"])
@@ -79,6 +79,11 @@ def closed(jaxpr: object) -> ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())  # pyrefly: ignore
 
 
+def shape_of(var: Any) -> tuple[int, ...]:
+    """The shape of a variable of a jaxpr."""
+    return var.aval.shape
+
+
 def bytes_of_aval(var: Any) -> int:
     """Bytes of a variable of a jaxpr."""
     return math.prod(var.aval.shape) * var.aval.dtype.itemsize
@@ -87,4 +92,4 @@ def bytes_of_aval(var: Any) -> int:
 def product(eqn: JaxprEqn, summed: float) -> Work:
     """The work of sums of so many products, one for each entry of an equation's result."""
     moved = sum(map(bytes_of_aval, (*eqn.invars, *eqn.outvars)))
-    return Work(2.0 * summed * math.prod(eqn.outvars[0].aval.shape), moved)
+    return Work(2.0 * summed * math.prod(shape_of(eqn.outvars[0])), moved)

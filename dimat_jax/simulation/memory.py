@@ -23,8 +23,8 @@ from dimat_jax.training.state import AgentState, init_population
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 """Where Linux says what a container may use (cgroup v2)."""
-MATRIX_BYTES = 8
-"""Of an entry of a mixing matrix on the host."""
+MATRIX_BYTES = 24
+"""Of an entry of a mixing matrix on the host, while it is made and checked."""
 
 
 class Held(NamedTuple):
@@ -66,16 +66,17 @@ def one_agent(setup: Setup) -> AgentState:
     return agent._replace(anchor=agent.variables["params"]) if setup.config.proximal else agent
 
 
-def graph_shapes(graph: Topology, execution: Execution) -> Exchange:
+def graph_shapes(graph: Topology, execution: Execution) -> Any:
     """The shapes of `dimat_jax.algorithms.exchanges` of a graph."""
     period, lanes = graph.period, execution.all_lanes
     slots = max(int(((m > 0).sum(1) + (m.diagonal() == 0)).max()) for m in graph.mixing_matrices)
     wide, floats = (period, lanes, slots), jnp.result_type(float)
+    shape: Any = jax.ShapeDtypeStruct
     return Exchange(
-        matrix=jax.ShapeDtypeStruct((period, lanes, lanes), floats),
-        sources=jax.ShapeDtypeStruct(wide, jnp.int32),
-        slot_mask=jax.ShapeDtypeStruct(wide, floats),
-        reverse_slots=jax.ShapeDtypeStruct(wide, jnp.int32),
+        matrix=shape((period, lanes, lanes), floats),
+        sources=shape(wide, jnp.int32),
+        slot_mask=shape(wide, floats),
+        reverse_slots=shape(wide, jnp.int32),
     )
 
 
@@ -151,10 +152,10 @@ def check_memory(setup: Setup) -> None:
         memory, needed, where = stats.get("bytes_limit"), held.total, f"a {device.device_kind} has"
     if memory is None or needed <= memory:
         return
+    options = what_to_reduce(setup, held, memory / needed)
     raise ValueError(
         f"The run needs at least {shown_bytes(needed)} for its agents and their data, and {where} "
-        f"{shown_bytes(memory)}: reduce {', or '.join(what_to_reduce(setup, held, memory / needed))}; "
-        "or try it all the same (force)."
+        f"{shown_bytes(memory)}: reduce {', or '.join(options)}; or try it all the same (force)."
     )
 
 
@@ -188,8 +189,8 @@ def check_graph(config: Config) -> None:
     if config.force or memory is None or needed <= memory:
         return
     raise ValueError(
-        f"The mixing matrix of {config.agents} agents takes {shown_bytes(needed)}, and this "
-        f"machine has {shown_bytes(memory)}: reduce agents to "
+        f"The mixing matrix of {config.agents} agents takes {shown_bytes(needed)} to make, and "
+        f"this machine has {shown_bytes(memory)}: reduce agents to "
         f"{int(math.sqrt(memory / MATRIX_BYTES))} at most; or try it all the same (force)."
     )
 
@@ -227,7 +228,14 @@ def memory_of_group() -> int | None:
 
 def shown_bytes(count: float) -> str:
     """Bytes in the unit that suits them."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in (
+        ("ZB", 1e21),
+        ("PB", 1e15),
+        ("TB", 1e12),
+        ("GB", 1e9),
+        ("MB", 1e6),
+        ("kB", 1e3),
+    ):
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} bytes"
