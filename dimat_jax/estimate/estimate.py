@@ -333,7 +333,7 @@ def networks_in_a_merge(setup: Setup) -> int:
 
 
 def advice(
-    setup: Setup, held: Held, total: int, temporaries: int | None, memory: float
+    setup: Setup, held: Held, total: int, temporaries: int | None, memory: int | float
 ) -> tuple[str, ...]:
     """Which options to reduce, and to what, so that a run fits."""
     execution, config = setup.execution, setup.config

@@ -175,7 +175,7 @@ def reorder(dry: Dry) -> None:
     dry.parts.merger.permute(permutations_of(dry), dry.agents.variables)
 
 
-def permutations_of(dry: Dry) -> Permutations:
+def permutations_of(dry: Dry) -> Any:
     """The shapes of every agent's permutations."""
     drawn = functools.partial(random_permutations, symmetries=dry.setup.symmetries)
     return stacked(dry.setup.execution, jax.eval_shape(drawn, jax.random.key(0)))

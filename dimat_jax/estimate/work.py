@@ -31,7 +31,7 @@ def add(first: Work, second: Work) -> Work:
     return Work(*map(sum, zip(first, second, strict=True)))
 
 
-def times(number: float, work: Work) -> Work:
+def times(number: int | float, work: Work) -> Work:
     """So many times the same."""
     return Work(*(number * x for x in work))
 
@@ -89,7 +89,7 @@ def bytes_of_aval(var: Any) -> int:
     return math.prod(var.aval.shape) * var.aval.dtype.itemsize
 
 
-def product(eqn: JaxprEqn, summed: float) -> Work:
+def product(eqn: JaxprEqn, summed: int | float) -> Work:
     """The work of sums of so many products, one for each entry of an equation's result."""
     moved = sum(map(bytes_of_aval, (*eqn.invars, *eqn.outvars)))
     return Work(2.0 * summed * math.prod(shape_of(eqn.outvars[0])), moved)

@@ -14,7 +14,7 @@ HELD = {
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds in the unit that suits them."""
     for unit, size in UNITS:
         if seconds >= size:

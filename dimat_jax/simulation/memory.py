@@ -159,7 +159,7 @@ def check_memory(setup: Setup) -> None:
     )
 
 
-def what_to_reduce(setup: Setup, held: Held, share: float) -> list[str]:
+def what_to_reduce(setup: Setup, held: Held, share: int | float) -> list[str]:
     """Which options to reduce, and to what, so that a run fits.
 
     Args:
@@ -226,7 +226,7 @@ def memory_of_group() -> int | None:
     return None if most == "max" else max(0, int(most) + free)
 
 
-def shown_bytes(count: float) -> str:
+def shown_bytes(count: int | float) -> str:
     """Bytes in the unit that suits them."""
     for unit, size in (
         ("ZB", 1e21),

@@ -33,7 +33,7 @@ class Small(nn.Module):
 
 
 def dry_on(device, devices, agents=8, model=None):
-    """A run on shapes, on devices that are not here; skips loudly where nothing compiles for them."""
+    """A run on shapes, on devices that are not here; skips where nothing compiles for them."""
     try:
         described = described_devices(device, devices)
     except NotInstalled as error:

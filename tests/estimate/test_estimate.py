@@ -60,15 +60,19 @@ def found_variables():
 def test_an_epoch_takes_three_times_the_operations_of_its_forward_passes(nothing_compiles):
     found = {part.name: part for part in estimate().parts}
     rows = 8 * 5 * 8  # agents, steps, batch
-    tests = 8 * 64  # A batch of evaluation is filled up.
+    tests = 8 * 23
     forward = found["evaluation"].operations / tests
     # Of the first layer no gradient of its images is taken.
     assert 2 * forward < found["training epoch"].operations / rows <= 3 * forward
 
 
-def test_more_devices_halve_what_each_holds_and_the_time(nothing_compiles):
-    found = estimate()
-    assert found.run_seconds > found.epoch_seconds > 0
+def test_a_run_takes_as_long_as_its_parts_together(nothing_compiles):
+    found = estimate(methods=("wa", "local_only"))
+    of = {part.name: part.seconds for part in found.parts}
+    # Pretraining and two rounds of two methods; two merges; after each of these, an evaluation.
+    measured = 1 + (2 + 2) + 2
+    expected = 5 * of["training epoch"] + 2 * found.merge_seconds + measured * of["evaluation"]
+    assert found.run_seconds == pytest.approx(expected)
     assert found.merge_seconds > 0
 
 
