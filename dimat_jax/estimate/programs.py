@@ -1,5 +1,6 @@
 """The programs of a run, compiled and not run: its own Python code, on shapes instead of arrays."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -55,7 +56,11 @@ def recorder(compiles: bool, options: Mapping[str, Any], calls: list[Program]) -
         traced = function.trace(*args)
         compiled = None
         if compiles and on_a_mesh(args):  # Else it runs elsewhere: the order of an epoch, say.
-            compiled = traced.lower().compile(compiler_options=dict(options) or None)
+            with warnings.catch_warnings():
+                # For devices that are not here nothing can be taken from a cache.
+                message = "Error reading persistent compilation cache"
+                warnings.filterwarnings("ignore", message=message)
+                compiled = traced.lower().compile(compiler_options=dict(options) or None)
         work = add(work_of(traced.jaxpr), Work(0, bytes_of(args) + bytes_of(traced.out_info)))
         program = Program(work, bytes_of(args), bytes_of(traced.out_info), compiled)
         results = traced.out_info if compiled is None else laid_out(compiled, traced.out_info)
