@@ -171,6 +171,8 @@ def tpus(topology: str, name: str) -> Sequence[Any]:
 
     # Else it asks the cloud, for minutes, what machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Nobody takes a TPU here: another process may compile, too.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # A v4 chip is one device of two cores.
     options = {"chip_config_name": "megacore"} if name == "v4" else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
