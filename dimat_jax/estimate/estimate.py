@@ -26,6 +26,7 @@ from dimat_jax.estimate.parts import Dry
 from dimat_jax.estimate.programs import Memory, Program, memory_of, seconds_at_least, total_work
 from dimat_jax.execution.devices import prepare_devices
 from dimat_jax.execution.placement import choose_execution, has_convolutions
+from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import all_methods, check_config, check_options
 from dimat_jax.simulation.memory import Held, bytes_of, check_graph, held_by, what_to_reduce
 from dimat_jax.simulation.plan import Action, Event, plan
@@ -132,13 +133,14 @@ def estimate(
       ValueError: for a configuration that cannot be run, or a device that there is not.
     """
     check_config(config)
+    expect("compiles", compiles, bool, "True or False")
     about = accelerator(device)
     check_options(config, all_methods(methods))
     if topology is None:
         check_graph(config)
     prepare_devices(config.agents, config.devices if device == "cpu" else None)
     anywhere = dataclasses.replace(config, devices=config.devices if device == "cpu" else None)
-    given = dataset or stand_in(config)
+    given = stand_in(config) if dataset is None else dataset
     if given is not dataset and config.examples_per_agent == "auto":  # Of named sets, 500.
         anywhere = dataclasses.replace(anywhere, examples_per_agent=EXAMPLES_PER_AGENT)
     setup = prepare(anywhere, model, given, topology, methods, task, optimizer)
