@@ -66,6 +66,7 @@ def write_all(options: Options) -> None:
 
 def row_in_own_process(name: str, device: str, options: Options) -> list[str]:
     """A row; from a process of its own, for a compiler keeps what it has taken of memory."""
+    said = ""
     for compiles in (True, False) if options.compiles else (False,):
         command = [sys.executable, "-m", f"experiments.{NAME}_row", name, device, str(compiles)]
         try:
@@ -74,9 +75,10 @@ def row_in_own_process(name: str, device: str, options: Options) -> list[str]:
             )
         except subprocess.TimeoutExpired:
             continue
+        said = done.stderr.strip()[-300:]
         if done.returncode == 0:
             return next(csv.reader([done.stdout.splitlines()[-1]]))
-    raise ValueError(f"No estimate of {name} on {device}: {done.stderr.strip()[-300:]}")
+    raise ValueError(f"No estimate of {name} on {device}: {said}")
 
 
 def configuration(name: str) -> Config:
