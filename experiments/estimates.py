@@ -128,6 +128,9 @@ one (JAX 0.11.2; here 0.10.2), batches of 32 images:
 | 16 convnets | 0.30 GB | 0.6 GB | 2,768,000 | 502,577 |
 
 The roofline is that of bytes in all of them; by operations alone it is 3 to 12 times as high.
+
+Rows without temporaries: five ResNet-50s did not compile for an H100 within 6 minutes on two busy
+cores, and were not tried for the A100; the paper's networks were not compiled for TPUs.
 """
 PAGE = """# What the presets need of accelerators
 
