@@ -15,6 +15,8 @@ from .config import PRESETS as PRESETS
 from .config import Config as Config
 from .datasets import Data as Data
 from .datasets import Dataset as Dataset
+from .estimate.estimate import Estimate as Estimate
+from .estimate.estimate import estimate as estimate
 from .execution.devices import prepare_devices as prepare_devices
 from .matching import match_activations as match_activations
 from .matching import match_weights as match_weights

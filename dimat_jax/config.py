@@ -149,6 +149,8 @@ class Config:
     """Rounds between two checkpoints in that folder; 0: none."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept, beside the best."""
+    force: bool = False
+    """Whether a run is tried that needs more memory than there is."""
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -74,7 +74,9 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
     """
 
     def go() -> int:
-        config = parse(name, description, arguments, preset)
+        config, device = parse_command(name, description, arguments, preset)
+        if device is not None:
+            return show_estimate(config, device)
         command = f"python -m experiments.{name} {shlex.join(arguments)}"
         return DIVERGED if run_and_report(config, command).diverged else 0
 
@@ -110,13 +112,46 @@ def exit_code(action: Callable[[], object]) -> int:
     return done if isinstance(done, int) else 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(Config):
+    """A run, or only an estimate of it."""
+
+    estimate: Literal["h100", "a100", "v5e", "v4", "cpu"] | None = None
+    """Runs nothing: says what the run needs of such a device, which need not be here, in bytes and
+    at least in time."""
+
+
 def parse(
     name: str, description: str, arguments: Sequence[str], preset: str = Config.preset
 ) -> Config:
     """The configuration that the arguments ask for, on top of their preset."""
-    named = given_values(Config, arguments).get("preset") or [preset]
+    return parse_command(name, description, arguments, preset)[0]
+
+
+def parse_command(
+    name: str, description: str, arguments: Sequence[str], preset: str
+) -> tuple[Config, str | None]:
+    """The configuration that the arguments ask for; the device of which an estimate is asked."""
+    named = given_values(Command, arguments).get("preset") or [preset]
     default = PRESETS[choose("preset", named[-1], PRESETS)]
-    return command_line(Config, name, description, arguments, default)
+    found = vars(command_line(Command, name, description, arguments, Command(**vars(default))))
+    options = {field.name: found[field.name] for field in dataclasses.fields(Config)}
+    return Config(**options), found["estimate"]
+
+
+def show_estimate(config: Config, device: str) -> int:
+    """Shows what a run needs on a device; returns the exit code, 0 whether it fits or not."""
+    from dimat_jax.estimate.estimate import estimate
+    from dimat_jax.report.estimates import memory_table, time_table, verdict
+    from dimat_jax.report.tables import show
+    from dimat_jax.report.terminal import terminal
+
+    console, found = terminal(), estimate(config, device)
+    for table in (memory_table(found), time_table(found)):
+        show(table, console)
+        console.print()
+    console.print(verdict(found), soft_wrap=True)
+    return 0
 
 
 def command_line(

@@ -106,6 +106,7 @@ def calls() -> dict:
         ),
         "simulate": (dj.simulate, run),
         "make_session": (dj.make_session, run),
+        "estimate": (dj.estimate, run | dict(device="cpu", compiles=False)),
         "compose": (dj.compose, dict(first=drawn, then=drawn)),
         "find_symmetries": (dj.find_symmetries, network),
         "invert": (dj.invert, dict(permutations=drawn)),

@@ -141,6 +141,13 @@ def gossip_exchange(gossip: Gossip, schedule: optax.Schedule) -> Callable[..., A
     return update
 
 
+def flag_of_all(execution: Execution, value: bool) -> Any:
+    """The same for every agent, bool ``[lanes]``, on their devices, if these are here."""
+    if execution.described:
+        return np.full(execution.all_lanes, value)
+    return place(execution, np.full(execution.agents, value))
+
+
 def gossip_training(
     execution: Execution,
     gossip: Gossip,
@@ -161,7 +168,7 @@ def gossip_training(
       ``run(agents, state, order, resident, rounds, steps) -> (agents, state)``. The memory of
       agents and state is reused.
     """
-    own, other = (place(execution, np.full(execution.agents, own)) for own in (True, False))
+    own, other = (flag_of_all(execution, own) for own in (True, False))
     update = exchange(execution, gossip_exchange(gossip, schedule), stopwatch, donate=2)
 
     def step(carry: Any, order: Any, resident: Any, rounds: Exchange) -> Any:

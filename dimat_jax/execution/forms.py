@@ -283,6 +283,6 @@ def chunks_in_sequence(
     return step
 
 
-def scan_length(execution: Execution, times: int) -> jax.Array:
+def scan_length(execution: Execution, times: int) -> PyTree:
     """An array without elements, over whose first axis `jax.lax.scan` goes so many times."""
     return replicate(execution, jnp.zeros((times, 0)))

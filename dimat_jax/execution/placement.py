@@ -14,7 +14,7 @@ Arrays with those lanes are ``[lanes, ...]`` in what follows, those without ``[a
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,8 @@ class Execution(NamedTuple):
       sequential: whether Python loops over steps and lanes, calling compiled parts; else the steps
         are scanned in one compiled call.
       products: whether convolutions are computed as matrix products, before lanes are vmapped.
+      described: whether the devices are only described, and not here: what is put on them are then
+        shapes, `jax.ShapeDtypeStruct`, for which programs can be compiled.
     """
 
     mesh: Mesh
@@ -56,6 +58,7 @@ class Execution(NamedTuple):
     lanes_at_once: int
     sequential: bool
     products: bool = False
+    described: bool = False
 
     @property
     def all_lanes(self) -> int:
@@ -73,6 +76,7 @@ def choose_execution(
     convolutions: bool,
     devices: int | None = None,
     agents_at_once: int | None = None,
+    described: Sequence[Any] | None = None,
 ) -> Execution:
     """Chooses where and in which form a population runs: the only place where that is decided.
 
@@ -92,11 +96,12 @@ def choose_execution(
         each agent.
       agents_at_once: how many agents of a device are computed at the same time, at most; by default
         all of them, and one where they run lane by lane.
+      described: devices that are not here, instead of JAX's, see `Execution`.
 
     Raises:
       ValueError: if there are fewer devices than asked for, or more than agents.
     """
-    available = jax.devices()
+    available = list(jax.devices() if described is None else described)
     allowed = min(len(available), agents)
     devices = allowed if devices is None else devices
     if not 1 <= devices <= allowed:
@@ -108,7 +113,7 @@ def choose_execution(
     if eager:
         devices = 1
     on_cpu = available[0].platform == "cpu"
-    if on_cpu and not eager and len(available) == 1 < virtual_devices(agents):
+    if on_cpu and described is None and not eager and len(available) == 1 < virtual_devices(agents):
         warnings.warn(
             "JAX has started with one CPU device, so the agents share one core: call "
             f"dimat_jax.prepare_devices({agents}) before anything else uses JAX.",
@@ -122,7 +127,7 @@ def choose_execution(
     used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.
     mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
     products = not on_cpu and at_once > 1
-    return Execution(mesh, agents, lanes, at_once, sequential, products)
+    return Execution(mesh, agents, lanes, at_once, sequential, products, described is not None)
 
 
 def has_convolutions(function: Callable[..., Any], *args: PyTree) -> bool:
@@ -137,9 +142,23 @@ def pad(execution: Execution, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[execution.agent_of_lane], tree)
 
 
+def put(execution: Execution, tree: PyTree, spec: PartitionSpec) -> PyTree:
+    """Puts arrays on the devices; on those that are only described, their shapes."""
+    sharding = NamedSharding(execution.mesh, spec)
+    if not execution.described:
+        return jax.device_put(tree, sharding)
+
+    def describe(x: Any) -> jax.ShapeDtypeStruct:
+        # A key's dtype is JAX's own.
+        dtype = x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x).dtype
+        return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=sharding)
+
+    return jax.tree.map(describe, tree)
+
+
 def shard(execution: Execution, tree: PyTree) -> PyTree:
     """Shards arrays over the devices by their first axis, which these divide."""
-    return jax.device_put(tree, NamedSharding(execution.mesh, AGENTS))
+    return put(execution, tree, AGENTS)
 
 
 def place(execution: Execution, tree: PyTree) -> PyTree:
@@ -149,17 +168,25 @@ def place(execution: Execution, tree: PyTree) -> PyTree:
 
 def replicate(execution: Execution, tree: PyTree) -> PyTree:
     """Puts a copy of a pytree of arrays on every device."""
-    return jax.device_put(tree, NamedSharding(execution.mesh, REPLICATED))
+    return put(execution, tree, REPLICATED)
+
+
+def stacked(execution: Execution, shapes: PyTree) -> PyTree:
+    """The shapes ``[lanes, ...]`` of all agents' arrays, on their devices, from one agent's."""
+    sharding = NamedSharding(execution.mesh, AGENTS)
+
+    def of_all(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((execution.all_lanes, *x.shape), x.dtype, sharding=sharding)
+
+    return jax.tree.map(of_all, shapes)
 
 
 def zeros(execution: Execution, shapes: PyTree) -> PyTree:
     """Zeros for every agent, ``[lanes, ...]``, of the shapes and dtypes of one agent's pytree."""
-    sharding = NamedSharding(execution.mesh, AGENTS)
-
-    def make(x: jax.ShapeDtypeStruct):
-        return jnp.zeros((execution.all_lanes, *x.shape), x.dtype, device=sharding)
-
-    return jax.tree.map(make, shapes)
+    shapes = stacked(execution, shapes)
+    if execution.described:
+        return shapes
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
 
 def to_host(execution: Execution, tree: PyTree) -> PyTree:

@@ -14,14 +14,27 @@ class Timer:
     seconds: float = 0.0
 
 
+Compile = Callable[[jax.stages.Wrapped, tuple[Any, ...]], Callable[..., Any]]
+"""``(function, arguments)`` → the same function, of arguments of those shapes."""
+
+
+def compile_now(function: jax.stages.Wrapped, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """A jitted function, compiled for arguments of these shapes where they lie."""
+    return function.lower(*args).compile()
+
+
 class Stopwatch:
     """Adds up seconds by part; a part measured inside another is taken out of the outer one.
 
     Args:
       tell: is told of each part when it begins, and when it goes on after one inside it.
+      compile: how the jitted functions of the parts are compiled.
     """
 
-    def __init__(self, tell: Callable[[str], object] = lambda part: None):
+    def __init__(
+        self, tell: Callable[[str], object] = lambda part: None, compile: Compile = compile_now
+    ):
+        self.compile = compile
         self._tell = tell
         self._seconds: dict[str, float] = {}
         self._before: dict[str, float] = {}
@@ -82,7 +95,7 @@ def executables(
     Returns:
       A function that gives, for arguments, what has been compiled for such arguments.
     """
-    found: dict[Any, jax.stages.Compiled] = {}
+    found: dict[Any, Callable[..., Any]] = {}
 
     def find(*args: Any) -> Callable[..., Any]:
         if jax.config.jax_disable_jit:  # pyrefly: ignore[missing-attribute]
@@ -91,7 +104,7 @@ def executables(
         key = structure, tuple((x.shape, x.dtype) for x in leaves)
         if key not in found:
             with stopwatch.measure("compile"):
-                found[key] = function.lower(*args).compile()
+                found[key] = stopwatch.compile(function, args)
         return found[key]
 
     return find

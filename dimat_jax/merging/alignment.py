@@ -66,18 +66,22 @@ def match_update(symmetries: Symmetries, task: Task, prepare: Prepare) -> Update
     return update
 
 
-def activation_matcher(
+Correlate = Callable[[Variables, Sequence[Variables], Batches], list[Any]]
+"""``(target, sources, batches) -> scores``, one pytree ``[lanes, ..., units, units]`` per source:
+how much each unit of an agent's target is like each of its source, on the agent's batches."""
+
+
+def make_correlation(
     execution: Execution,
     task: Task,
     symmetries: Symmetries,
     prepare: Prepare,
     abstract: tuple[Variables, Batch],
     stopwatch: Stopwatch,
-) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
-    """Builds ``(target, sources, batches) -> permutations``, one per source.
+) -> Correlate:
+    """Builds what activation matching does on the devices; see `make_merger` for the arguments.
 
-    Those of each agent bring the source into the frame of ``target``, by activations on the agent's
-    batches. None at all for a model without hidden units to align.
+    It gives no scores at all for a model without hidden units to align.
     """
     activations = jax.eval_shape(read_sites(symmetries, task.outputs), *abstract)
     moments = jax.eval_shape(functools.partial(cross_moments, symmetries), activations, activations)
@@ -91,16 +95,31 @@ def activation_matcher(
     def matching(spec: PartitionSpec) -> Callable[..., MatchState]:
         return repeat(execution, update, stopwatch, spec)
 
+    def correlate(target: Variables, sources: Sequence[Variables], batches: Batches) -> list[Any]:
+        # All sources of a call share the target's forward passes: moments are summed over the
+        # batches on the devices, and only scores [units, units] come to the host.
+        nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
+        operands = target, tuple(sources), batches.rows
+        state = matching(batches.spec)(nothing, operands, batches.examples, batches.number)
+        return [scoring(moments) for moments in state.moments]
+
+    return correlate
+
+
+def activation_matcher(
+    execution: Execution, symmetries: Symmetries, correlate: Correlate, stopwatch: Stopwatch
+) -> Callable[[Variables, Sequence[Variables], Batches], list[Permutations]]:
+    """Builds ``(target, sources, batches) -> permutations``, one per source.
+
+    Those of each agent bring the source into the frame of ``target``, by activations on the agent's
+    batches. None at all for a model without hidden units to align.
+    """
+
     def match(
         target: Variables, sources: Sequence[Variables], batches: Batches
     ) -> list[Permutations]:
         with stopwatch.measure("match"):
-            # All sources of a call share the target's forward passes: moments are summed over the
-            # batches on the devices, and only scores [units, units] come to the host.
-            nothing = MatchState(*zeros(execution, ([moments] * len(sources), COUNTER)))
-            operands = target, tuple(sources), batches.rows
-            state = matching(batches.spec)(nothing, operands, batches.examples, batches.number)
-            tables = to_host(execution, [scoring(moments) for moments in state.moments])
+            tables = to_host(execution, correlate(target, sources, batches))
         with stopwatch.measure("assign"):
             return [place(execution, assign(symmetries, table)) for table in tables]
 

@@ -25,7 +25,13 @@ from dimat_jax.execution.placement import (
     to_host,
 )
 from dimat_jax.execution.timing import Stopwatch, compiled
-from dimat_jax.merging.alignment import activation_matcher, universe_matcher, weight_matcher
+from dimat_jax.merging.alignment import (
+    Correlate,
+    activation_matcher,
+    make_correlation,
+    universe_matcher,
+    weight_matcher,
+)
 from dimat_jax.merging.average import (
     add_neighbors,
     add_weighted,
@@ -52,6 +58,7 @@ class Merger(NamedTuple):
       match: how units are compared → what finds permutations: ``activations`` and ``weights`` of
         each source into the frame of the target, ``universe`` of all into one. See
         `dimat_jax.merging.alignment`.
+      correlate: what matching by activations does on the devices, before units are assigned.
       gather: ``(variables, sources [agents]) -> variables``: agent a gets those of ``sources[a]``.
       gather_slots: ``(variables, sources [agents, slots]) -> [variables]``: the same of several
         slots, one after the other; what a device needs for two of them is sent to it once.
@@ -70,6 +77,7 @@ class Merger(NamedTuple):
 
     symmetries: Symmetries
     match: Mapping[str, Callable[..., list[Permutations]]]
+    correlate: Correlate
     gather: Callable[[Variables, Any], Variables]
     gather_slots: Callable[[Variables, Any], Sequence[Variables]]
     average: Callable[[Any, Any, Any], Any]
@@ -117,6 +125,7 @@ def make_merger(
     permuting_state = map_agents(execution, functools.partial(permute_state, symmetries), stopwatch)
     adding = map_agents(execution, add_weighted, stopwatch, donate=0)
     recompute = make_recompute(execution, task, prepare, abstract[0], stopwatch)
+    correlate = make_correlation(execution, task, symmetries, prepare, abstract, stopwatch)
     read, correct = make_repair(execution, task, symmetries, prepare, abstract, stopwatch)
 
     def composing(permutations: Permutations, ancestors: Any) -> Permutations:
@@ -133,12 +142,11 @@ def make_merger(
     return Merger(
         symmetries=symmetries,
         match={
-            "activations": activation_matcher(
-                execution, task, symmetries, prepare, abstract, stopwatch
-            ),
+            "activations": activation_matcher(execution, symmetries, correlate, stopwatch),
             "weights": weight_matcher(execution, symmetries, stopwatch),
             "universe": universe_matcher(execution, symmetries, stopwatch),
         },
+        correlate=correlate,
         gather=timed("mix", lambda v, sources: gathering(v, sources[:, None])[0]),
         gather_slots=timed("mix", gathering),
         average=timed("mix", make_average(execution, stopwatch)),

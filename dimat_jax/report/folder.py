@@ -40,7 +40,7 @@ FOLDERS = (CHECKPOINTS, WEIGHTS)
 LOCK_FILE = ".lock"
 NOT_COMPARED = {
     *("out", "overwrite", "resume", "checkpoint_every", "keep_checkpoints"),
-    *("devices", "agents_at_once", "data_dir"),
+    *("devices", "agents_at_once", "data_dir", "force"),
 }
 """Options of which a run that goes on may have others than the one that was begun."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dimat_jax.algorithms import Exchange, MergeRound, exchange_of
 from dimat_jax.algorithms.base import padded
@@ -241,7 +241,23 @@ def with_stale(session: "Session", state: RunState, round: int) -> tuple[Merger,
             return new
         return choose(lanes_of(session, late), merger.gather(state.sent, sources), new)
 
-    return merger._replace(gather=gather), sent
+    def gather_slots(
+        variables: Variables, sources: Int[np.ndarray, "agents slots"]
+    ) -> list[Variables]:
+        return [gather(variables, slot) for slot in sources.T]
+
+    def average(
+        variables: Any,
+        sources: Int[np.ndarray, "agents slots"],
+        weights: Float[np.ndarray, "agents slots"],
+    ) -> Any:
+        total = merger.add(None, weights[:, 0], variables)
+        for slot in range(1, sources.shape[1]):
+            total = merger.add(total, weights[:, slot], gather(variables, sources[:, slot]))
+        return total
+
+    late = merger._replace(gather=gather, gather_slots=gather_slots, average=average)
+    return late, sent
 
 
 def after_merge(session: "Session", met: Met, state: RunState) -> RunState:
@@ -341,7 +357,7 @@ def degraded(exchange: Exchange, usable: Bool[np.ndarray, "agents agents"]) -> E
       usable: ``[i, j]``, whether what j sends reaches i.
     """
     usable = usable | np.eye(len(usable), dtype=bool)
-    matrix, sources, mask, reverse = (np.asarray(x) for x in exchange)
+    matrix, sources, mask, reverse = map(np.asarray, exchange[:4])
     rows = np.arange(len(usable))[:, None]
     kept = usable[rows, sources]
     degraded = (

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +90,10 @@ class Parts(NamedTuple):
     stopwatch: Stopwatch
 
 
-def make_parts(setup: Setup, tell: Callable[[str], object] = lambda part: None) -> Parts:
-    """Builds the parts; each is compiled when it is first used. ``tell`` as in `Stopwatch`."""
+def make_parts(setup: Setup, stopwatch: Stopwatch | None = None) -> Parts:
+    """Builds the parts; each is compiled when it is first used, as the stopwatch says."""
     config, execution, task, data = setup.config, setup.execution, setup.task, setup.data
-    stopwatch = Stopwatch(tell)
+    stopwatch = stopwatch or Stopwatch()
     optimizer = setup.optimizer
     prepare = prepared(data)
 
@@ -204,7 +204,7 @@ def make_init(
     return lambda key: place(setup.execution, initialise(key))
 
 
-def make_order(setup: Setup, stopwatch: Stopwatch) -> Callable[[Shards, Key, int], Array]:
+def make_order(setup: Setup, stopwatch: Stopwatch) -> Callable[[Shards, Key, int], Any]:
     """Builds ``(shards, key, epoch) -> order``, see `epoch_order`, compiled once for its shapes."""
     execution = setup.execution
 
@@ -216,7 +216,7 @@ def make_order(setup: Setup, stopwatch: Stopwatch) -> Callable[[Shards, Key, int
 
         return compiled(jax.jit(order), stopwatch)
 
-    def order(shards: Shards, key: Key, epoch: int) -> Array:
+    def order(shards: Shards, key: Key, epoch: int) -> Any:
         rows = ordering(shards.number, shards.steps)(key, np.int32(epoch))
         return shard(execution, rows)
 

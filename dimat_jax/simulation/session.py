@@ -21,6 +21,7 @@ from dimat_jax.datasets import Data, Dataset
 from dimat_jax.execution.compile_cache import keep_compilations
 from dimat_jax.execution.devices import prepare_devices
 from dimat_jax.execution.placement import replicate, to_host
+from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merging.batches import Batches
 from dimat_jax.metrics import PRETRAINING, Phase, Row
@@ -29,6 +30,7 @@ from dimat_jax.simulation.checks import all_methods, check_options
 from dimat_jax.simulation.examples import Shards, place_shards, pooled_batches
 from dimat_jax.simulation.faults import Events, Faults, Schedule, scheduled
 from dimat_jax.simulation.measure import Diverged, check_finite, units_moved
+from dimat_jax.simulation.memory import check_graph, check_memory
 from dimat_jax.simulation.parts import Parts, make_parts
 from dimat_jax.simulation.plan import Action, Event, plan
 from dimat_jax.simulation.rounds import (
@@ -483,12 +485,21 @@ def prepare_run(
     schedule: Schedule = NOTHING,
     say: Callable[[str], object] = lambda what: None,
 ) -> Setup:
-    """Prepares JAX, then the run: the number of devices is fixed when JAX starts."""
+    """Prepares JAX, then the run: the number of devices is fixed when JAX starts.
+
+    Raises:
+      ValueError: for a configuration that cannot be run; for one that needs more memory than there
+        is, unless it is forced.
+    """
     check_options(config, all_methods(methods))
+    if topology is None:
+        check_graph(config)
     say("starting JAX")
     prepare_devices(config.agents, config.devices)
     keep_compilations()
-    return prepare(config, model, dataset, topology, methods, task, optimizer, schedule, say)
+    setup = prepare(config, model, dataset, topology, methods, task, optimizer, schedule, say)
+    check_memory(setup)
+    return setup
 
 
 @on_own_mesh
@@ -509,4 +520,4 @@ def session_of(setup: Setup, tell: Callable[[str], object] = lambda part: None) 
         return replicate(setup.execution, rounds)
 
     events = plan(setup.config, setup.methods)
-    return Session(setup, make_parts(setup, tell), events, shards, graphs, pools)
+    return Session(setup, make_parts(setup, Stopwatch(tell)), events, shards, graphs, pools)

@@ -74,8 +74,11 @@ def hypercube(n: int) -> Topology:
 
 def circulant(n: int, hops: Iterable[int]) -> Matrix:
     """Uniform weights on the agents ``i + hop`` of every agent i, modulo n."""
-    hops = sorted({hop % n for hop in hops})
-    return np.mean([np.roll(np.eye(n), hop, 1) for hop in hops], axis=0)
+    hops, agents = sorted({hop % n for hop in hops}), np.arange(n)
+    matrix = np.zeros((n, n))
+    for hop in hops:
+        matrix[agents, (agents + hop) % n] = 1 / len(hops)
+    return matrix
 
 
 def exponential(n: int, directed: bool | int = True) -> Topology:

@@ -76,6 +76,7 @@ def numpy_merger(aligner: Aligner) -> Merger:
             "weights": aligner.by_weights,
             "universe": aligner.into_universe,
         },
+        correlate=lambda target, sources, batches: [],
         gather=gather,
         gather_slots=lambda v, sources: [gather(v, slot) for slot in sources.T],
         average=average,
