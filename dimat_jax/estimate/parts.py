@@ -257,15 +257,26 @@ def counting_merger(dry: Dry, counts: Counter[str]) -> Merger:
         weights = jnp.asarray(weights, jnp.result_type(float))
         return jax.vmap(add_weighted)(total, weights, variables)
 
+    gather = counted("gather", lambda variables, sources: variables)
+    add = counted("add", add_all)
+
+    def average(variables: Any, sources: Any, weights: Any) -> Any:
+        total = add(None, weights[:, 0], variables)
+        for slot in range(1, sources.shape[1]):
+            total = add(total, weights[:, slot], gather(variables, sources[:, slot]))
+        return total
+
     return Merger(
         symmetries=symmetries,
         match={"activations": by_activations, "weights": elsewhere, "universe": elsewhere},
         correlate=lambda *_: [],
-        gather=counted("gather", lambda variables, sources: variables),
+        gather=gather,
+        gather_slots=lambda variables, sources: [gather(variables, s) for s in sources.T],
+        average=average,
         permute=counted("permute", jax.vmap(functools.partial(permute, symmetries))),
         compose=lambda permutations, ancestors: permutations,
         permute_state=lambda permutations, variables, state: state,
-        add=counted("add", add_all),
+        add=add,
         recompute=counted(STATISTICS, lambda variables, batches: variables),
         repair=Repair(
             counted(STATISTICS, lambda variables, batches: {}),

@@ -5,7 +5,7 @@ Everything here is looked at only where a run has a `Schedule`.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -360,14 +360,15 @@ def degraded(exchange: Exchange, usable: Bool[np.ndarray, "agents agents"]) -> E
     matrix, sources, mask, reverse = map(np.asarray, exchange[:4])
     rows = np.arange(len(usable))[:, None]
     kept = usable[rows, sources]
-    degraded = (
+    heard = (
         faults.matrix_without(matrix.astype(np.float64), usable).astype(matrix.dtype),
         np.where(kept, sources, rows).astype(sources.dtype),
         np.where(kept, mask, 0).astype(mask.dtype),
         # Who does not hear from i any more has it in no slot.
         np.where(usable[sources, rows] & kept, reverse, 0).astype(reverse.dtype),
     )
-    return Exchange(*map(jnp.asarray, degraded))
+    matrix, sources, mask, reverse = map(jnp.asarray, heard)
+    return Exchange(matrix, sources, mask, reverse)
 
 
 def after_training(
