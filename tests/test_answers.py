@@ -6,8 +6,11 @@ that is good otherwise. What is taken is none of this test's business; but it ma
 
 import ast
 import dataclasses
+import functools
 import inspect
+import json
 import pathlib
+import tempfile
 import warnings
 
 import flax.linen as nn
@@ -20,6 +23,7 @@ from helpers.small_runs import linear_softmax, noise
 
 import dimat_jax as dj
 from dimat_jax import models, partition, runs, topology
+from dimat_jax.report.folder import plain
 from dimat_jax.simulation.session import prepare_run
 from experiments import common
 
@@ -70,6 +74,16 @@ def session_of(**options):
 SOFTMAX = linear_softmax()
 
 
+@functools.cache
+def folder_of_a_run() -> pathlib.Path:
+    """The folder of a run that has just begun."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    described = json.dumps({"dataset": "noise", "config": plain(CONFIG)})
+    (folder / "config.json").write_text(described, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("", encoding="utf-8")
+    return folder
+
+
 def calls() -> dict:
     """Name → a good call of it: the function, and its arguments; ``*inputs`` as a tuple."""
     ours, theirs = (MODEL.init(jax.random.key(seed), IMAGES) for seed in range(2))
@@ -105,6 +119,7 @@ def calls() -> dict:
             dict(make_module=lambda rngs: nnx.Linear(3, 4, rngs=rngs)),
         ),
         "simulate": (dj.simulate, run),
+        "load_run": (dj.load_run, dict(path=folder_of_a_run())),
         "make_session": (dj.make_session, run),
         "estimate": (dj.estimate, run | dict(device="cpu", compiles=False)),
         "compose": (dj.compose, dict(first=drawn, then=drawn)),
@@ -192,7 +207,7 @@ def faults_of(function, arguments, name) -> tuple[list[str], int]:
 @pytest.fixture
 def quiet(untyped, monkeypatch, tmp_path):
     """As users run it; nothing is run, and nobody is warned."""
-    monkeypatch.setattr(runs, "run", lambda *args: prepare_run(*args[:-1]))
+    monkeypatch.setattr(runs, "run", lambda *args: prepare_run(*args[:-2]))
     monkeypatch.setattr("dimat_jax.simulation.sweep.trained", lambda *args: [])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
