@@ -255,9 +255,11 @@ def test_outputs_hold_what_the_loss_is_made_of_in_training_alone():
         dj.make_session(small_config(agents=2), task=dj.Task(init, loss, outputs), dataset=data)
 
 
-@pytest.mark.parametrize(
-    "prepare", [None, lambda batch: {**batch, "targets": 2 * batch["targets"]}]
-)
+def doubled(batch):
+    return {**batch, "targets": 2 * batch["targets"]}
+
+
+@pytest.mark.parametrize("prepare", [None, doubled])
 def test_r2_counts_from_the_mean_of_the_targets_as_the_task_takes_them(prepare):
     targets = 100 + normal(9000, 1)
     data = dj.Data(
