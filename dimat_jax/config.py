@@ -49,7 +49,7 @@ class Config:
     """The network that every agent trains."""
     width: float = 1.0
     """Multiplies the model's channels."""
-    norm: Literal["batch", "layer", "group", "none"] | None = None
+    norm: Literal["batch", "layer", "group", "rms", "none"] | None = None
     """The model's normalisation; None: its own default."""
     init: Literal["different", "same"] = "different"
     """Whether agents start from different initial weights or from the same ones."""

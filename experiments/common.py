@@ -78,7 +78,13 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
         if device is not None:
             return show_estimate(config, device)
         command = f"python -m experiments.{name} {shlex.join(arguments)}"
-        return DIVERGED if run_and_report(config, command).diverged else 0
+        from dimat_jax.simulation.measure import Diverged
+
+        try:
+            return DIVERGED if run_and_report(config, command).diverged else 0
+        except Diverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            return DIVERGED
 
     return exit_code(go)
 
@@ -296,7 +302,7 @@ def run_and_report(config: Config, command: str = "") -> "Result":
         for result, reason in stopped:
             show_report(console, result)
             if isinstance(error, KeyboardInterrupt):
-                error.args = (f"{reason} {how_to_go_on(config, command)}",)
+                error.args = (f"{reason} {how_to_go_on(config, command)}".strip(),)
         if own:
             folder = pathlib.Path(str(config.out))
             with contextlib.suppress(OSError):  # Unless something was written to it.
@@ -308,7 +314,9 @@ def run_and_report(config: Config, command: str = "") -> "Result":
 
 
 def how_to_go_on(config: Config, command: str) -> str:
-    """The command that goes on with an interrupted run."""
+    """The command that goes on with an interrupted run; nothing where it has no checkpoints."""
+    if not config.checkpoint_every:
+        return ""
     given = shlex.split(command)
     out = [] if "--out" in given else ["--out", str(config.out)]
     resume = [] if "--resume" in given else ["--resume"]

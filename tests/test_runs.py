@@ -66,7 +66,7 @@ def test_an_interrupted_run_leaves_the_report_of_what_there_is(tmp_path):
         simulate(observer, out=tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["complete"] is False and [summary["stopped"]] == reasons
-    assert reasons == ["Interrupted in seed 0, WA, round 1: evaluating on 50 test images."]
+    assert reasons == ["Interrupted in seed 0, WA, round 1: evaluating on 50 test examples."]
     assert "merge 1" in (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 0
 

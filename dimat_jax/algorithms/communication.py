@@ -110,9 +110,9 @@ def sent(
 def sent_on_demand(found: Batches | Tree, agents: int, variables: Variables) -> float:
     """Bytes that an agent sends, in the mean over agents, of what a merge asked for.
 
-    Examples that all agents have in common go from the agent that holds one to all others; those of
-    each agent's own stay where they are. Along a tree one network goes over each edge, with its
-    statistics.
+    Examples that all agents have in common go whole, labels and all, from the agent that holds one
+    to all others; those of each agent's own stay where they are. Along a tree one network goes over
+    each edge, with its statistics.
 
     Args:
       found: the examples, or the tree.

@@ -10,7 +10,7 @@ import pandas as pd
 from dimat_jax.checkpoints.weights import WEIGHTS, load_final
 from dimat_jax.config import Config
 from dimat_jax.metrics import Row, read_rows
-from dimat_jax.registry import expect
+from dimat_jax.registry import expect, shown
 from dimat_jax.types import Variables
 
 POINT = ("method", "seed", "round", "epoch", "phase")
@@ -57,12 +57,28 @@ def load_run(path: str | pathlib.Path) -> Run:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a run: {error}.") from error
     return Run(
-        rows=long_form(read_rows(folder / "metrics.jsonl")),
+        rows=long_form(rows_of(folder / "metrics.jsonl")),
         config=config,
         variables=dict(variables_in(folder / WEIGHTS)),
         dataset=dataset,
         summary=read_json(summary) if summary.exists() else None,
     )
+
+
+def rows_of(path: pathlib.Path) -> list[Row]:
+    """Reads a file of rows.
+
+    Raises:
+      ValueError: if it is not there, or a line is no row; names it.
+    """
+    try:
+        rows = read_rows(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or "method" not in row:
+            raise ValueError(f"{path}, line {number}, is not a row of metrics: {shown(row)}.")
+    return rows
 
 
 def read_json(path: pathlib.Path) -> Any:

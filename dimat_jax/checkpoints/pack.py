@@ -130,8 +130,8 @@ def unpack(
 
     def placed(described: Mapping[str, Any]) -> Any:
         array = host(described)
-        if not isinstance(array, jax.Array):
-            array = place(execution, array[: execution.agents])
+        if not (same and isinstance(array, jax.Array)):
+            array = place(execution, np.asarray(array)[: execution.agents])
         key = described.get("key")
         return array if key is None else jax.random.wrap_key_data(array, impl=key)
 

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -40,14 +39,14 @@ def checkpointer(out: pathlib.Path, metrics: pathlib.Path, every: int, keep: int
       or not it is time for one.
     """
     folder, since = out / CHECKPOINTS, time.monotonic()
-    written: dict[str, str] = {}
+    written: dict[str, str] = {}  # Folder of final networks → digest of its checksums.
 
     def save(session: Session, event: Event, so_far: SoFar, now: bool) -> bool:
         nonlocal since
         for (method, seed), final in so_far.finals.items():
             of_final = folder_of(out, method, seed)
             if of_final.name not in written:
-                if (method, seed) == (event.method, event.seed):
+                if event.ends and (method, seed) == (event.method, event.seed):
                     save_final(of_final, final)
                 written[of_final.name] = digest(of_final / CHECKSUMS)
         assert so_far.state is not None
@@ -65,7 +64,7 @@ def checkpointer(out: pathlib.Path, metrics: pathlib.Path, every: int, keep: int
             "diverged": [[*key, reason] for key, reason in so_far.diverged.items()],
         }
         store.save(folder, number, pack(so_far.state, session.setup.execution.all_lanes), more)
-        store.prune(folder, keep, pretrained)
+        store.prune(folder, keep)
         since = time.monotonic()
         return True
 
@@ -129,7 +128,7 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
             continue
         for newer in store.numbers_in(folder):
             if newer > number:
-                shutil.rmtree(store.path_of(folder, newer), ignore_errors=True)
+                store.remove(store.path_of(folder, newer))
         keep_rows(metrics, len(found.history))
         return found
     return None
@@ -176,10 +175,11 @@ def finals_of(
     found = {}
     for event in session.plan:
         folder = folder_of(out, event.method, event.seed)
-        if not event.ends or (folder.name not in digests if digests else not folder.is_dir()):
+        wanted = folder.is_dir() if digests is None else folder.name in digests
+        if not event.ends or not wanted:
             continue
         try:
-            if digests and digest(folder / CHECKSUMS) != digests[folder.name]:
+            if digests is not None and digest(folder / CHECKSUMS) != digests[folder.name]:
                 raise Damaged(f"{folder} is of another run")
         except OSError as error:
             raise Damaged(f"{folder} cannot be read: {error}") from error

@@ -1,5 +1,6 @@
 """The checkpoints of a run: one folder for each, the newest few and the best of which are kept."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -7,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dimat_jax.checkpoints.pack import Packed, Read
@@ -60,8 +62,16 @@ def arrays_of(folder: pathlib.Path, number: int) -> Read:
     path = path_of(folder, number).absolute() / ARRAYS
 
     def read(shapes: dict[str, Any]) -> dict[str, Any]:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.StandardRestore(shapes))
+        # Without a sharding as it was saved there may be no such devices: on the host, then.
+        options = {
+            name: ocp.RestoreArgs(restore_type=np.ndarray)
+            if shape.sharding is None
+            else ocp.ArrayRestoreArgs(sharding=shape.sharding)
+            for name, shape in shapes.items()
+        }
+        arguments = ocp.args.PyTreeRestore(item=shapes, restore_args=options)  # pyrefly: ignore
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=arguments)
 
     return read
 
@@ -88,23 +98,30 @@ def newest(folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             warnings.warn(f"A checkpoint is damaged, and left out: {error}.", stacklevel=2)
 
 
-def prune(folder: pathlib.Path, keep: int, pinned: int | None) -> None:
-    """Removes all but the newest few, the best, and one that others stand on.
+def prune(folder: pathlib.Path, keep: int) -> None:
+    """Removes all but the newest few, the best, and the ends of pretraining that these stand on.
 
     Args:
       folder: of all checkpoints of the run.
       keep: how many of the newest are kept.
-      pinned: one that is kept; None: no other.
     """
     numbers = numbers_in(folder)
-    scores: dict[int, float] = {}
+    said: dict[int, dict[str, Any]] = {}
     for number in numbers:
-        try:
-            score = about(path_of(folder, number)).get("score")
-        except Damaged:
-            score = None
-        if score is not None:
-            scores[number] = score
+        with contextlib.suppress(Damaged):
+            said[number] = about(path_of(folder, number))
+    scores = {n: found["score"] for n, found in said.items() if found.get("score") is not None}
     best = [max(scores, key=lambda number: (scores[number], -number))] if scores else []
-    for number in set(numbers) - {*numbers[-keep:], *best, pinned}:
-        shutil.rmtree(path_of(folder, number), ignore_errors=True)
+    kept = {*numbers[-keep:], *best}
+    kept |= {said[number].get("pretrained") for number in kept if number in said}
+    for number in set(numbers) - kept:
+        remove(path_of(folder, number))
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a folder so that it is never there in part under its name."""
+    going = path.with_name(f".{path.name}.unfinished")
+    with contextlib.suppress(OSError):
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)

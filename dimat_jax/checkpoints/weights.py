@@ -78,14 +78,16 @@ def load_final(folder: pathlib.Path, like: Variables | None = None) -> Final:
     check_whole(folder)
     files = sorted(path for path in folder.glob("agent-*.safetensors"))
     agents = [read_arrays(file) for file in files]
-    stacked = {name: np.stack([one[name] for one in agents]) for name in agents[0]}
-    permutations: list[dict[str, Any]] = []
-    for name, array in sorted(read_arrays(folder / PERMUTATIONS).items()):
-        slot, group = name.split("/", 1)
-        while len(permutations) <= int(slot):
-            permutations.append({})
-        permutations[int(slot)][group] = array
-    measured = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+    try:
+        stacked = {name: np.stack([one[name] for one in agents]) for name in agents[0]}
+        slots: dict[int, dict[str, Any]] = {}
+        for name, array in read_arrays(folder / PERMUTATIONS).items():
+            slot, group = name.split("/", 1)
+            slots.setdefault(int(slot), {})[group] = array
+        measured = dict(json.loads((folder / MEASURED).read_text(encoding="utf-8")))
+    except (LookupError, ValueError, TypeError, OSError) as error:
+        raise Damaged(f"{folder} does not hold agents' networks: {error}") from error
+    permutations = [slots[slot] for slot in sorted(slots)]
     return Final(
         nested(stacked) if like is None else structured(stacked, like, folder),
         {name: np.asarray(values) for name, values in measured.items()},

@@ -22,7 +22,7 @@ def none(
 
     Args:
       key: not used.
-      images: uint8 ``[batch, height, width, channels]``.
+      images: uint8 or floats ``[batch, height, width, channels]``.
 
     Returns:
       The images.
@@ -36,7 +36,7 @@ def flip_and_crop(
     images: Shaped[Array | np.ndarray, "batch height width channels"],
     padding: int = 4,
 ) -> Shaped[Array, "batch height width channels"]:
-    """Flips each image with probability 1/2, then crops it at random from a black frame.
+    """Flips each image with probability 1/2, then crops it at random from a frame of zeros.
 
     The augmentation of CIFAR since C.-Y. Lee et al., Deeply-Supervised Nets (arXiv 1409.5185). A
     pure function for `jax.jit`, `jax.vmap` and `jax.shard_map`; give each agent its own key. The
@@ -44,11 +44,11 @@ def flip_and_crop(
 
     Args:
       key: drives flips and crops; each image its own.
-      images: uint8 ``[batch, height, width, channels]``.
+      images: uint8 or floats ``[batch, height, width, channels]``.
       padding: the frame's width in pixels: images move by at most this much.
 
     Returns:
-      uint8 images of the same shape.
+      Images of the same shape and dtype.
     """
     bits = jax.random.bits(key, (len(images), 3), jnp.uint32)  # the same with and without x64
     flip = (bits[:, 0] >> 31).astype(jnp.int32)
@@ -63,16 +63,16 @@ def flip_and_shift(
     shifts: Int32[Array | np.ndarray, "batch 2"],
     padding: int,
 ) -> Shaped[Array, "batch height width channels"]:
-    """Flips images from left to right, and then cuts them out of a black frame.
+    """Flips images from left to right, and then cuts them out of a frame of zeros.
 
     Args:
-      images: uint8 ``[batch, height, width, channels]``.
+      images: uint8 or floats ``[batch, height, width, channels]``.
       flipped: 1 for those that are flipped, else 0.
       shifts: how many rows further down, and columns further right, than the image each cut begins.
       padding: no move is longer.
 
     Returns:
-      uint8 images of the same shape.
+      Images of the same shape and dtype.
     """
     height, width, channels = images.shape[1:]
     framed = jnp.pad(

@@ -36,13 +36,17 @@ def load_tiny_shakespeare(data_dir: Directory = None, cache_dir: Directory = Non
     """Loads Tiny Shakespeare, 1.1 million characters of 65 kinds (A. Karpathy, public domain).
 
     Args:
-      data_dir: where ``tiny_shakespeare/input.txt`` lies, or is downloaded to.
+      data_dir: where ``tiny_shakespeare/input.txt`` lies, or is downloaded to; or where
+        ``input.txt`` does.
       cache_dir: not used.
 
     Raises:
       DataNotFoundError: if it is not there and cannot be downloaded.
     """
-    path = data_directory(data_dir) / "tiny_shakespeare" / "input.txt"
+    folder = data_directory(data_dir)
+    path = folder / "tiny_shakespeare" / "input.txt"
+    if (folder / "input.txt").is_file():
+        path = folder / "input.txt"
     if not path.is_file():
         try:
             download(SHAKESPEARE, SHAKESPEARE_SHA256, path)

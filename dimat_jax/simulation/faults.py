@@ -83,8 +83,7 @@ def check_schedule(schedule: Any, agents: int) -> None:
             raise ValueError(f"{name} must be a dj.{name.title()}, not {shown(value)}.")
     loss = faults.message_loss
     by_edge = loss if isinstance(loss, Mapping) else {}
-    for to, sender in by_edge:
-        check_agents("message_loss", (to, sender), agents)
+    check_entries("message_loss", tuple(by_edge), "aa", agents)
     for value in by_edge.values() if isinstance(loss, Mapping) else (loss,):
         check_number("message_loss", value, least=0, most=1)
     check_number("stale", faults.stale, least=0, most=1)

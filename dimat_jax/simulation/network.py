@@ -4,7 +4,6 @@ Everything here is looked at only where a run has a `Schedule`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from dimat_jax.merging.merger import Merger
 from dimat_jax.metrics import PRETRAINING
 from dimat_jax.simulation import faults
 from dimat_jax.simulation.state import RunState
-from dimat_jax.topology import Topology, Tree, from_matrix
+from dimat_jax.topology import Topology, from_matrix
 from dimat_jax.types import Variables
 
 if TYPE_CHECKING:
@@ -192,33 +191,9 @@ def before_merge(session: "Session", state: RunState, inputs: MergeRound, name: 
         left_out=state.left_out + int(left_out.sum()),
     )
     aligns = inputs.aligns or (name == "merge" and bool(newcomers))
-    inputs = inputs._replace(
-        sources=sources.astype(np.int32), weights=weights, aligns=aligns, tree=tree_of(here, inputs)
-    )
+    inputs = inputs._replace(sources=sources.astype(np.int32), weights=weights, aligns=aligns)
     merger, sent = with_stale(session, state, round)
     return Met(state, before, inputs, merger, ~here | hopeless, sent)
-
-
-def tree_of(here: Agents, inputs: MergeRound) -> Callable[[], Tree]:
-    """The way of a network to everyone who is there; those who are not are by themselves."""
-
-    def tree() -> Tree:
-        found = inputs.tree()
-        agents = np.arange(len(here), dtype=np.int32)
-        parents, roots = found.parents.copy(), found.roots.copy()
-        if here.all():
-            return found
-        # Who is behind somebody who is not there begins a tree of its own.
-        for agent in np.flatnonzero(here):
-            way = [agent]
-            while found.parents[way[-1]] != way[-1]:
-                way.append(found.parents[way[-1]])
-            alive = way[: next((i for i, who in enumerate(way) if not here[who]), len(way))]
-            roots[agent] = alive[-1]
-            parents[agent] = alive[1] if len(alive) > 1 else agent
-        return Tree(np.where(here, parents, agents), np.where(here, roots, agents))
-
-    return tree
 
 
 def with_stale(session: "Session", state: RunState, round: int) -> tuple[Merger, list[Variables]]:

@@ -30,6 +30,8 @@ from dimat_jax.types import Batch, Key, Task, Variables
 CHECKED = (2, 3)
 """Examples in the batches on which a task is checked: several, so that their axis shows, and twice,
 so that no other axis is as long."""
+PREPARED_AT_ONCE = 4096
+"""Examples, where all of them are prepared before a run."""
 
 
 def check_data(data: Data) -> Data:
@@ -125,9 +127,16 @@ def classes_of(task: Task, abstract: tuple[Variables, Batch], data: Data) -> int
 
 
 def targets_mean(data: Data) -> Any:
-    """The mean of the training targets, from which R² counts; 0 where a batch has others."""
-    held = data.train if data.prepare is None and isinstance(data.train, dict) else {}
-    return held["targets"].mean(0) if "targets" in held else 0.0
+    """The mean of the training targets as the task takes them, from which R² counts."""
+    if not isinstance(data.train, dict) or "targets" not in data.train:
+        return 0.0
+    if data.prepare is None:
+        return data.train["targets"].mean(0, dtype=np.float64)
+    total = 0.0
+    for start in range(0, examples_of(data.train), PREPARED_AT_ONCE):
+        rows = jax.tree.map(lambda x: x[start : start + PREPARED_AT_ONCE], data.train)  # noqa: B023
+        total += np.asarray(data.prepare(rows)["targets"]).sum(0, dtype=np.float64)
+    return total / examples_of(data.train)
 
 
 def check_outputs_of_model(
@@ -163,9 +172,19 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any, agents
         return optimizer.update(params, state, params)
 
     what = "The optimizer fails on gradients of the parameters"
-    updates, _ = attempt(what, functools.partial(jax.eval_shape, step), params)
+    updates, after = attempt(what, functools.partial(jax.eval_shape, step), params)
     if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, params):
         raise ValueError("The optimizer must give updates of the shapes of the parameters.")
+
+    def kinds(state: Any) -> Any:
+        return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+    before = jax.eval_shape(optimizer.init, params)
+    before = jax.eval_shape(lambda state: own_hyperparams(state, 0, agents), before)
+    if kinds(before) != kinds(after):
+        raise ValueError(
+            "The optimizer's state must keep its structure, shapes and dtypes from step to step."
+        )
 
 
 def with_plain_dicts(task: Task) -> Task:
@@ -228,22 +247,33 @@ def abstract_task(
     assert metrics is not None
     outputs = functools.partial(jax.eval_shape, task.outputs)
     attempt("The task's outputs fail", outputs, abstract, batch)
-    check_outputs(task, abstract, batch)
+    check_outputs(task, abstract, batch, abstract_batch(data, 1, train=True))
     return (abstract, batch), metrics
 
 
-def check_outputs(task: Task, variables: Variables, batch: Batch) -> None:
+def check_outputs(task: Task, variables: Variables, batch: Batch, trained: Batch) -> None:
     """Raises a `ValueError` for a variable that the loss depends on but the outputs do not.
 
-    Hidden units are found by what leaves the outputs as they are; the loss must stay, too.
+    Hidden units are found by what leaves the outputs as they are; the loss must stay, too, in
+    evaluation and in training.
+
+    Args:
+      task: of one's own.
+      variables: shapes of an agent's.
+      batch: shapes of a batch in evaluation.
+      trained: and in training.
     """
 
-    def losses(variables: Variables, batch: Batch) -> Any:
-        return task.loss(variables, batch)[0]
+    def losses(variables: Variables, both: tuple[Batch, Batch]) -> Any:
+        key = jax.random.key(0)
+        evaluated = task.loss(variables, both[0])[0]
+        return evaluated, task.loss(variables, both[1], key=key, train=True)[0]
 
-    of_loss, of_outputs = (reads(f, variables, batch) for f in (losses, task.outputs))
+    of_loss = reads(losses, variables, (batch, trained))
+    of_outputs = reads(task.outputs, variables, batch)
     for path in of_loss:
-        if path not in of_outputs:
+        # Statistics are of training or of evaluation; parameters are of both.
+        if path not in of_outputs and path.startswith("params"):
             raise ValueError(
                 f"The task's outputs do not depend on {path!r}, but its loss does: outputs must "
                 "hold all that the loss is made of."
@@ -294,7 +324,7 @@ def check_losses(
         check_name(name)
         parts = metric if isinstance(metric, tuple) else (metric,)
         fits = all(isinstance(x, jax.ShapeDtypeStruct) and x.shape == shape for x in parts)
-        if not fits or len(parts) not in (1, 2):
+        if not fits or (isinstance(metric, tuple) and len(parts) != 2):
             raise ValueError(
                 f"The metric {name!r} must be a number of each example, or a sum and a count of "
                 f"each; {when} it is {described(metric)}."

@@ -24,7 +24,13 @@ from dimat_jax.types import Key, Permutations, Variables
 
 
 def merge_round(
-    setup: Setup, position: Position, shards: Shards, keys: RoundKeys, part: str, graph: Topology
+    setup: Setup,
+    position: Position,
+    shards: Shards,
+    keys: RoundKeys,
+    part: str,
+    graph: Topology,
+    among: Topology | None = None,
 ) -> tuple[MergeRound, list[Batches | Tree]]:
     """Chooses the neighbours and the images of a merge round.
 
@@ -35,6 +41,7 @@ def merge_round(
       keys: of this round.
       part: of the method, ``initial``, ``merge`` or ``final``.
       graph: on which it merges.
+      among: the same among agents who are there, on which a network is handed on; None: all are.
 
     Returns:
       What the merge works with; and a list to which what it asks for is added, to be counted as
@@ -64,7 +71,7 @@ def merge_round(
         examples=setup.examples[position.seed],
         matching=when_asked(lambda: matching_batches(setup, shards, keys.matching)),
         statistics=when_asked(statistics) if recomputed else None,
-        tree=when_asked(lambda: flood(graph)),
+        tree=when_asked(lambda: flood(among or graph)),
         frame=config.merge_frame,
         aligns=due or part != "merge",
         key=keys.alignment,

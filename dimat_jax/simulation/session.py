@@ -291,12 +291,12 @@ class Session(NamedTuple):
         round = state.position.round + (name != "initial")
         position = state.position._replace(round=round)
         shards, keys = self.shards_of(state), round_keys(state.keys, round)
-        inputs, asked_for = merge_round(setup, position, shards, keys, name, graph)
-        merger, met, among = self.parts.merger, None, graph
+        among = network.among(network.present(self, state, round), graph)
+        inputs, asked_for = merge_round(setup, position, shards, keys, name, graph, among)
+        merger, met = self.parts.merger, None
         if setup.schedule:
             met = network.before_merge(self, state._replace(position=position), inputs, name)
             state, inputs, merger = met.state, met.inputs, met.merger
-            among = network.among(~met.out, graph)
         before = state.agents.variables
         try:
             merged = part.apply(merger, before, getattr(state.method, name), inputs)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import Algorithm, Merge
+from dimat_jax.algorithms import METHODS, Algorithm, Merge
 from dimat_jax.algorithms.stepping import guarded
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
@@ -292,14 +292,28 @@ def names_of(
         choose("topology", config.topology, topology.TOPOLOGIES)
     elif config.topology_options:
         raise ValueError("topology_options are those of a named topology: one was handed over.")
-    if optimizer is not None and (config.weight_decay or config.clip is not None):
-        raise ValueError("weight_decay and clip are of a named optimizer: one was handed over.")
+    if optimizer is not None:
+        check_options_of_optimizer(config)
     return {
         "model": config.model if model is None else OWN,
         "dataset": config.dataset if dataset is None else dataset.name,
         "topology": config.topology if graph is None else graph.name,
         "optimizer": config.optimizer if optimizer is None else OWN,
     }
+
+
+def check_options_of_optimizer(config: Config) -> None:
+    """Raises a `ValueError` for options of a named optimizer, where one was handed over."""
+    if config.weight_decay or config.clip is not None or config.warmup_epochs:
+        raise ValueError(
+            "weight_decay, clip and warmup_epochs are of a named optimizer: one was handed over."
+        )
+    for name, _ in config.method_learning_rate:
+        if name not in METHODS or METHODS[name].gossip is None:
+            raise ValueError(
+                f"method_learning_rate of {name!r} is of a named optimizer: one was handed over, "
+                "whose steps round_rate multiplies."
+            )
 
 
 def make_graph(config: Config) -> Topology:

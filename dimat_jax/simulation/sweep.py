@@ -24,8 +24,8 @@ from dimat_jax.execution.placement import (
     to_host,
 )
 from dimat_jax.execution.timing import Stopwatch
-from dimat_jax.registry import check_number, choose, expect
-from dimat_jax.simulation.checks import MAX_SEED, check_config
+from dimat_jax.registry import check_number, choose, expect, shown
+from dimat_jax.simulation.checks import MAX_SEED, check_config, check_types
 from dimat_jax.simulation.parts import local_update, make_parts
 from dimat_jax.simulation.session import on_own_mesh
 from dimat_jax.simulation.setup import Setup, prepare
@@ -77,9 +77,10 @@ def sweep(
       ValueError: for a configuration that cannot be run, before anything compiles.
     """
     check_config(config)
+    check_types(config)
     for name, values in {**numbers, "seed": seed}.items():
         expect(name, values, Sequence | np.ndarray, "a list of numbers")
-        if not len(values):
+        if np.ndim(values) != 1 or not len(values):
             raise ValueError(f"{name} must be a list of one number or more.")
         for value in values:
             whole = name == "seed"
@@ -105,7 +106,19 @@ def check_numbers(setup: Setup, numbers: Mapping[str, Any], own: bool) -> None:
     if own:
         state = jax.eval_shape(setup.optimizer.init, setup.abstract[0]["params"])
         nodes = jax.tree.leaves(state, is_leaf=has_hyperparams)
-        names = [name for node in nodes if has_hyperparams(node) for name in node.hyperparams]
+        nodes = list(filter(has_hyperparams, nodes))
+        names = [name for node in nodes for name in node.hyperparams]
+        for name in [name for node in nodes for name in getattr(node, "hyperparams_states", ())]:
+            if name in numbers:
+                raise ValueError(f"{name} is a schedule of the optimizer: it cannot be swept.")
+        kinds = {name: x.dtype for node in nodes for name, x in node.hyperparams.items()}
+        for name, values in numbers.items():
+            whole = name in kinds and not jnp.issubdtype(kinds[name], jnp.floating)
+            if whole and any(value != int(value) for value in values):
+                raise ValueError(
+                    f"{name} is a whole number in the optimizer, and {shown(list(values))} are not "
+                    "all: give it as a float where the optimizer is made."
+                )
     for name in numbers:
         choose("number of the optimizer", name, names)
 

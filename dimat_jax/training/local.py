@@ -86,7 +86,9 @@ def train_update(
             )
         direction, opt_state = optimizer.update(gradients, state.optimizer, params)
         rate = state.rate_scale * schedule(state.step)
-        params = jax.tree.map(lambda p, d: p - jnp.asarray(rate, p.dtype) * d, params, direction)
+        params = jax.tree.map(
+            lambda p, d: (p - jnp.asarray(rate, p.dtype) * d).astype(p.dtype), params, direction
+        )
         variables = {**variables, "params": params}
         total, diverged = count_loss(state.loss, state.diverged, loss, state.step)
         return state._replace(

@@ -60,11 +60,28 @@ def test_any_number_of_an_optimizer_is_swept():
             "'momentum'. There are: learning_rate",
         ),
         ({"optimizer": optax.sgd(0.1), "learning_rate": [0.1]}, "There are none"),
+        ({"learning_rate": np.array(0.1)}, "learning_rate must be a list of one number or more"),
+        (
+            {"optimizer": optax.inject_hyperparams(optax.sgd)(0.1, momentum=0), "momentum": [0.9]},
+            "momentum is a whole number in the optimizer",
+        ),
+        (
+            {
+                "optimizer": optax.inject_hyperparams(optax.sgd)(optax.constant_schedule(0.1)),
+                "learning_rate": [0.1],
+            },
+            "learning_rate is a schedule of the optimizer",
+        ),
     ],
 )
 def test_bad_sweeps(options, message, untyped):
     with pytest.raises(ValueError, match=message):
         dj.sweep(small_config(), model=linear_softmax(), dataset=DATASET, **options)
+
+
+def test_a_sweep_of_a_wrong_configuration_is_refused(untyped):
+    with pytest.raises(ValueError, match="devices must be a whole number, not '2'"):
+        dj.sweep(small_config(devices="2"), learning_rate=[0.1], dataset=DATASET)
 
 
 def test_numbers_of_an_optimizer_are_each_agents_own():

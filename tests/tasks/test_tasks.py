@@ -10,7 +10,8 @@ from helpers.small_runs import as_batch, noise, preparer, small_config
 
 import dimat_jax as dj
 from dimat_jax.datasets.data import of_images
-from dimat_jax.datasets.text import of_text
+from dimat_jax.datasets.text import load_tiny_shakespeare, of_text
+from dimat_jax.simulation.own_task import targets_mean
 from dimat_jax.simulation.parts import schedule_of
 from dimat_jax.training.optimizers import has_hyperparams
 
@@ -196,6 +197,11 @@ BAD_TASKS = {
             b["inputs"][:, 0], {"error": b["inputs"].mean()}, v),
         "The metric 'error' must be a number of each example",
     ),
+    "a metric of one part": (
+        lambda v, b, key=None, train=False: (
+            b["inputs"][:, 0], {"error": (b["inputs"][:, 0],)}, v),
+        "The metric 'error' must be a number of each example",
+    ),
     "other metrics in training": (
         lambda v, b, key=None, train=False: (
             b["inputs"][:, 0], {"a" if train else "b": b["inputs"][:, 0]}, v),
@@ -229,6 +235,42 @@ def test_outputs_hold_all_that_the_loss_is_made_of():
     data = dj.Data({"inputs": normal(20, 2)}, {"inputs": normal(5, 2)}, "mine")
     with pytest.raises(ValueError, match="outputs do not depend on 'params/scale', but its loss"):
         dj.make_session(small_config(agents=2), task=task, dataset=data)
+
+
+def test_outputs_hold_what_the_loss_is_made_of_in_training_alone():
+    def init(key, batch):
+        return {"params": {"w": jnp.ones((2, 3)), "out": jnp.ones(3), "more": jnp.ones((3, 2))}}
+
+    def outputs(variables, batch):
+        return jnp.tanh(batch["inputs"] @ variables["params"]["w"]) @ variables["params"]["out"]
+
+    def loss(variables, batch, key=None, train=False):
+        losses, params = outputs(variables, batch), variables["params"]
+        if train:
+            losses += (jnp.tanh(batch["inputs"] @ params["w"]) @ params["more"]).sum(1)
+        return losses, {}, variables
+
+    data = dj.Data({"inputs": normal(20, 2)}, {"inputs": normal(5, 2)}, "mine")
+    with pytest.raises(ValueError, match="outputs do not depend on 'params/more', but its loss"):
+        dj.make_session(small_config(agents=2), task=dj.Task(init, loss, outputs), dataset=data)
+
+
+def doubled(batch):
+    return {**batch, "targets": 2 * batch["targets"]}
+
+
+@pytest.mark.parametrize("prepare", [None, doubled])
+def test_r2_counts_from_the_mean_of_the_targets_as_the_task_takes_them(prepare):
+    targets = 100 + normal(9000, 1)
+    data = dj.Data(
+        {"inputs": normal(9000, 2), "targets": targets},
+        {"inputs": normal(50, 2), "targets": targets[:50]},
+        "far from 0",
+        prepare=prepare,
+    )
+    mean = targets_mean(data)
+    expected = targets.astype(np.float64).mean(0) * (1 if prepare is None else 2)
+    np.testing.assert_allclose(mean, expected, rtol=1e-9)
 
 
 WHOLE = {"inputs": normal(20, 2), "labels": np.arange(20) % 2}
@@ -311,7 +353,20 @@ def rates(*values):
     [
         (optax.polyak_sgd(), {}, "The optimizer fails on gradients of the parameters"),
         (rates(0.1, 0.1, 0.1), {}, "it must be a number, or one for each of 2 agents"),
-        (optax.sgd(0.1), {"weight_decay": 0.1}, "weight_decay and clip are of a named optimizer"),
+        (optax.sgd(0.1), {"weight_decay": 0.1}, "weight_decay, clip and warmup_epochs are of a"),
+        (optax.sgd(0.1), {"warmup_epochs": 1}, "weight_decay, clip and warmup_epochs are of a"),
+        (
+            optax.sgd(0.1),
+            {"method_learning_rate": (("wa", 0.5),)},
+            "method_learning_rate of 'wa' is of a named optimizer",
+        ),
+        (
+            optax.GradientTransformation(
+                lambda params: jnp.zeros((), jnp.int32), lambda g, state, params: (g, state + 0.5)
+            ),
+            {},
+            "state must keep its structure, shapes and dtypes",
+        ),
         ("adam", {}, "optimizer must be an optax.GradientTransformation, not 'adam'"),
     ],
 )
@@ -338,3 +393,12 @@ def test_methods_that_step_by_themselves_take_the_runs_rate():
     setup = dj.make_session(config, **given).setup
     assert float(schedule_of(setup, gossip=True)(0)) == 0.25
     assert all(float(schedule_of(setup)(step)) == 1 for step in (0, 7))
+
+
+def test_tiny_shakespeare_is_found_in_its_folder_and_in_the_one_above(tmp_path):
+    folder = tmp_path / "tiny_shakespeare"
+    folder.mkdir()
+    (folder / "input.txt").write_text("To be, or not to be. " * 2000)
+    found = [load_tiny_shakespeare(data_dir) for data_dir in (tmp_path, folder)]
+    assert found[0].name == found[1].name == "Tiny Shakespeare"
+    np.testing.assert_array_equal(found[0].train["tokens"], found[1].train["tokens"])

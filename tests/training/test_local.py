@@ -21,6 +21,7 @@ from helpers.small_runs import (
 import dimat_jax as dj
 from dimat_jax.training.local import epoch_order, train_update
 from dimat_jax.training.optimizers import OPTIMIZERS
+from dimat_jax.training.state import init_population
 
 EXAMPLES, STEPS, BATCH = 13, 3, 4
 
@@ -202,3 +203,25 @@ def test_the_first_step_whose_loss_is_not_finite_is_remembered():
     for _ in range(6):
         state = step(state, order, as_batch(images, labels))
     assert state.diverged.tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.inject_hyperparams(optax.sgd)(0.1), optax.adam(1e-3, mu_dtype=jnp.float32)],
+    ids=["hyperparameters", "wide moments"],
+)
+def test_parameters_keep_their_types(optimizer):
+    params = {"a": jnp.ones(3), "w": jnp.ones(3, jnp.bfloat16)}
+    task = dj.Task(
+        lambda key, batch: {"params": params},
+        lambda v, b, key=None, train=False: (
+            (b["x"] * (v["params"]["a"] + v["params"]["w"])).sum(1), {}, v),
+        lambda v, b: v["params"],
+    )  # fmt: skip
+    update = train_update(task, optimizer, lambda step: 1.0, lambda key, batch: batch)
+    state = init_population(task, optimizer, jax.random.key(0), 1, {"x": jnp.zeros((2, 3))})
+    state = jax.tree.map(lambda x: x[0], state)
+    after = update(state, jnp.zeros((1, 2), jnp.int32), {"x": jnp.ones((4, 3))})
+    kinds = [jax.tree.map(lambda x: x.dtype, s.variables) for s in (state, after)]
+    assert kinds[0] == kinds[1]
+    assert float(after.variables["params"]["a"][0]) != 1
