@@ -1,5 +1,7 @@
 """The compiled parts of a run, on the form that the main job has."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,11 +119,13 @@ def test_what_an_epoch_compiles_is_not_taken_for_training():
     parts, keys = make_parts(plan), seed_keys(0)
     state, shards = parts.init(keys.init), place_shards(plan, 0, 0)
     parts.stopwatch.take()
+    start = time.monotonic()
     with compilations() as counter, parts.stopwatch.measure("train"):
         jax.block_until_ready(parts.train(state, shards, keys.order, 0))
+    whole = time.monotonic() - start
     found = parts.stopwatch.take()
     assert found["compile"] > 0.6 * counter.seconds  # all but slices and zeros
-    assert found["train"] < 0.5 * counter.seconds
+    assert found["train"] + found["compile"] <= whole  # counted once
 
 
 def test_a_fresh_optimizer_forgets_and_keeps_all_else():
