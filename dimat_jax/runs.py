@@ -107,7 +107,8 @@ def run_and_record(
     with folder.held(out):
         resumes = config.resume and folder.holds_run(out)
         if not resumes:
-            folder.check_folder(out, config.overwrite)
+            if not config.resume or folder.has_rows(out):
+                folder.check_folder(out, config.overwrite)
             if config.resume:
                 observer.on_note(f"There is no run in {out}: it starts from the beginning.")
         done = resumes and folder.is_complete(out)

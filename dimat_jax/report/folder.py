@@ -15,6 +15,7 @@ from jaxtyping import Float
 from dimat_jax.checkpoints.resume import CHECKPOINTS
 from dimat_jax.checkpoints.weights import WEIGHTS
 from dimat_jax.config import Config
+from dimat_jax.datasets.whole import synchronize
 from dimat_jax.metrics import PRETRAINING, finite, measure_of, measured
 from dimat_jax.report.figures import accuracy_figure
 from dimat_jax.report.leads import comparisons
@@ -92,16 +93,22 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-            if made:
+        with contextlib.suppress(OSError):
+            if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                (folder / LOCK_FILE).unlink()
                 folder.rmdir()
+        lock.release()
 
 
 def holds_run(folder: pathlib.Path) -> bool:
     """Whether a run was begun in a folder."""
     return (folder / CONFIG_FILE).is_file() and (folder / METRICS_FILE).is_file()
+
+
+def has_rows(folder: pathlib.Path) -> bool:
+    """Whether something was measured by the run in a folder."""
+    metrics = folder / METRICS_FILE
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -156,12 +163,15 @@ def open_folder(setup: Setup) -> None:
     }
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+        # Rows first and the configuration last: whoever is killed in between has not begun, see
+        # `holds_run`, and may begin again.
+        (folder / METRICS_FILE).unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
-        write_json(folder / CONFIG_FILE, description)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
         (folder / METRICS_FILE).write_text("", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, description)
 
 
 def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
@@ -174,17 +184,24 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     Returns:
       The summary, as `dimat_jax.report.summary.summarize` describes it.
     """
-    config, data, rows = result.setup.config, result.setup.data, measured(result.history)
-    name, folder, labels = data.name, out_of(result.setup), labels_of(result)
+    config, rows = result.setup.config, measured(result.history)
+    name, folder, labels = result.setup.data.name, out_of(result.setup), labels_of(result)
     summary = summarize(rows, name, plain(config), all_tests_of(result), labels, stopped)
     summary["diverged"] = [
         {"method": method, "seed": seed, "where": where}
         for (method, seed), where in result.diverged.items()
     ]
+    if rows:
+        write_tables(result, stopped)
     with writing_to(folder):
-        write_json(folder / SUMMARY_FILE, summary)
-    if not rows:
-        return summary
+        write_json(folder / SUMMARY_FILE, summary)  # Last: it says that all is there.
+    return summary
+
+
+def write_tables(result: Result, stopped: str | None) -> None:
+    """Writes ``tables.md`` and ``accuracy.png``; arguments as of `write_report`."""
+    config, data, rows = result.setup.config, result.setup.data, measured(result.history)
+    name, folder, labels = data.name, out_of(result.setup), labels_of(result)
     sections = [f"# {name}", *filter(None, [stopped]), *divergences(result)]
     sections += [f"{table.title}\n\n{to_markdown(table)}" for table in tables_of(result)]
     subtitle = f"{config.model}, {config.agents} agents, {config.topology}, {config.partition}"
@@ -193,7 +210,6 @@ def write_report(result: Result, stopped: str | None = None) -> dict[str, Any]:
     with writing_to(folder):
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figure.savefig(folder / FIGURE_FILE)
-    return summary
 
 
 def tables_of(result: Result) -> list[Table]:
@@ -246,6 +262,9 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file; numbers that are not finite as null."""
+    """Writes a JSON file, whole or not at all; numbers that are not finite as null."""
     text = json.dumps(finite(values), indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    synchronize(unfinished)
+    unfinished.replace(path)

@@ -3,6 +3,7 @@
 import numbers
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -169,6 +170,11 @@ def check_method(name: Any, algorithm: Any) -> None:
         raise ValueError(
             f"methods must be of name to dj.algorithms.Algorithm; {name!r} is a "
             f"{type(algorithm).__name__}."
+        )
+    if not re.fullmatch(r"[^\W_.][^/\\\0]{0,99}", name):
+        raise ValueError(
+            f"A method must have a name of at most 100 characters without / and \\ that begins with "
+            f"a letter or digit, not {shown(name)}: its networks are kept under it."
         )
     expect(f"label of method {name!r}", algorithm.label, str, "a string")
     kinds = {"gossip": Gossip, "initial": Merge, "merge": Merge, "final": Merge}

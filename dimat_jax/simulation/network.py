@@ -13,14 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dimat_jax.algorithms import Exchange, MergeRound, exchange_of
 from dimat_jax.algorithms.base import padded
-from dimat_jax.algorithms.stepping import select
+from dimat_jax.algorithms.stepping import finite_lanes, select
 from dimat_jax.execution.placement import place, replicate, to_host
 from dimat_jax.merging.merger import Merger
 from dimat_jax.metrics import PRETRAINING
 from dimat_jax.simulation import faults
 from dimat_jax.simulation.state import RunState
 from dimat_jax.topology import Topology, from_matrix
-from dimat_jax.types import Variables
+from dimat_jax.training.state import AgentState
+from dimat_jax.types import Permutations, Variables
 
 if TYPE_CHECKING:
     from dimat_jax.simulation.session import Session
@@ -53,6 +54,7 @@ class Met(NamedTuple):
 
 
 choose = jax.jit(select)
+all_finite = jax.jit(finite_lanes)
 
 
 @jax.jit
@@ -76,10 +78,9 @@ def lanes_of(session: "Session", mask: Agents) -> Lanes:
 
 
 def finite_agents(session: "Session", state: RunState) -> Agents:
-    """Whose parameters are finite numbers."""
-    return np.asarray(
-        to_host(session.setup.execution, session.parts.finite(state.agents.variables))
-    )
+    """Who is finite: parameters, statistics and optimizer, every number of them."""
+    held = state.agents.variables, state.agents.optimizer
+    return np.asarray(to_host(session.setup.execution, all_finite(held)))
 
 
 def present(session: "Session", state: RunState, round: int) -> Agents:
@@ -128,7 +129,8 @@ def join(session: "Session", state: RunState, round: int, agent: int, how: str) 
     key = jax.random.fold_in(jax.random.fold_in(state.keys.init, round), agent)
     new = session.parts.init(key)._replace(step=old.step, rate_scale=old.rate_scale)
     if how == "copy":
-        source = first_neighbour(session, state, round, agent)
+        was_there = present(session, state, round - 1) & finite_agents(session, state)
+        source = first_neighbour(session, agent, was_there)
         sources = np.arange(setup.config.agents, dtype=np.int32)
         sources[agent] = source
         variables = session.parts.merger.gather(old.variables, sources)
@@ -144,12 +146,10 @@ def join(session: "Session", state: RunState, round: int, agent: int, how: str) 
     return state._replace(agents=agents, method=choose(mask, remembered, state.method))
 
 
-def first_neighbour(session: "Session", state: RunState, round: int, agent: int) -> int:
-    """The first neighbour, over all rounds of the graph, who was there before; else the agent."""
+def first_neighbour(session: "Session", agent: int, usable: Agents) -> int:
+    """The first neighbour, over all rounds of the graph, who can be used; else the agent."""
     hears = (session.setup.topology.mixing_matrices[:, agent] != 0).any(0)
-    was_there = present(session, state, round - 1) & finite_agents(session, state)
-    was_there[agent] = False
-    found = np.flatnonzero(hears & was_there)
+    found = np.flatnonzero(hears & usable & (np.arange(len(usable)) != agent))
     return int(found[0]) if len(found) else agent
 
 
@@ -176,17 +176,17 @@ def before_merge(session: "Session", state: RunState, inputs: MergeRound, name: 
     # Whoever is no longer finite takes over a neighbour's network, and then the average of all of
     # its neighbours; who has no neighbour, or is not there, takes no part.
     hopeless = ~finite & (weights[:, 1:].sum(1) <= 0)
-    before, variables = state, state.agents.variables
+    before, healed = state, state.agents
     if not finite.all():
         nearest = sources[rows[:, 0], weights.argmax(1)]
         substitutes = np.where(finite, rows[:, 0], nearest).astype(np.int32)
-        taken = session.parts.merger.gather(variables, substitutes)
-        variables = choose(lanes_of(session, finite), variables, taken)
-        zeros = jax.tree.map(jnp.zeros_like, variables)
-        variables = choose(lanes_of(session, ~hopeless), variables, zeros)
+        healed = taken_over(session, state, finite, substitutes)
+        zeros = jax.tree.map(jnp.zeros_like, (healed.variables, healed.optimizer))
+        kept = choose(lanes_of(session, ~hopeless), (healed.variables, healed.optimizer), zeros)
+        healed = healed._replace(variables=kept[0], optimizer=kept[1])
     newcomers = (here & ~present(session, state, round - 1)).any()
     state = state._replace(
-        agents=state.agents._replace(variables=variables),
+        agents=healed,
         lost=state.lost + int(lost.sum()),
         left_out=state.left_out + int(left_out.sum()),
     )
@@ -194,6 +194,21 @@ def before_merge(session: "Session", state: RunState, inputs: MergeRound, name: 
     inputs = inputs._replace(sources=sources.astype(np.int32), weights=weights, aligns=aligns)
     merger, sent = with_stale(session, state, round)
     return Met(state, before, inputs, merger, ~here | hopeless, sent)
+
+
+def taken_over(
+    session: "Session", state: RunState, finite: Agents, substitutes: Int[np.ndarray, "agents"]
+) -> AgentState:
+    """The agents, of whom those that are not finite have another's network and a new optimizer."""
+    parts, agents = session.parts, state.agents
+    taken = agents._replace(variables=parts.merger.gather(agents.variables, substitutes))
+    fresh = parts.fresh(taken)
+    variables, optimizer = choose(
+        lanes_of(session, finite),
+        (agents.variables, agents.optimizer),
+        (fresh.variables, fresh.optimizer),
+    )
+    return agents._replace(variables=variables, optimizer=optimizer)
 
 
 def with_stale(session: "Session", state: RunState, round: int) -> tuple[Merger, list[Variables]]:
@@ -208,13 +223,22 @@ def with_stale(session: "Session", state: RunState, round: int) -> tuple[Merger,
     agents = setup.config.agents
     stale = faults.stale_messages(setup.schedule, agents, state.position.seed, round)
 
+    older = state.sent
+
+    def permute(permutations: Permutations, variables: Variables) -> Variables:
+        nonlocal older
+        # All agents go into another frame, and with them what they sent before.
+        if variables is state.agents.variables and older is not None:
+            older = merger.permute(permutations, older)
+        return merger.permute(permutations, variables)
+
     def gather(variables: Variables, sources: Int[np.ndarray, "agents"]) -> Variables:
         sent[:] = [variables]
         new = merger.gather(variables, sources)
         late = stale[np.arange(agents), sources]
-        if state.sent is None or not late.any():
+        if older is None or not late.any():
             return new
-        return choose(lanes_of(session, late), merger.gather(state.sent, sources), new)
+        return choose(lanes_of(session, late), merger.gather(older, sources), new)
 
     def gather_slots(
         variables: Variables, sources: Int[np.ndarray, "agents slots"]
@@ -231,8 +255,8 @@ def with_stale(session: "Session", state: RunState, round: int) -> tuple[Merger,
             total = merger.add(total, weights[:, slot], gather(variables, sources[:, slot]))
         return total
 
-    late = merger._replace(gather=gather, gather_slots=gather_slots, average=average)
-    return late, sent
+    parts = dict(gather=gather, gather_slots=gather_slots, average=average, permute=permute)
+    return merger._replace(**parts), sent
 
 
 def after_merge(session: "Session", met: Met, state: RunState) -> RunState:
@@ -272,12 +296,33 @@ def begin_epoch(session: "Session", state: RunState) -> tuple[RunState, Exchange
         state = begin_round(session, state, position.round)
     if algorithm.gossip is None:
         return state, None
+    state = healed_by_neighbours(session, state)
     steps = session.shards_of(state).steps
     graph, lost = exchanges_of(session, state, done * steps, steps)
     state = state._replace(lost=state.lost + lost)
     gossip = session.parts.gossip(algorithm.gossip)
     resumed = gossip.resume(state.agents, state.method.gossip, graph)  # pyrefly: ignore
     return state._replace(method=state.method._replace(gossip=resumed)), graph
+
+
+def sent_back(
+    matrix: Float[np.ndarray, "agents agents"], usable: Bool[np.ndarray, "agents agents"]
+) -> Float[np.ndarray, "agents agents"]:
+    """A mixing matrix whose columns sum to what they did: who is not heard keeps its share."""
+    kept = np.where(usable, matrix, 0.0)
+    return kept + np.diag(matrix.sum(0) - kept.sum(0))
+
+
+def healed_by_neighbours(session: "Session", state: RunState) -> RunState:
+    """Of a method that gossips, whoever is not finite goes on from a neighbour's network."""
+    finite = finite_agents(session, state)
+    if finite.all():
+        return state
+    here = present(session, state, state.position.round)
+    substitutes = np.arange(len(finite), dtype=np.int32)
+    for agent in np.flatnonzero(~finite & here):
+        substitutes[agent] = first_neighbour(session, agent, here & finite)
+    return state._replace(agents=taken_over(session, state, finite, substitutes))
 
 
 def before_training(session: "Session", state: RunState) -> tuple[RunState, Agents]:
@@ -335,8 +380,12 @@ def degraded(exchange: Exchange, usable: Bool[np.ndarray, "agents agents"]) -> E
     matrix, sources, mask, reverse = map(np.asarray, exchange[:4])
     rows = np.arange(len(usable))[:, None]
     kept = usable[rows, sources]
+    shares = matrix.astype(np.float64)
+    # A matrix whose columns alone sum to 1 (push-sum) sends what is lost back to who sent it.
+    of_rows = np.allclose(shares.sum(1), 1, atol=1e-5)
+    degraded = faults.matrix_without(shares, usable) if of_rows else sent_back(shares, usable)
     heard = (
-        faults.matrix_without(matrix.astype(np.float64), usable).astype(matrix.dtype),
+        degraded.astype(matrix.dtype),
         np.where(kept, sources, rows).astype(sources.dtype),
         np.where(kept, mask, 0).astype(mask.dtype),
         # Who does not hear from i any more has it in no slot.
