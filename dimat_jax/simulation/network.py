@@ -321,7 +321,7 @@ def healed_by_neighbours(session: "Session", state: RunState) -> RunState:
     here = present(session, state, state.position.round)
     substitutes = np.arange(len(finite), dtype=np.int32)
     for agent in np.flatnonzero(~finite & here):
-        substitutes[agent] = first_neighbour(session, agent, here & finite)
+        substitutes[agent] = first_neighbour(session, int(agent), here & finite)
     return state._replace(agents=taken_over(session, state, finite, substitutes))
 
 
