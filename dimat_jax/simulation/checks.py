@@ -173,7 +173,7 @@ def check_method(name: Any, algorithm: Any) -> None:
         )
     if not re.fullmatch(r"[^\W_.][^/\\\0]{0,99}", name):
         raise ValueError(
-            f"The name of a method must have at most 100 characters, none of them / or \\, and begin "
+            "The name of a method must have at most 100 characters, none of them / or \\, and begin "
             f"with a letter or digit: {shown(name)} is none, and its networks are kept under it."
         )
     expect(f"label of method {name!r}", algorithm.label, str, "a string")
