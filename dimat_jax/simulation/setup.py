@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import METHODS, Algorithm, Merge
+from dimat_jax.algorithms import Algorithm, Merge
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
@@ -128,6 +128,8 @@ def prepare(
     check_options(config, known)
     check_own(model, dataset, graph, task, optimizer)
     named = names_of(config, model or task, dataset, graph, optimizer)
+    if optimizer is not None:
+        check_options_of_optimizer(config, known)
     config = with_examples(config, dataset)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
@@ -249,7 +251,7 @@ def names_of(
 
     Raises:
       ValueError: for a name that there is not, of what was not handed over; for options of a graph
-        or an optimizer that was.
+        that was.
     """
     if model is None:
         choose("model", config.model, models.FACTORIES)
@@ -259,8 +261,6 @@ def names_of(
         choose("topology", config.topology, topology.TOPOLOGIES)
     elif config.topology_options:
         raise ValueError("topology_options are those of a named topology: one was handed over.")
-    if optimizer is not None:
-        check_options_of_optimizer(config)
     return {
         "model": config.model if model is None else OWN,
         "dataset": config.dataset if dataset is None else dataset.name,
@@ -269,14 +269,19 @@ def names_of(
     }
 
 
-def check_options_of_optimizer(config: Config) -> None:
-    """Raises a `ValueError` for options of a named optimizer, where one was handed over."""
+def check_options_of_optimizer(config: Config, methods: Mapping[str, Algorithm]) -> None:
+    """Raises a `ValueError` for options of a named optimizer, where one was handed over.
+
+    Args:
+      config: the run.
+      methods: those that there are: who steps by itself has a learning rate all the same.
+    """
     if config.weight_decay or config.clip is not None or config.warmup_epochs:
         raise ValueError(
             "weight_decay, clip and warmup_epochs are of a named optimizer: one was handed over."
         )
     for name, _ in config.method_learning_rate:
-        if name not in METHODS or METHODS[name].gossip is None:
+        if methods[name].gossip is None:
             raise ValueError(
                 f"method_learning_rate of {name!r} is of a named optimizer: one was handed over, "
                 "whose steps round_rate multiplies."
