@@ -18,7 +18,13 @@ from dimat_jax.datasets.data import Data, examples_of, of_images
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.partition import stack
 from dimat_jax.registry import choose, make
-from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
+from dimat_jax.simulation.checks import (
+    all_methods,
+    check_config,
+    check_options,
+    check_options_of_optimizer,
+    check_own,
+)
 from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.own_task import (
     abstract_batch,
@@ -128,8 +134,6 @@ def prepare(
     check_options(config, known)
     check_own(model, dataset, graph, task, optimizer)
     named = names_of(config, model or task, dataset, graph, optimizer)
-    if optimizer is not None:
-        check_options_of_optimizer(config, known)
     config = with_examples(config, dataset)
     graph = graph or make_graph(config)
     chosen = {name: known[name] for name in config.methods}
@@ -143,7 +147,7 @@ def prepare(
     learning_rate = choose_learning_rate(config, batch_size)
     learned = choose_task(config, task, model, data, images)
     task, abstract = learned.task, learned.abstract
-    steps = choose_optimizer(config, optimizer, abstract[0])
+    steps = choose_optimizer(config, optimizer, abstract[0], known)
     say(f"finding the permutation groups of the model {named['model']}")
     symmetries = find_symmetries(task.outputs, *abstract)
     check_fit(chosen, task, symmetries, abstract)
@@ -269,25 +273,6 @@ def names_of(
     }
 
 
-def check_options_of_optimizer(config: Config, methods: Mapping[str, Algorithm]) -> None:
-    """Raises a `ValueError` for options of a named optimizer, where one was handed over.
-
-    Args:
-      config: the run.
-      methods: those that there are: who steps by itself has a learning rate all the same.
-    """
-    if config.weight_decay or config.clip is not None or config.warmup_epochs:
-        raise ValueError(
-            "weight_decay, clip and warmup_epochs are of a named optimizer: one was handed over."
-        )
-    for name, _ in config.method_learning_rate:
-        if methods[name].gossip is None:
-            raise ValueError(
-                f"method_learning_rate of {name!r} is of a named optimizer: one was handed over, "
-                "whose steps round_rate multiplies."
-            )
-
-
 def make_graph(config: Config) -> Topology:
     """The graph that the configuration names.
 
@@ -398,7 +383,10 @@ def choose_learning_rate(config: Config, batch_size: int) -> float:
 
 
 def choose_optimizer(
-    config: Config, given: optax.GradientTransformation | None, variables: Variables
+    config: Config,
+    given: optax.GradientTransformation | None,
+    variables: Variables,
+    methods: Mapping[str, Algorithm],
 ) -> optax.GradientTransformation:
     """Gradient → the direction in which an agent steps, see `make_optimizer`.
 
@@ -406,12 +394,15 @@ def choose_optimizer(
       config: the run.
       given: an optimizer to use instead of the one that it names.
       variables: shapes and dtypes of one agent's.
+      methods: those that there are.
 
     Raises:
-      ValueError: for an optimizer that cannot take the parameters' gradients.
+      ValueError: for an optimizer that cannot take the parameters' gradients; for options of
+        a named one beside it.
     """
     if given is None:
         return make_optimizer(config.optimizer, config.weight_decay, config.clip)
+    check_options_of_optimizer(config, methods)
     check_optimizer(given, variables["params"], config.agents)
     return as_steps(given)
 
