@@ -21,9 +21,6 @@ def print_banner(console: Console, setup: "Setup") -> None:
     tests, examples = examples_of(data.test), setup.epoch_examples[1]
     some = min(config.test_examples or tests, tests)
     named = config.model if config.model == OWN else f"{config.model}, width {config.width:g}"
-    optimizer = f"{config.optimizer}, learning rate {config.learning_rate:g}"
-    if config.optimizer == OWN:
-        optimizer = "an optimizer of its own"
     lines = {
         "data": f"{data.name}, {config.partition}, {examples:,} of the "
         f"{examples_of(data.train):,} training examples for each agent",
@@ -32,7 +29,8 @@ def print_banner(console: Console, setup: "Setup") -> None:
         f"{setup.topology.spectral_gap:.3f}; devices: {setup.execution.mesh.size}",
         "training": f"{counted(config.pretrain_epochs, 'epoch')} apart, then "
         f"{counted(config.rounds, 'round')} of a merge and "
-        f"{counted(config.epochs_per_round, 'epoch')}; {optimizer}, batch {config.batch_size}",
+        f"{counted(config.epochs_per_round, 'epoch')}; {config.optimizer}, learning rate "
+        f"{config.learning_rate:g}, batch {config.batch_size}",
         "merging": images_for_merging(setup),
         "evaluation": f"on {some:,} fixed test examples along the way, on all {tests:,} at the end",
         "kernels": about_kernels(setup),

@@ -36,8 +36,7 @@ def load_tiny_shakespeare(data_dir: Directory = None, cache_dir: Directory = Non
     """Loads Tiny Shakespeare, 1.1 million characters of 65 kinds (A. Karpathy, public domain).
 
     Args:
-      data_dir: where ``tiny_shakespeare/input.txt`` lies, or is downloaded to; or where
-        ``input.txt`` does.
+      data_dir: where ``tiny_shakespeare/input.txt`` lies, or is downloaded to; or that folder.
       cache_dir: not used.
 
     Raises:
@@ -45,7 +44,7 @@ def load_tiny_shakespeare(data_dir: Directory = None, cache_dir: Directory = Non
     """
     folder = data_directory(data_dir)
     path = folder / "tiny_shakespeare" / "input.txt"
-    if (folder / "input.txt").is_file():
+    if folder.name == "tiny_shakespeare" and (folder / "input.txt").is_file():
         path = folder / "input.txt"
     if not path.is_file():
         try:

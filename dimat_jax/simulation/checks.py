@@ -173,7 +173,7 @@ def check_method(name: Any, algorithm: Any) -> None:
         )
     if not re.fullmatch(r"[^\W_.][^/\\\0]{0,99}", name):
         raise ValueError(
-            "The name of a method must have at most 100 characters, none of them / or \\, and begin "
+            "A name of a method must have at most 100 characters, none of them / or \\, and begin "
             f"with a letter or digit: {shown(name)} is none, and its networks are kept under it."
         )
     expect(f"label of method {name!r}", algorithm.label, str, "a string")
@@ -226,3 +226,22 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
     for name, value in positive.items():
         if value is not None:
             check_number(name, value, above=0)
+
+
+def check_options_of_optimizer(config: Config, methods: Mapping[str, Algorithm]) -> None:
+    """Raises a `ValueError` for options of a named optimizer, where one was handed over.
+
+    Args:
+      config: the run.
+      methods: those that there are: who steps by itself has a learning rate all the same.
+    """
+    if config.weight_decay or config.clip is not None or config.warmup_epochs:
+        raise ValueError(
+            "weight_decay, clip and warmup_epochs are of a named optimizer: one was handed over."
+        )
+    for name, _ in config.method_learning_rate:
+        if methods[name].gossip is None:
+            raise ValueError(
+                f"method_learning_rate of {name!r} is of a named optimizer: one was handed over, "
+                "whose steps round_rate multiplies."
+            )

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Int
 
 from dimat_jax import datasets, models, partition, topology
-from dimat_jax.algorithms import METHODS, Algorithm, Merge
+from dimat_jax.algorithms import Algorithm, Merge
 from dimat_jax.algorithms.stepping import guarded
 from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
@@ -19,7 +19,13 @@ from dimat_jax.datasets.data import Data, examples_of, of_images
 from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
 from dimat_jax.partition import stack
 from dimat_jax.registry import choose, make
-from dimat_jax.simulation.checks import all_methods, check_config, check_options, check_own
+from dimat_jax.simulation.checks import (
+    all_methods,
+    check_config,
+    check_options,
+    check_options_of_optimizer,
+    check_own,
+)
 from dimat_jax.simulation.faults import Schedule, check_schedule
 from dimat_jax.simulation.own_model import abstract_inputs
 from dimat_jax.simulation.own_task import (
@@ -151,7 +157,7 @@ def prepare(
     learning_rate = choose_learning_rate(config, batch_size)
     learned = choose_task(config, task, model, data, images)
     task, abstract = learned.task, learned.abstract
-    steps = choose_optimizer(config, optimizer, abstract[0])
+    steps = choose_optimizer(config, optimizer, abstract[0], known)
     say(f"finding the permutation groups of the model {named['model']}")
     symmetries = find_symmetries(task.outputs, *abstract)
     check_fit(chosen, task, symmetries, abstract)
@@ -282,7 +288,7 @@ def names_of(
 
     Raises:
       ValueError: for a name that there is not, of what was not handed over; for options of a graph
-        or an optimizer that was.
+        that was.
     """
     if model is None:
         choose("model", config.model, models.FACTORIES)
@@ -292,28 +298,12 @@ def names_of(
         choose("topology", config.topology, topology.TOPOLOGIES)
     elif config.topology_options:
         raise ValueError("topology_options are those of a named topology: one was handed over.")
-    if optimizer is not None:
-        check_options_of_optimizer(config)
     return {
         "model": config.model if model is None else OWN,
         "dataset": config.dataset if dataset is None else dataset.name,
         "topology": config.topology if graph is None else graph.name,
         "optimizer": config.optimizer if optimizer is None else OWN,
     }
-
-
-def check_options_of_optimizer(config: Config) -> None:
-    """Raises a `ValueError` for options of a named optimizer, where one was handed over."""
-    if config.weight_decay or config.clip is not None or config.warmup_epochs:
-        raise ValueError(
-            "weight_decay, clip and warmup_epochs are of a named optimizer: one was handed over."
-        )
-    for name, _ in config.method_learning_rate:
-        if name not in METHODS or METHODS[name].gossip is None:
-            raise ValueError(
-                f"method_learning_rate of {name!r} is of a named optimizer: one was handed over, "
-                "whose steps round_rate multiplies."
-            )
 
 
 def make_graph(config: Config) -> Topology:
@@ -426,7 +416,10 @@ def choose_learning_rate(config: Config, batch_size: int) -> float:
 
 
 def choose_optimizer(
-    config: Config, given: optax.GradientTransformation | None, variables: Variables
+    config: Config,
+    given: optax.GradientTransformation | None,
+    variables: Variables,
+    methods: Mapping[str, Algorithm],
 ) -> optax.GradientTransformation:
     """Gradient → the direction in which an agent steps, see `make_optimizer`.
 
@@ -434,12 +427,15 @@ def choose_optimizer(
       config: the run.
       given: an optimizer to use instead of the one that it names.
       variables: shapes and dtypes of one agent's.
+      methods: those that there are.
 
     Raises:
-      ValueError: for an optimizer that cannot take the parameters' gradients.
+      ValueError: for an optimizer that cannot take the parameters' gradients; for options of
+        a named one beside it.
     """
     if given is None:
         return make_optimizer(config.optimizer, config.weight_decay, config.clip)
+    check_options_of_optimizer(config, methods)
     check_optimizer(given, variables["params"], config.agents)
     return as_steps(given)
 

@@ -387,6 +387,16 @@ def test_averaging_leaves_each_agents_optimizer_its_own_numbers():
     np.testing.assert_array_equal(numbers["learning_rate"], np.float32([0.0, 0.1]))
 
 
+def test_methods_that_step_by_themselves_have_rates_of_their_own():
+    mine = dj.algorithms.METHODS["cdsgd"]._replace(label="Mine")
+    config = small_config(agents=4, methods=("wa",), method_learning_rate=(("mine", 0.5),))
+    given = {"model": linear(4), "dataset": DATASET, "optimizer": optax.sgd(1e-3)}
+    session = dj.make_session(config, methods={"mine": mine}, **given)
+    state = session.begin(session.start(), "mine")
+    rate = state.agents.rate_scale * session.setup.learning_rate
+    np.testing.assert_allclose(rate, 0.5, rtol=1e-6)
+
+
 def test_methods_that_step_by_themselves_take_the_runs_rate():
     config = small_config(agents=4, methods=("cdsgd",), learning_rate=0.25, schedule="cosine")
     given = {"model": linear(4), "dataset": DATASET, "optimizer": optax.sgd(1e-3)}
