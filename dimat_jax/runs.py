@@ -1,5 +1,6 @@
 """A run together with the folder in which it leaves its results."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ import optax
 from dimat_jax.algorithms import Algorithm
 from dimat_jax.config import Config
 from dimat_jax.datasets import Data, Dataset
+from dimat_jax.execution.processes import any_of, decided, is_first
 from dimat_jax.metrics import Row, append_row
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import check_config, check_types
@@ -42,7 +44,8 @@ def simulate(
 
     A method that diverges for a seed ends there, and the others go on: its last row, the summary
     and the tables say so. Of a run that is interrupted the folder gets the report of what there is,
-    whose ``summary.json`` says so, and ``resume`` goes on from its last checkpoint.
+    whose ``summary.json`` says so, and ``resume`` goes on from its last checkpoint. Of several
+    processes (`dimat_jax.execution.processes`) the first writes, and all get the result.
 
     Args:
       config: the run. With ``out`` given its results are left in that folder: ``config.json``,
@@ -104,20 +107,24 @@ def run_and_record(
     check_types(config)
     out = pathlib.Path(config.out)  # A user may have given a string.
     config = dataclasses.replace(config, out=out)
-    with folder.held(out):
-        resumes = config.resume and folder.holds_run(out)
-        if not resumes:
-            if not config.resume or folder.has_rows(out):
+    with contextlib.ExitStack() as until_the_end:
+
+        def look() -> list[bool]:
+            until_the_end.enter_context(folder.held(out))
+            resumes = config.resume and folder.holds_run(out)
+            if not resumes and (not config.resume or folder.has_rows(out)):
                 folder.check_folder(out, config.overwrite)
-            if config.resume:
-                observer.on_note(f"There is no run in {out}: it starts from the beginning.")
-        done = resumes and folder.is_complete(out)
+            return [resumes, resumes and folder.is_complete(out)]
+
+        resumes, done = decided(look)
+        if config.resume and not resumes:
+            observer.on_note(f"There is no run in {out}: it starts from the beginning.")
         result = go(config, *recorder(out, config, observer, resumes, done))
         if done:
             observer.on_note(f"The run in {out} has ended already: nothing was left to do.")
         else:
             observer.on_phase("writing the tables and the picture", 1.0)
-            folder.write_report(result)
+            decided(lambda: folder.write_report(result) and None)
         return result
 
 
@@ -140,10 +147,7 @@ def recorder(
     save = checkpointer(out, metrics, config.checkpoint_every, config.keep_checkpoints)
 
     def on_start(setup: Setup) -> None:
-        if resumes:
-            folder.check_same_run(setup)
-        else:
-            folder.open_folder(setup)
+        decided(lambda: (folder.check_same_run if resumes else folder.open_folder)(setup))
         observer.on_start(setup)
 
     def begin(session: Session) -> SoFar | None:
@@ -154,19 +158,22 @@ def recorder(
         found = go_on(out, metrics, session)
         if found is None or found.state is None:
             observer.on_note(f"No checkpoint in {out} can be used: it starts from the beginning.")
-            folder.open_folder(session.setup)
+            decided(lambda: folder.open_folder(session.setup))
             return None
         after = describe(session.setup, session.plan[found.state.position.event - 1])
         observer.on_note(f"Goes on from the checkpoint after {after}.")
         return found
 
     def on_row(row: Row) -> None:
-        with folder.writing_to(out):
-            append_row(metrics, row)
+        if is_first():
+            with folder.writing_to(out):
+                append_row(metrics, row)
         observer.on_row(row)
 
     def on_event(session: Session, event: Event, so_far: SoFar) -> None:
         stop = observer.stop()
+        if any_of(stop is not None) and stop is None:
+            stop = KeyboardInterrupt("Another process of the run was asked to end it.")
         with folder.writing_to(out):
             save(session, event, so_far, stop is not None)
         if stop is not None:
@@ -175,7 +182,8 @@ def recorder(
 
     def on_stop(result: Result, reason: str) -> None:
         observer.on_phase("writing the tables and the picture of what there is", 1.0)
-        folder.write_report(result, reason)
+        if is_first():
+            folder.write_report(result, reason)
         observer.on_stop(result, reason)
 
     told = observer._replace(on_start=on_start, on_row=on_row, on_event=on_event, on_stop=on_stop)

@@ -32,6 +32,7 @@ import tyro
 from dimat_jax import registry
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.registry import choose
+from experiments.processes import about_lost, among_several, is_of_devices, join, leave, speaks
 from experiments.stopping import stopping
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from dimat_jax.simulation.result import Result
     from dimat_jax.simulation.setup import Setup
 
-BAD_INPUT, DIVERGED = 2, 3
+BAD_INPUT, DIVERGED, LOST = 2, 3, 4
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """As shells have it: 128 and the number of the signal."""
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -74,9 +75,11 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
     """
 
     def go() -> int:
-        config, device = parse_command(name, description, arguments, preset)
-        if device is not None:
-            return show_estimate(config, device)
+        config, more = parse_command(name, description, arguments, preset)
+        if more.estimate is not None:
+            return show_estimate(config, more.estimate)
+        if more.distributed or more.coordinator or more.num_processes or more.process_id:
+            join(config, more.coordinator, more.num_processes, more.process_id)
         command = f"python -m experiments.{name} {shlex.join(arguments)}"
         from dimat_jax.simulation.measure import Diverged
 
@@ -86,15 +89,17 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
             print(f"error: {error}", file=sys.stderr)
             return DIVERGED
 
-    return exit_code(go)
+    code = exit_code(go)
+    return code if code in (0, DIVERGED) else leave(code)
 
 
 def exit_code(action: Callable[[], object]) -> int:
     """Does what a command does.
 
     Returns:
-      0, or the number that the action returns; 2, after one sentence, for bad input; 130 or 143,
-      after one as well, where it was interrupted; 141 where nobody reads what it writes.
+      0, or the number that the action returns; 2, after one sentence, for bad input; 4 where
+      another process of the run is gone; 130 or 143, after one as well, where it was interrupted;
+      141 where nobody reads what it writes.
     """
     from dimat_jax.report.terminal import take_any_text
 
@@ -112,6 +117,11 @@ def exit_code(action: Callable[[], object]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RuntimeError as error:
+        if not (among_several() and is_of_devices(error)):
+            raise
+        print(f"error: {about_lost(error)}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "Interrupted.", file=sys.stderr)
         return getattr(interrupt, "code", INTERRUPTED)
@@ -120,11 +130,21 @@ def exit_code(action: Callable[[], object]) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(Config):
-    """A run, or only an estimate of it."""
+    """A run, or only an estimate of it; alone, or as one of several processes."""
 
     estimate: Literal["h100", "a100", "v5e", "v4", "cpu"] | None = None
     """Runs nothing: says what the run needs of such a device, which need not be here, in bytes and
     at least in time."""
+    distributed: bool = False
+    """Whether this is one of several processes of the run, which find each other by themselves: on
+    TPU pods, under Slurm or Open MPI. All are started with the same options, and a folder --out
+    that all of them see."""
+    coordinator: str | None = None
+    """host:port of process 0, where the processes do not find each other by themselves."""
+    num_processes: int | None = None
+    """How many there are, with --coordinator."""
+    process_id: int | None = None
+    """Which of them this is, from 0, with --coordinator."""
 
 
 def parse(
@@ -136,13 +156,13 @@ def parse(
 
 def parse_command(
     name: str, description: str, arguments: Sequence[str], preset: str
-) -> tuple[Config, str | None]:
-    """The configuration that the arguments ask for; the device of which an estimate is asked."""
+) -> tuple[Config, Command]:
+    """The configuration that the arguments ask for, and all that they say."""
     named = given_values(Command, arguments).get("preset") or [preset]
     default = PRESETS[choose("preset", named[-1], PRESETS)]
     found = vars(command_line(Command, name, description, arguments, Command(**vars(default))))
     options = {field.name: found[field.name] for field in dataclasses.fields(Config)}
-    return Config(**options), found["estimate"]
+    return Config(**options), Command(**found)
 
 
 def show_estimate(config: Config, device: str) -> int:
@@ -280,7 +300,7 @@ def run_and_report(config: Config, command: str = "") -> "Result":
     from dimat_jax.report.terminal import terminal
     from experiments.banner import print_banner
 
-    console, stopped = terminal(), []
+    console, stopped = terminal(quiet=not speaks()), []
     own = config.out is None
     config = dataclasses.replace(config, out=config.out or default_folder(config))
     try:
@@ -300,7 +320,8 @@ def run_and_report(config: Config, command: str = "") -> "Result":
             result = simulate(config, observer=observer)
     except (KeyboardInterrupt, ValueError) as error:
         for result, reason in stopped:
-            show_report(console, result)
+            if not console.quiet:
+                show_report(console, result)
             if isinstance(error, KeyboardInterrupt):
                 error.args = (f"{reason} {how_to_go_on(config, command)}".strip(),)
         if own:
@@ -309,7 +330,8 @@ def run_and_report(config: Config, command: str = "") -> "Result":
                 folder.rmdir()
                 folder.parent.rmdir()
         raise
-    show_report(console, result)
+    if not console.quiet:
+        show_report(console, result)
     return result
 
 

@@ -142,8 +142,8 @@ def gossip_exchange(gossip: Gossip, schedule: optax.Schedule) -> Callable[..., A
 
 
 def flag_of_all(execution: Execution, value: bool) -> Any:
-    """The same for every agent, bool ``[lanes]``, on their devices, if these are here."""
-    if execution.described:
+    """The same for every agent, bool ``[lanes]``: on their devices, unless it is compiled in."""
+    if execution.described or not execution.sequential:
         return np.full(execution.all_lanes, value)
     return place(execution, np.full(execution.agents, value))
 

@@ -10,7 +10,14 @@ from typing import Any
 from dimat_jax.checkpoints import store
 from dimat_jax.checkpoints.pack import pack, unpack
 from dimat_jax.checkpoints.weights import folder_of, load_final, save_final
-from dimat_jax.datasets.whole import CHECKSUMS, Damaged, digest, synchronize
+from dimat_jax.datasets.whole import (
+    CHECKSUMS,
+    Damaged,
+    digest,
+    remove_unfinished,
+    synchronize,
+)
+from dimat_jax.execution.processes import any_of, is_first, wait
 from dimat_jax.metrics import Row, measure_of, read_rows, values_of
 from dimat_jax.simulation.plan import Action, Event
 from dimat_jax.simulation.result import Final, SoFar
@@ -43,19 +50,20 @@ def checkpointer(out: pathlib.Path, metrics: pathlib.Path, every: int, keep: int
 
     def save(session: Session, event: Event, so_far: SoFar, now: bool) -> bool:
         nonlocal since
-        for (method, seed), final in so_far.finals.items():
+        for (method, seed), final in so_far.finals.items() if is_first() else ():
             of_final = folder_of(out, method, seed)
             if of_final.name not in written:
                 if event.ends and (method, seed) == (event.method, event.seed):
                     save_final(of_final, final)
                 written[of_final.name] = digest(of_final / CHECKSUMS)
         assert so_far.state is not None
-        late = time.monotonic() - since >= SECONDS
+        late = any_of(time.monotonic() - since >= SECONDS)
         if not every or not (now or is_due(session, event, so_far.state, every, late)):
             return False
         number = so_far.state.position.event
         pretrained = pretraining_of(session, so_far.state)
-        synchronize(metrics)
+        if is_first():
+            synchronize(metrics)
         more = {
             "rows": len(so_far.history),
             "score": score(so_far.history),
@@ -119,6 +127,8 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
       ValueError: if it is of other networks, optimizers or methods.
     """
     folder = out / CHECKPOINTS
+    if is_first():
+        remove_unfinished(folder)
     rows = read_rows(metrics) if metrics.exists() else []
     for number, about in store.newest(folder):
         try:
@@ -126,10 +136,12 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
         except Damaged as error:
             warnings.warn(f"Checkpoint {number} cannot be used: {error}.", stacklevel=2)
             continue
-        for newer in store.numbers_in(folder):
-            if newer > number:
-                store.remove(store.path_of(folder, newer))
-        keep_rows(metrics, len(found.history))
+        wait()  # All have read what there is.
+        if is_first():
+            for newer in store.numbers_in(folder):
+                if newer > number:
+                    store.remove(store.path_of(folder, newer))
+            keep_rows(metrics, len(found.history))
         return found
     return None
 

@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dimat_jax.checkpoints.pack import Packed, Read
-from dimat_jax.datasets.whole import Damaged, check_whole, remove_unfinished, whole_folder
+from dimat_jax.datasets.whole import Damaged, check_whole, unfinished_path, whole_folder
+from dimat_jax.execution.processes import are_several, is_first, wait
 
 ARRAYS, ABOUT = "arrays", "about.json"
 
@@ -26,12 +27,29 @@ def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]
       packed: the state.
       more: values of JSON that `load` gives back with ``packed.about``.
     """
-    with whole_folder(path_of(folder, number)) as path:
+    with finished_by_first(path_of(folder, number)) as path:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             arguments = ocp.args.StandardSave(packed.arrays)  # pyrefly: ignore
             checkpointer.save(path.absolute() / ARRAYS, args=arguments)
-        text = json.dumps({**packed.about, **more}, indent=1)
-        (path / ABOUT).write_text(text, encoding="utf-8")
+        if is_first():
+            text = json.dumps({**packed.about, **more}, indent=1)
+            (path / ABOUT).write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def finished_by_first(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder into which all processes write their part; the first makes and finishes it."""
+    if not are_several():
+        with whole_folder(path) as unfinished:
+            yield unfinished
+        return
+    with contextlib.ExitStack() as finishing:
+        if is_first():
+            finishing.enter_context(whole_folder(path))
+        wait()
+        yield unfinished_path(path)
+        wait()
+    wait()
 
 
 def load(folder: pathlib.Path, number: int) -> dict[str, Any]:
@@ -90,7 +108,6 @@ def numbers_in(folder: pathlib.Path) -> list[int]:
 
 def newest(folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Those that are whole, the newest first; warns of each that is not."""
-    remove_unfinished(folder)
     for number in reversed(numbers_in(folder)):
         try:
             yield number, load(folder, number)
@@ -101,10 +118,14 @@ def newest(folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def prune(folder: pathlib.Path, keep: int) -> None:
     """Removes all but the newest few, the best, and the ends of pretraining that these stand on.
 
+    Of several processes the first does it.
+
     Args:
       folder: of all checkpoints of the run.
       keep: how many of the newest are kept.
     """
+    if not is_first():
+        return
     numbers = numbers_in(folder)
     said: dict[int, dict[str, Any]] = {}
     for number in numbers:

@@ -50,7 +50,7 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Args:
       path: of the folder.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = unfinished_path(path)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -59,6 +59,11 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
             finish(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def unfinished_path(path: pathlib.Path) -> pathlib.Path:
+    """What a folder is called until it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def finish(unfinished: pathlib.Path, path: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ from them, and they never reach the host. ::
 Arrays with those lanes are ``[lanes, ...]`` in what follows, those without ``[agents, ...]``.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -125,6 +127,12 @@ def choose_execution(
     at_once = min(lanes, agents_at_once or (1 if sequential else lanes))
     at_once = max(d for d in range(1, at_once + 1) if lanes % d == 0)
     used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.
+    idle = {d.process_index for d in available} - {d.process_index for d in available[:used]}
+    if idle and described is None:
+        raise ValueError(
+            f"{agents} agents on {devices} devices leave some of {jax.process_count()} processes "
+            f"without any (process {', '.join(map(str, sorted(idle)))}): use fewer."
+        )
     mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
     products = not on_cpu and at_once > 1
     return Execution(mesh, agents, lanes, at_once, sequential, products, described is not None)
@@ -143,8 +151,13 @@ def pad(execution: Execution, tree: PyTree) -> PyTree:
 
 
 def put(execution: Execution, tree: PyTree, spec: PartitionSpec) -> PyTree:
-    """Puts arrays on the devices; on those that are only described, their shapes."""
+    """Puts arrays on the devices; on those that are only described, their shapes.
+
+    Of several processes all have the same arrays, and each puts on its own devices what is theirs.
+    """
     sharding = NamedSharding(execution.mesh, spec)
+    if execution.mesh.is_multi_process:
+        return jax.tree.map(functools.partial(put_own, sharding), tree)
     if not execution.described:
         return jax.device_put(tree, sharding)
 
@@ -154,6 +167,46 @@ def put(execution: Execution, tree: PyTree, spec: PartitionSpec) -> PyTree:
         return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=sharding)
 
     return jax.tree.map(describe, tree)
+
+
+def put_own(sharding: NamedSharding, x: Any) -> Any:
+    """One array on the devices of several processes, of which each puts its own."""
+    if isinstance(x, jax.Array):
+        if not x.is_fully_addressable:
+            return jax.device_put(x, sharding)  # From some of those devices to others.
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = put_own(sharding, jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    array = np.asarray(x)
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def own_lanes(execution: Execution) -> Int[np.ndarray, "own"]:
+    """The lanes of this process's devices, in their order."""
+    owners = np.array([device.process_index for device in execution.mesh.devices.flat])
+    if not execution.mesh.is_multi_process:
+        return np.arange(execution.all_lanes)
+    return np.flatnonzero(np.repeat(owners == jax.process_index(), execution.lanes))
+
+
+def shard_own(execution: Execution, tree: PyTree) -> PyTree:
+    """Arrays of this process's devices alone, `own_lanes`, as a part of those of all devices."""
+    if not execution.mesh.is_multi_process:
+        return shard(execution, tree)
+    sharding = NamedSharding(execution.mesh, AGENTS)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def place_own(execution: Execution, tree: PyTree) -> PyTree:
+    """Puts arrays of this process's agents, as `to_own_host` gives them, on their devices."""
+    if not execution.mesh.is_multi_process:
+        return place(execution, tree)
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return x[np.minimum(np.arange(len(own_lanes(execution))), len(x) - 1)]
+
+    return shard_own(execution, jax.tree.map(padded, tree))
 
 
 def shard(execution: Execution, tree: PyTree) -> PyTree:
@@ -190,5 +243,33 @@ def zeros(execution: Execution, shapes: PyTree) -> PyTree:
 
 
 def to_host(execution: Execution, tree: PyTree) -> PyTree:
-    """Arrays ``[lanes, ...]`` as NumPy arrays ``[agents, ...]``."""
+    """Arrays ``[lanes, ...]`` as NumPy arrays ``[agents, ...]``; in every process those of all."""
+    if execution.mesh.is_multi_process:
+        tree = jax.tree.map(gathered, tree)
     return jax.tree.map(lambda x: x[: execution.agents], jax.device_get(tree))
+
+
+def gathered(x: Any) -> Any:
+    """An array of several processes, whole, in each of them."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def to_own_host(execution: Execution, tree: PyTree) -> PyTree:
+    """Arrays ``[lanes, ...]`` as NumPy arrays of the agents of this process alone."""
+    if not execution.mesh.is_multi_process:
+        return to_host(execution, tree)
+    agents = len(own_agents(execution))
+
+    def rows(x: jax.Array) -> np.ndarray:
+        parts = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)
+        return np.concatenate([np.asarray(part.data) for part in parts])[:agents]
+
+    return jax.tree.map(rows, tree)
+
+
+def own_agents(execution: Execution) -> Int[np.ndarray, "own"]:
+    """The agents of this process."""
+    lanes = own_lanes(execution)
+    return lanes[lanes < execution.agents]

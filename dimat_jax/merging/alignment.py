@@ -15,7 +15,16 @@ from jaxtyping import Array, Int
 
 from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update, map_agents, repeat
-from dimat_jax.execution.placement import Execution, place, to_host, zeros
+from dimat_jax.execution.placement import (
+    Execution,
+    own_agents,
+    place,
+    place_own,
+    to_host,
+    to_own_host,
+    zeros,
+)
+from dimat_jax.execution.processes import together
 from dimat_jax.execution.timing import Stopwatch
 from dimat_jax.matching import (
     assign,
@@ -26,6 +35,7 @@ from dimat_jax.matching import (
     scores,
     warn_of_unread,
 )
+from dimat_jax.matching.assignment import NotFinite
 from dimat_jax.merging.batches import Batches
 from dimat_jax.symmetries import Symmetries, read_sites
 from dimat_jax.types import Batch, Key, Permutations, Prepare, Task, Variables
@@ -119,9 +129,10 @@ def activation_matcher(
         target: Variables, sources: Sequence[Variables], batches: Batches
     ) -> list[Permutations]:
         with stopwatch.measure("match"):
-            tables = to_host(execution, correlate(target, sources, batches))
+            tables = to_own_host(execution, correlate(target, sources, batches))
         with stopwatch.measure("assign"):
-            return [place(execution, assign(symmetries, table)) for table in tables]
+            found = together(lambda: [assign(symmetries, table) for table in tables], NotFinite)
+            return [place_own(execution, permutations) for permutations in found]
 
     return match
 
@@ -135,13 +146,17 @@ def weight_matcher(
         if not symmetries.groups:
             return []
         with stopwatch.measure("assign"):
-            targets = unstack(execution, target)
-            keys = [jax.random.fold_in(key, agent) for agent in range(execution.agents)]
-            pairs = [zip(targets, unstack(execution, s), keys, strict=True) for s in sources]
-            return [
-                stack(execution, [match_weights(symmetries, t, s, k) for t, s, k in of_source])
-                for of_source in pairs
-            ]
+            targets = unstack(to_own_host(execution, target))
+            keys = [jax.random.fold_in(key, agent) for agent in own_agents(execution).tolist()]
+            theirs = [unstack(to_own_host(execution, source)) for source in sources]
+            found = together(
+                lambda: [
+                    stack([match_weights(symmetries, *all_of) for all_of in of_source])
+                    for of_source in (zip(targets, s, keys, strict=True) for s in theirs)
+                ],
+                NotFinite,
+            )
+            return [place_own(execution, permutations) for permutations in found]
 
     return match
 
@@ -159,18 +174,18 @@ def universe_matcher(
         if not symmetries.groups:
             return []
         with stopwatch.measure("assign"):
-            networks = unstack(execution, variables)
-            return [stack(execution, match_universe(symmetries, networks, key))]
+            networks = unstack(to_host(execution, variables))
+            return [place(execution, stack(match_universe(symmetries, networks, key)))]
 
     return match
 
 
-def unstack(execution: Execution, tree: Any) -> list[Any]:
-    """Each agent's part of a pytree stacked ``[lanes, ...]``, on the host."""
-    tree = to_host(execution, tree)
-    return [jax.tree.map(lambda x: x[agent], tree) for agent in range(execution.agents)]  # noqa: B023
+def unstack(tree: Any) -> list[Any]:
+    """Each agent's part of a pytree stacked ``[agents, ...]``, on the host."""
+    agents = len(jax.tree.leaves(tree)[0])
+    return [jax.tree.map(lambda x: x[agent], tree) for agent in range(agents)]  # noqa: B023
 
 
-def stack(execution: Execution, trees: Sequence[Any]) -> Any:
-    """One pytree ``[lanes, ...]`` of one for each agent, laid out over the devices."""
-    return place(execution, jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+def stack(trees: Sequence[Any]) -> Any:
+    """One pytree ``[agents, ...]`` of one for each agent."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

@@ -51,7 +51,8 @@ def show_progress(console: Console) -> Iterator[Observer]:
     """Shows phase, epoch, loss, examples/s, accuracy and time left while the block runs.
 
     Args:
-      console: where to; a bar if it is a terminal, a line for each phase and row otherwise.
+      console: where to; a bar if it is a terminal, a line for each phase and row otherwise; nothing
+        if it is quiet.
 
     Yields:
       The observer to hand to the run.
@@ -138,6 +139,8 @@ def lines(console: Console) -> Iterator[Observer]:
     def say(text: str) -> None:
         nonlocal last
         last = time.monotonic()
+        if console.quiet:
+            return
         console.file.write(f"[{last - begun:7.1f} s] {text}\n")
         console.file.flush()
 

@@ -5,13 +5,14 @@ import sys
 from rich.console import Console
 
 
-def terminal(stderr: bool = False) -> Console:
+def terminal(stderr: bool = False, quiet: bool = False) -> Console:
     """A console on which text is what it is: brackets in a folder's name are no markup.
 
     Args:
       stderr: whether it is standard error, else standard output.
+      quiet: whether nothing is written at all.
     """
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 
 def take_any_text() -> None:

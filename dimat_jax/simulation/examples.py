@@ -6,7 +6,15 @@ import jax
 import numpy as np
 
 from dimat_jax.datasets.data import Data, examples_of, take
-from dimat_jax.execution.placement import FORWARD_BATCH, pad, place, replicate, shard
+from dimat_jax.execution.placement import (
+    FORWARD_BATCH,
+    own_lanes,
+    pad,
+    place,
+    replicate,
+    shard,
+    shard_own,
+)
 from dimat_jax.merging.batches import Batches
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.training.evaluation import Tests, test_batches
@@ -42,8 +50,9 @@ def place_shards(setup: Setup, seed: int, part: int, pooled: bool = False) -> Sh
     rows = setup.shards[seed][part]
     if pooled:
         rows = np.random.default_rng(seed).permutation(rows.ravel()).reshape(rows.shape)
-    rows = pad(setup.execution, rows).reshape(-1)
-    examples = shard(setup.execution, take(setup.data.train, rows))
+    # Of several processes each takes the examples of its own agents.
+    rows = pad(setup.execution, rows)[own_lanes(setup.execution)].reshape(-1)
+    examples = shard_own(setup.execution, take(setup.data.train, rows))
     steps = setup.epoch_examples[part] // setup.batch_size
     return Shards(examples, setup.shards[seed][part].shape[1], steps)
 
