@@ -18,6 +18,7 @@ from .datasets import Dataset as Dataset
 from .estimate.estimate import Estimate as Estimate
 from .estimate.estimate import estimate as estimate
 from .execution.devices import prepare_devices as prepare_devices
+from .execution.processes import connect_processes as connect_processes
 from .matching import match_activations as match_activations
 from .matching import match_weights as match_weights
 from .matching import matching_objective as matching_objective

@@ -9,16 +9,16 @@ from dimat_jax.config import Config
 def join(
     config: Config, coordinator: str | None, processes: int | None, process: int | None
 ) -> None:
-    """Makes this process one of several, see `dimat_jax.execution.processes.connect`.
+    """Makes this process one of several, see `dimat_jax.execution.processes.connect_processes`.
 
     Raises:
       ValueError: if the others are not found, or options are missing.
     """
     if config.out is None:
         raise ValueError("Several processes need out: one folder, that all of them see.")
-    from dimat_jax.execution.processes import connect
+    from dimat_jax.execution.processes import connect_processes
 
-    connect(config.agents, coordinator, processes, process)
+    connect_processes(config.agents, coordinator, processes, process)
 
 
 def among_several() -> bool:

@@ -98,6 +98,10 @@ def calls() -> dict:
 
     return {
         "prepare_devices": (dj.prepare_devices, dict(agents=2)),
+        "connect_processes": (
+            dj.connect_processes,
+            dict(agents=2, coordinator="localhost:1", processes=1, process=0),
+        ),
         "match_activations": (
             dj.match_activations,
             pair | dict(model_or_function=MODEL, inputs=(IMAGES,)),
@@ -209,6 +213,7 @@ def quiet(untyped, monkeypatch, tmp_path):
     """As users run it; nothing is run, and nobody is warned."""
     monkeypatch.setattr(runs, "run", lambda *args: prepare_run(*args[:-2]))
     monkeypatch.setattr("dimat_jax.simulation.sweep.trained", lambda *args: [])
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ single process agrees with itself: then none of this does anything.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ HEARTBEAT = 30
 """Seconds after which a process that does not answer any more is given up."""
 
 
-def connect(
+def connect_processes(
     agents: int,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -40,6 +41,7 @@ def connect(
     Raises:
       ValueError: if only some of the three are given, or if the others are not found.
     """
+    check_number("agents", agents, least=1, whole=True)
     given = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
@@ -50,8 +52,7 @@ def connect(
     if coordinator is not None:
         check_number("num_processes", processes, least=1, most=agents, whole=True)
         check_number("process_id", process, least=0, most=processes - 1, whole=True)  # pyrefly: ignore
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
+        if not re.fullmatch(r"[^\s]+:\d{1,5}", str(coordinator)):
             raise ValueError(f"coordinator must be host:port, not {shown(coordinator)}.")
     try:
         jax.distributed.initialize(

@@ -178,16 +178,17 @@ def prepare(
         schedule=schedule,
         graphs=graphs,
         symmetries=symmetries,
-        execution=choose_execution(
-            config.agents,
-            has_convolutions(task.outputs, *abstract),
-            config.devices,
-            config.agents_at_once,
-        ),
+        execution=execution_of(config, task, abstract),
         shards={seed: (stack(before), stack(after)) for seed, (before, after) in divided.items()},
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
+
+
+def execution_of(config: Config, task: Task, abstract: tuple[Variables, Batch]) -> Execution:
+    """Where and in which form the agents run."""
+    convolutions = has_convolutions(task.outputs, *abstract)
+    return choose_execution(config.agents, convolutions, config.devices, config.agents_at_once)
 
 
 def with_options(schedule: Schedule, config: Config) -> Schedule:

@@ -145,5 +145,5 @@ def test_one_process_agrees_with_itself():
 )
 def test_processes_that_cannot_be(given, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        processes.connect(4, *given)
+        processes.connect_processes(4, *given)
     assert not jax.distributed.is_initialized()
