@@ -342,14 +342,17 @@ def advice(
     rest = total - (temporaries or 0)
     if temporaries is None or rest >= memory:
         return tuple(what_to_reduce(setup, held, memory / total))
-    # What is computed with grows with the agents that train at once, and with their batches.
+    # What is computed with grows with the agents that train at once, and with the examples that
+    # each of them goes through at a time.
     share, found = (memory - rest) / temporaries, []
     lanes = [d for d in range(1, execution.lanes) if execution.lanes % d == 0]
     fewer = [d for d in lanes if d <= execution.lanes_at_once * share]
     if fewer:
         found.append(f"agents_at_once to {max(fewer)}")
-    if setup.batch_size * share >= 1:
-        found.append(f"batch_size to {int(setup.batch_size * share)}")
+    size = config.micro_batch or setup.batch_size
+    parts_of_batch = [d for d in range(1, size) if setup.batch_size % d == 0 and d <= size * share]
+    if parts_of_batch:
+        found.append(f"micro_batch to {max(parts_of_batch)}")
     return tuple(found or what_to_reduce(setup, held, memory / total)) or (
         f"agents to {max(1, int(config.agents * memory / total))}",
     )

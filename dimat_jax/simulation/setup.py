@@ -22,6 +22,7 @@ from dimat_jax.registry import choose, make
 from dimat_jax.simulation.checks import (
     all_methods,
     check_config,
+    check_micro_batch,
     check_options,
     check_options_of_optimizer,
     check_own,
@@ -394,7 +395,7 @@ def choose_batch_size(config: Config, examples: int) -> int:
     """The batch size asked for, or one that leaves an epoch enough steps.
 
     Raises:
-      ValueError: if it is larger than an agent's share.
+      ValueError: if it is larger than an agent's share, or its parts do not divide it.
     """
     batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_PER_EPOCH))
     if batch_size > examples:
@@ -402,6 +403,7 @@ def choose_batch_size(config: Config, examples: int) -> int:
             f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "
             f"{examples}."
         )
+    check_micro_batch(config.micro_batch, batch_size)
     return batch_size
 
 
