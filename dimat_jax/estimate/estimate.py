@@ -16,6 +16,7 @@ from dimat_jax.config import EXAMPLES_PER_AGENT, Config
 from dimat_jax.datasets import Data, Dataset
 from dimat_jax.estimate import parts
 from dimat_jax.estimate.accelerators import (
+    ACCELERATORS,
     Accelerator,
     NotInstalled,
     accelerator,
@@ -25,12 +26,11 @@ from dimat_jax.estimate.accelerators import (
 from dimat_jax.estimate.parts import Dry
 from dimat_jax.estimate.programs import Memory, Program, memory_of, seconds_at_least, total_work
 from dimat_jax.execution.devices import prepare_devices
-from dimat_jax.execution.placement import choose_execution, has_convolutions
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import all_methods, check_config, check_options
 from dimat_jax.simulation.memory import Held, bytes_of, check_graph, held_by, what_to_reduce
 from dimat_jax.simulation.plan import Action, Event, plan
-from dimat_jax.simulation.setup import Setup, prepare
+from dimat_jax.simulation.setup import Setup, lay_out, prepare
 from dimat_jax.topology import Topology, neighbor_slots
 from dimat_jax.types import Model, Task
 
@@ -177,13 +177,11 @@ def on_device(setup: Setup, device: str, devices: int | None) -> tuple[Setup, st
             described = described_devices(device, devices)
         except NotInstalled as error:
             described, missing = jax.devices()[:1], str(error)
-    execution = choose_execution(
-        setup.config.agents,
-        has_convolutions(setup.task.outputs, *setup.abstract),
-        min(devices or len(described), len(described), setup.config.agents),
-        setup.config.agents_at_once,
-        described,
-    )
+    number = min(devices or len(described), len(described), setup.config.agents)
+    about = (setup.config, setup.task, setup.abstract, setup.batch_size)
+    found = None if device == "cpu" else ACCELERATORS[device]
+    there_is = None if found is None else found.memory * found.usable
+    execution = lay_out(*about, number, described, there_is)
     if missing is not None:  # In the form that an accelerator has, on one device.
         at_once = min(execution.lanes, setup.config.agents_at_once or execution.lanes)
         at_once = max(d for d in range(1, at_once + 1) if execution.lanes % d == 0)

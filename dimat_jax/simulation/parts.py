@@ -173,7 +173,8 @@ def prepared(data: Data) -> Prepared:
 
 def trained_task(setup: Setup) -> Task:
     """The task as the devices compute its gradient."""
-    return multiplying(setup.task) if setup.execution.products else setup.task
+    execution = setup.execution
+    return multiplying(setup.task, execution.recompute) if execution.products else setup.task
 
 
 def local_update(setup: Setup) -> Update:
