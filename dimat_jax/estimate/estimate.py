@@ -26,6 +26,7 @@ from dimat_jax.estimate.accelerators import (
 from dimat_jax.estimate.parts import Dry
 from dimat_jax.estimate.programs import Memory, Program, memory_of, seconds_at_least, total_work
 from dimat_jax.execution.devices import prepare_devices
+from dimat_jax.merging.merger import average_link_bytes
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import all_methods, check_config, check_options
 from dimat_jax.simulation.memory import Held, bytes_of, check_graph, held_by, what_to_reduce
@@ -81,6 +82,7 @@ class Estimate(NamedTuple):
       merge_seconds: at least, of a merge of the method whose merges take longest.
       run_seconds: at least, of the whole run, evaluations included and compilation left out.
       why_not_compiled: why temporaries are not known; None where they are.
+      link: bytes that the busiest link, from one device to another, carries in a merge's average.
     """
 
     device: Accelerator
@@ -97,6 +99,7 @@ class Estimate(NamedTuple):
     merge_seconds: float
     run_seconds: float
     why_not_compiled: str | None = None
+    link: int = 0
 
 
 def estimate(
@@ -232,6 +235,7 @@ def estimate_of(dry: Dry, about: Accelerator, missing: str | None) -> Estimate:
         merge_seconds=max((t for t, _ in merges.values()), default=0.0),
         run_seconds=seconds,
         why_not_compiled=missing,
+        link=busiest_link(setup),
     )
 
 
@@ -330,6 +334,18 @@ def networks_in_a_merge(setup: Setup) -> int:
     ]
     slots = max((neighbor_slots(graph)[0].shape[1] - 1 for graph in graphs), default=0)
     return 1 + 2 * min(slots, SLOTS_AT_ONCE) if graphs else 0
+
+
+def busiest_link(setup: Setup) -> int:
+    """The most bytes that one device sends to another in one average of a merge."""
+    row = bytes_of(setup.abstract[0])
+    graphs = [g for found in setup.graphs.values() for name, g in found.items() if name != "gossip"]
+    links = [
+        average_link_bytes(setup.execution, neighbor_slots(graph, turn)[0], row).max()
+        for graph in graphs
+        for turn in range(graph.period)
+    ]
+    return int(max(links, default=0))
 
 
 def advice(

@@ -204,7 +204,7 @@ def test_only_accelerators_with_many_agents_take_products():
 def test_patches_made_again_give_the_same_gradient_and_are_not_kept():
     model = dj.models.convnet(num_classes=4, width=0.25)
     task = dj.classification(model)
-    batch = {"inputs": normal(1, 6, 8, 8, 3), "labels": jnp.arange(6) % 4}
+    batch = {"inputs": jnp.asarray(normal(1, 6, 8, 8, 3)), "labels": jnp.arange(6) % 4}
     variables = task.init(jax.random.key(0), batch)
 
     def gradient_of(task):

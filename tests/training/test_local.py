@@ -263,7 +263,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(name, unrolled, x64):
 
     whole = gradient(None)
     assert max(abs(x).max() for x in jax.tree.leaves(whole[0])) > 1e-3
-    for size in (1, 3, 12):
+    for size in (3, 12):
         assert_trees_close(gradient(Micro(size, unrolled)), whole, 1e-12)
 
 
@@ -277,7 +277,9 @@ def test_statistics_of_parts_are_averaged_and_each_has_a_key_of_its_own(x64):
 
     def gradient(rows, micro=None):
         order, key, step = jnp.asarray([rows]), jax.random.key(2), jnp.int32(0)
-        return batch_gradient(task, lambda _, b: b, variables, key, step, order, examples, micro)
+        return jax.jit(
+            lambda v: batch_gradient(task, lambda _, b: b, v, key, step, order, examples, micro)
+        )(variables)
 
     parts = [gradient([0, 1]), gradient([2, 3]), gradient([4, 5])]
     mean = jax.tree.map(lambda *x: sum(x) / 3, *parts)
@@ -315,7 +317,7 @@ def test_what_is_no_float_is_counted_once_a_step():
 @pytest.mark.parametrize("unrolled", [True, False])
 def test_the_activations_of_one_part_are_held_at_a_time(unrolled):
     task, _ = TASKS["images"]
-    batch = as_batch(jnp.zeros((64, 16, 16, 1)))
+    batch = as_batch(jnp.zeros((64, 16, 16, 1)), jnp.zeros(64, jnp.int32))
     variables = task.init(jax.random.key(0), batch)
 
     def temporaries(micro):
