@@ -33,7 +33,7 @@ FORWARD_BATCH = 64
 activations stay in a core's cache, which is twice as fast as 500. The same for every form of
 execution, for statistics depend on it."""
 
-PATCHES_SHARE = 0.5
+PATCHES_SHARE = 0.6
 """What patches of images may take of a device's memory. Gradients, activations, networks and data
 need the rest: with the paper's network what is computed with is 1.15 times its patches."""
 
@@ -138,7 +138,7 @@ def choose_execution(
     )
 
 
-def with_patches(execution: Execution, patches: int, memory: float | None) -> Execution:
+def with_patches(execution: Execution, patches: int, memory: int | float | None) -> Execution:
     """The execution, in which patches of images are kept for a gradient only where they fit.
 
     Args:

@@ -200,7 +200,7 @@ def lay_out(
     batch_size: int,
     devices: int | None,
     described: Sequence[Any] | None = None,
-    memory: float | None = None,
+    memory: int | float | None = None,
 ) -> Execution:
     """Where and in which form a run's agents train.
 

@@ -242,8 +242,8 @@ def test_the_bytes_of_patches_are_those_of_their_shapes():
 def test_patches_are_kept_where_they_fit():
     execution = placement.choose_execution(4, True, devices=1)
     execution = execution._replace(products=True, lanes_at_once=4)
-    assert not placement.with_patches(execution, 10, 80).recompute
-    assert placement.with_patches(execution, 11, 80).recompute
-    assert not placement.with_patches(execution._replace(lanes_at_once=2), 11, 80).recompute
+    assert not placement.with_patches(execution, 12, 80).recompute
+    assert placement.with_patches(execution, 13, 80).recompute
+    assert not placement.with_patches(execution._replace(lanes_at_once=2), 13, 80).recompute
     assert not placement.with_patches(execution, 10**12, None).recompute  # Nobody says.
-    assert not placement.with_patches(execution._replace(products=False), 11, 80).recompute
+    assert not placement.with_patches(execution._replace(products=False), 13, 80).recompute
