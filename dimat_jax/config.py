@@ -97,6 +97,11 @@ class Config:
     the gradient."""
     batch_size: int | None = None
     """Images in an agent's batch; None: 50, or less where an epoch would have under ten steps."""
+    micro_batch: int | None = None
+    """An agent goes through its batch so many images at a time, and averages their gradients: the
+    same step, but the activations of so many only are held. Must divide batch_size. BatchNorm then
+    normalises over each such part by itself (ghost batches), and dropout draws other masks. None:
+    the whole batch at once."""
     methods: tuple[str, ...] = ("dimat", "wa", "local_only")
     """The methods to compare, all from the same pretrained agents."""
     matching_data: Literal["own", "shared"] = "own"

@@ -14,7 +14,7 @@ from dimat_jax.algorithms.base import Exchange, Gossip, Params, State
 from dimat_jax.execution.forms import Step, Update, exchange, for_each, loop
 from dimat_jax.execution.placement import Execution, place
 from dimat_jax.execution.timing import Stopwatch
-from dimat_jax.training.local import batch_gradient
+from dimat_jax.training.local import Micro, batch_gradient
 from dimat_jax.training.state import AgentState, count_loss
 from dimat_jax.types import Prepare, Task, Variables
 
@@ -63,18 +63,19 @@ class At(NamedTuple):
     own: Bool[Array, "*lanes"]
 
 
-def gradient_update(task: Task, prepare: Prepare) -> Update:
+def gradient_update(task: Task, prepare: Prepare, micro: Micro | None = None) -> Update:
     """Takes one agent's gradient at one point.
 
     The carry is its `GradientPass`; the operands are `At`, the agent's key, step and `epoch_order`;
-    the resident arrays as in `dimat_jax.training.local.train_update`.
+    the resident arrays, and how a batch is gone through, as in
+    `dimat_jax.training.local.train_update`.
     """
 
     def update(carry: GradientPass, operands: Any, resident: Any) -> GradientPass:
         at, key, step, order = operands
         variables = {**carry.statistics, "params": at.params}
         gradient, loss, changed = batch_gradient(
-            task, prepare, variables, key, step, order, resident
+            task, prepare, variables, key, step, order, resident, micro
         )
         # Every pass runs the agent's own batch; only the one at its own parameters is training.
         statistics = {

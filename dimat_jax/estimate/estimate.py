@@ -16,6 +16,7 @@ from dimat_jax.config import EXAMPLES_PER_AGENT, Config
 from dimat_jax.datasets import Data, Dataset
 from dimat_jax.estimate import parts
 from dimat_jax.estimate.accelerators import (
+    ACCELERATORS,
     Accelerator,
     NotInstalled,
     accelerator,
@@ -25,12 +26,12 @@ from dimat_jax.estimate.accelerators import (
 from dimat_jax.estimate.parts import Dry
 from dimat_jax.estimate.programs import Memory, Program, memory_of, seconds_at_least, total_work
 from dimat_jax.execution.devices import prepare_devices
-from dimat_jax.execution.placement import choose_execution, has_convolutions
+from dimat_jax.merging.merger import average_link_bytes
 from dimat_jax.registry import expect
 from dimat_jax.simulation.checks import all_methods, check_config, check_options
 from dimat_jax.simulation.memory import Held, bytes_of, check_graph, held_by, what_to_reduce
 from dimat_jax.simulation.plan import Action, Event, plan
-from dimat_jax.simulation.setup import Setup, prepare
+from dimat_jax.simulation.setup import Setup, lay_out, prepare
 from dimat_jax.topology import Topology, neighbor_slots
 from dimat_jax.types import Model, Task
 
@@ -81,6 +82,7 @@ class Estimate(NamedTuple):
       merge_seconds: at least, of a merge of the method whose merges take longest.
       run_seconds: at least, of the whole run, evaluations included and compilation left out.
       why_not_compiled: why temporaries are not known; None where they are.
+      link: bytes that the busiest link, from one device to another, carries in a merge's average.
     """
 
     device: Accelerator
@@ -97,6 +99,7 @@ class Estimate(NamedTuple):
     merge_seconds: float
     run_seconds: float
     why_not_compiled: str | None = None
+    link: int = 0
 
 
 def estimate(
@@ -177,13 +180,11 @@ def on_device(setup: Setup, device: str, devices: int | None) -> tuple[Setup, st
             described = described_devices(device, devices)
         except NotInstalled as error:
             described, missing = jax.devices()[:1], str(error)
-    execution = choose_execution(
-        setup.config.agents,
-        has_convolutions(setup.task.outputs, *setup.abstract),
-        min(devices or len(described), len(described), setup.config.agents),
-        setup.config.agents_at_once,
-        described,
-    )
+    number = min(devices or len(described), len(described), setup.config.agents)
+    about = (setup.config, setup.task, setup.abstract, setup.batch_size)
+    found = None if device == "cpu" else ACCELERATORS[device]
+    there_is = None if found is None else found.memory * found.usable
+    execution = lay_out(*about, number, described, there_is)
     if missing is not None:  # In the form that an accelerator has, on one device.
         at_once = min(execution.lanes, setup.config.agents_at_once or execution.lanes)
         at_once = max(d for d in range(1, at_once + 1) if execution.lanes % d == 0)
@@ -234,6 +235,7 @@ def estimate_of(dry: Dry, about: Accelerator, missing: str | None) -> Estimate:
         merge_seconds=max((t for t, _ in merges.values()), default=0.0),
         run_seconds=seconds,
         why_not_compiled=missing,
+        link=busiest_link(setup),
     )
 
 
@@ -334,6 +336,18 @@ def networks_in_a_merge(setup: Setup) -> int:
     return 1 + 2 * min(slots, SLOTS_AT_ONCE) if graphs else 0
 
 
+def busiest_link(setup: Setup) -> int:
+    """The most bytes that one device sends to another in one average of a merge."""
+    row = bytes_of(setup.abstract[0])
+    graphs = [g for found in setup.graphs.values() for name, g in found.items() if name != "gossip"]
+    links = [
+        average_link_bytes(setup.execution, neighbor_slots(graph, turn)[0], row).max()
+        for graph in graphs
+        for turn in range(graph.period)
+    ]
+    return int(max(links, default=0))
+
+
 def advice(
     setup: Setup, held: Held, total: int, temporaries: int | None, memory: int | float
 ) -> tuple[str, ...]:
@@ -342,14 +356,17 @@ def advice(
     rest = total - (temporaries or 0)
     if temporaries is None or rest >= memory:
         return tuple(what_to_reduce(setup, held, memory / total))
-    # What is computed with grows with the agents that train at once, and with their batches.
+    # What is computed with grows with the agents that train at once, and with the examples that
+    # each of them goes through at a time.
     share, found = (memory - rest) / temporaries, []
     lanes = [d for d in range(1, execution.lanes) if execution.lanes % d == 0]
     fewer = [d for d in lanes if d <= execution.lanes_at_once * share]
     if fewer:
         found.append(f"agents_at_once to {max(fewer)}")
-    if setup.batch_size * share >= 1:
-        found.append(f"batch_size to {int(setup.batch_size * share)}")
+    size = config.micro_batch or setup.batch_size
+    parts_of_batch = [d for d in range(1, size) if setup.batch_size % d == 0 and d <= size * share]
+    if parts_of_batch:
+        found.append(f"micro_batch to {max(parts_of_batch)}")
     return tuple(found or what_to_reduce(setup, held, memory / total)) or (
         f"agents to {max(1, int(config.agents * memory / total))}",
     )

@@ -161,6 +161,21 @@ def rounded(rows: int, lanes: int) -> int:
     return min(size, lanes)
 
 
+def link_bytes(route: Route, row: int) -> Int[np.ndarray, "devices devices"]:
+    """Bytes that go from each device to each other one when a route is followed once.
+
+    Args:
+      route: of one round.
+      row: bytes of one lane's arrays.
+    """
+    devices = route.mesh.size
+    found = np.zeros((devices, devices), np.int64)
+    for by, rows in route.shifts:
+        sender = np.arange(devices)
+        found[sender, (sender + by) % devices] += rows * row
+    return found
+
+
 def follow(route: Route, tree: PyTree) -> list[PyTree]:
     """What the lanes of a device hear, one pytree ``[lanes, ...]`` for each slot.
 

@@ -35,6 +35,10 @@ FORWARD_BATCH = 64
 activations stay in a core's cache, which is twice as fast as 500. The same for every form of
 execution, for statistics depend on it."""
 
+PATCHES_SHARE = 0.6
+"""What patches of images may take of a device's memory. Gradients, activations, networks and data
+need the rest: with the paper's network what is computed with is 1.15 times its patches."""
+
 PyTree = Any
 
 
@@ -50,6 +54,7 @@ class Execution(NamedTuple):
       sequential: whether Python loops over steps and lanes, calling compiled parts; else the steps
         are scanned in one compiled call.
       products: whether convolutions are computed as matrix products, before lanes are vmapped.
+      recompute: whether their patches are made again for a gradient instead of kept.
       described: whether the devices are only described, and not here: what is put on them are then
         shapes, `jax.ShapeDtypeStruct`, for which programs can be compiled.
     """
@@ -60,6 +65,7 @@ class Execution(NamedTuple):
     lanes_at_once: int
     sequential: bool
     products: bool = False
+    recompute: bool = False
     described: bool = False
 
     @property
@@ -135,7 +141,24 @@ def choose_execution(
         )
     mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
     products = not on_cpu and at_once > 1
-    return Execution(mesh, agents, lanes, at_once, sequential, products, described is not None)
+    return Execution(
+        mesh, agents, lanes, at_once, sequential, products, described=described is not None
+    )
+
+
+def with_patches(execution: Execution, patches: int, memory: int | float | None) -> Execution:
+    """The execution, in which patches of images are kept for a gradient only where they fit.
+
+    Args:
+      execution: as chosen, which may or may not compute convolutions as products.
+      patches: bytes of one agent's.
+      memory: bytes of a device; None: what the device says, or enough where it does not.
+    """
+    if memory is None and not execution.described:
+        stats = execution.mesh.devices.flat[0].memory_stats() or {}
+        memory = stats.get("bytes_limit")
+    kept = memory is None or execution.lanes_at_once * patches <= PATCHES_SHARE * memory
+    return execution._replace(recompute=execution.products and not kept)
 
 
 def has_convolutions(function: Callable[..., Any], *args: PyTree) -> bool:

@@ -3,23 +3,27 @@
 Each agent has kernels of its own, so a vmapped convolution becomes a grouped one, with a group for
 each agent; a vmapped matrix product becomes a batched one, which GPUs run faster where an agent's
 layers are narrow (docs/results/gpu.md). Patches take memory: for a 3 × 3 kernel nine times that of
-the images.
+the images. Where they do not fit they are made again for the gradient instead of kept, which moves
+more bytes (docs/results/estimates.md).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 from jaxtyping import Array
 
 from dimat_jax.jaxprs import (
     Path,
     bind,
+    called,
     checkpoint_again,
     enter_or_bind,
     is_checkpoint,
@@ -28,24 +32,28 @@ from dimat_jax.jaxprs import (
 from dimat_jax.types import Task
 
 
-def multiplying(task: Task) -> Task:
+def multiplying(task: Task, recompute: bool = False) -> Task:
     """The same task, the convolutions of its loss computed as matrix products.
 
     The gradient of a product of patches is one product for the kernel and one for the images, whose
     parts are then added up where the patches came from: faster than to make products of the
     convolutions of a gradient, which take patches of their own (docs/results/gpu.md).
+
+    Args:
+      task: what an agent learns.
+      recompute: whether patches are made again for the gradient, else they are kept for it.
     """
 
     def loss(variables: Any, batch: Any, key: Any = None, train: bool = False) -> Any:
         def function(variables: Any, batch: Any, key: Any) -> Any:
             return task.loss(variables, batch, key=key, train=train)
 
-        return with_products(function)(variables, batch, key)
+        return with_products(function, recompute)(variables, batch, key)
 
     return task._replace(loss=loss)
 
 
-def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_products(function: Callable[..., Any], recompute: bool = False) -> Callable[..., Any]:
     """The same function, its convolutions, gradients among them, computed as matrix products.
 
     Grouped convolutions stay, and so does all that is in loops, in branches and in functions with
@@ -53,14 +61,13 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: of pytrees of arrays.
+      recompute: whether a gradient makes patches again, else they are kept for it.
     """
 
     def equation(path: Path, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
-        p = eqn.params
-        if eqn.primitive.name == "conv_general_dilated" and (
-            p["feature_group_count"] == p["batch_group_count"] == 1
-        ):
-            return [product(eqn, *operands)]
+        if is_ungrouped(eqn):
+            of_patches = functools.partial(product, eqn)
+            return [(jax.checkpoint(of_patches) if recompute else of_patches)(*operands)]
         if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
             return bind(eqn, operands)
         if is_checkpoint(eqn):
@@ -68,6 +75,40 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
         return enter_or_bind(path, eqn, operands, equation)
 
     return rewrite(function, equation)
+
+
+def is_ungrouped(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a convolution that `product` can compute."""
+    p = eqn.params
+    return eqn.primitive.name == "conv_general_dilated" and (
+        p["feature_group_count"] == p["batch_group_count"] == 1
+    )
+
+
+def patch_bytes(function: Callable[..., Any], *args: Any) -> int:
+    """Bytes of the patches of all convolutions of a function, which are kept for its gradient.
+
+    Args:
+      function: of pytrees of arrays.
+      *args: arrays, or their shapes.
+    """
+
+    def of_jaxpr(jaxpr: Jaxpr) -> int:
+        return sum(map(of_equation, jaxpr.eqns))
+
+    def of_equation(eqn: JaxprEqn) -> int:
+        if not is_ungrouped(eqn):
+            inner = called(eqn)
+            return 0 if inner is None else of_jaxpr(inner.jaxpr)
+        _, (outputs, *others), (_, features, *_) = eqn.params["dimension_numbers"]
+        of_kernel, result = cast(Any, eqn.invars[1].aval), cast(Any, eqn.outvars[0].aval)
+        kernel = of_kernel.shape
+        window = math.prod(kernel[axis] for axis in others[1:])
+        # Patches of a window of one are the images.
+        of_each = window * kernel[others[0]] if window > 1 else 0
+        return of_each * math.prod(result.shape) // result.shape[features] * result.dtype.itemsize
+
+    return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def product(eqn: JaxprEqn, images: Array, kernel: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimat_jax.execution.exchange import find_route, follow
+from dimat_jax.execution.exchange import find_route, follow, link_bytes
 from dimat_jax.execution.forms import map_agents, over_devices
 from dimat_jax.execution.placement import (
     AGENTS,
@@ -195,6 +195,28 @@ def make_average(execution: Execution, stopwatch: Stopwatch) -> Callable[..., An
         return total
 
     return average
+
+
+def average_link_bytes(
+    execution: Execution, sources: Int[np.ndarray, "agents slots"], row: int
+) -> Int[np.ndarray, "devices devices"]:
+    """Bytes that each device sends to each other one in an average of agents and their neighbours.
+
+    Args:
+      execution: where the agents are.
+      sources: whom each agent hears from, itself in slot 0.
+      row: bytes of one agent's network.
+    """
+    slots, devices = sources.shape[1], execution.mesh.size
+    found = np.zeros((devices, devices), np.int64)
+    if slots > 1 + SLOTS_AT_ONCE and dense(execution, sources, np.ones(sources.shape)).all():
+        if devices > 1:  # Sums go round all devices, see `dimat_jax.execution.exchange.product`.
+            here = np.arange(devices)
+            found[here, (here + 1) % devices] = (devices - 1) * execution.lanes * row
+        return found
+    for start in range(1, slots, SLOTS_AT_ONCE):
+        found += link_bytes(find_route(execution, sources[:, start : start + SLOTS_AT_ONCE]), row)
+    return found
 
 
 def dense(

@@ -41,6 +41,8 @@ def memory_table(found: Estimate) -> Table:
         ["in total" if found.temporaries else "in total, at least", shown_bytes(found.total)]
     )
     rows.append(["there is", shown_bytes(found.memory)])
+    if found.devices > 1:
+        rows.append(["sent over the busiest link in a merge", shown_bytes(found.link)])
     return Table(f"Memory of one device, of {on_what(found)}", ["what", "bytes"], rows)
 
 

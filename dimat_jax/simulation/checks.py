@@ -40,6 +40,7 @@ MIN_VALUES = dict(
     statistics_images=2,
     examples_per_agent=1,
     batch_size=1,
+    micro_batch=1,
     test_examples=1,
     agents_at_once=1,
     gossip_every=1,
@@ -226,6 +227,16 @@ def check_options(config: Config, methods: Mapping[str, Algorithm] = METHODS) ->
     for name, value in positive.items():
         if value is not None:
             check_number(name, value, above=0)
+
+
+def check_micro_batch(micro_batch: int | None, batch_size: int) -> None:
+    """Raises a `ValueError` for parts that do not divide a batch."""
+    if micro_batch is not None and batch_size % micro_batch:
+        divisors = [str(d) for d in range(1, batch_size + 1) if batch_size % d == 0]
+        raise ValueError(
+            f"micro_batch is {micro_batch}, but batch_size is {batch_size}, which it must divide: "
+            f"it must be one of {', '.join(divisors)}."
+        )
 
 
 def check_options_of_optimizer(config: Config, methods: Mapping[str, Algorithm]) -> None:

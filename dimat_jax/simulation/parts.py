@@ -33,7 +33,7 @@ from dimat_jax.simulation.measure import consensus_distance, is_finite
 from dimat_jax.simulation.setup import OWN, Setup
 from dimat_jax.symmetries import permute
 from dimat_jax.training.evaluation import Score, Tests, evaluate_update, zero_score
-from dimat_jax.training.local import epoch_order, train_update
+from dimat_jax.training.local import Micro, epoch_order, train_update
 from dimat_jax.training.optimizers import make_schedule, own_hyperparams, round_factor, warmup
 from dimat_jax.training.state import AgentState, init_population
 from dimat_jax.types import Batch, Key, Permutations, Task, Variables
@@ -99,7 +99,7 @@ def make_parts(setup: Setup, stopwatch: Stopwatch | None = None) -> Parts:
 
     order = make_order(setup, stopwatch)
     training = repeat(execution, local_update(setup), stopwatch, AGENTS)
-    gradient = gradient_update(trained_task(setup), prepare.training)
+    gradient = gradient_update(trained_task(setup), prepare.training, micro_of(setup))
     gradient_step = lift(execution, gradient, stopwatch, AGENTS)
 
     def train(state: AgentState, shards: Shards, key: Key, epoch: int) -> AgentState:
@@ -173,7 +173,8 @@ def prepared(data: Data) -> Prepared:
 
 def trained_task(setup: Setup) -> Task:
     """The task as the devices compute its gradient."""
-    return multiplying(setup.task) if setup.execution.products else setup.task
+    execution = setup.execution
+    return multiplying(setup.task, execution.recompute) if execution.products else setup.task
 
 
 def local_update(setup: Setup) -> Update:
@@ -184,7 +185,14 @@ def local_update(setup: Setup) -> Update:
         schedule_of(setup),
         prepared(setup.data).training,
         setup.config.proximal,
+        micro_of(setup),
     )
+
+
+def micro_of(setup: Setup) -> Micro | None:
+    """How a batch is gone through: by Python where it loops over steps, and for the same reason."""
+    size = setup.config.micro_batch
+    return None if size is None else Micro(size, setup.execution.sequential)
 
 
 def make_init(

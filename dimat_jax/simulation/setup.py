@@ -2,9 +2,10 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import Int
@@ -16,12 +17,19 @@ from dimat_jax.config import EXAMPLES_PER_AGENT, LEARNING_RATES, Config
 from dimat_jax.datasets import Dataset
 from dimat_jax.datasets.augment import Augmentation
 from dimat_jax.datasets.data import Data, examples_of, of_images
-from dimat_jax.execution.placement import Execution, choose_execution, has_convolutions
+from dimat_jax.execution.placement import (
+    Execution,
+    choose_execution,
+    has_convolutions,
+    with_patches,
+)
+from dimat_jax.execution.products import patch_bytes
 from dimat_jax.partition import stack
 from dimat_jax.registry import choose, make
 from dimat_jax.simulation.checks import (
     all_methods,
     check_config,
+    check_micro_batch,
     check_options,
     check_options_of_optimizer,
     check_own,
@@ -178,17 +186,45 @@ def prepare(
         schedule=schedule,
         graphs=graphs,
         symmetries=symmetries,
-        execution=execution_of(config, task, abstract),
+        execution=lay_out(config, task, abstract, batch_size, config.devices),
         shards={seed: (stack(before), stack(after)) for seed, (before, after) in divided.items()},
         examples={seed: np.array(list(map(len, after))) for seed, (_, after) in divided.items()},
         epoch_examples=epoch_examples,
     )
 
 
-def execution_of(config: Config, task: Task, abstract: tuple[Variables, Batch]) -> Execution:
-    """Where and in which form the agents run."""
+def lay_out(
+    config: Config,
+    task: Task,
+    abstract: tuple[Variables, Batch],
+    batch_size: int,
+    devices: int | None,
+    described: Sequence[Any] | None = None,
+    memory: int | float | None = None,
+) -> Execution:
+    """Where and in which form a run's agents train.
+
+    Args:
+      config: the run.
+      task: what all agents learn.
+      abstract: shapes of one agent's variables, and of a batch of one example.
+      batch_size: examples in an agent's batch.
+      devices: how many to use.
+      described: devices that are not here, instead of JAX's.
+      memory: bytes that there are on one of these.
+    """
     convolutions = has_convolutions(task.outputs, *abstract)
-    return choose_execution(config.agents, convolutions, config.devices, config.agents_at_once)
+    execution = choose_execution(
+        config.agents, convolutions, devices, config.agents_at_once, described
+    )
+    if not execution.products or not convolutions:
+        return execution
+
+    def loss(variables: Variables, batch: Batch, key: Key) -> Any:
+        return task.loss(variables, batch, key=key, train=True)
+
+    patches = patch_bytes(loss, *abstract, jax.random.key(0))
+    return with_patches(execution, patches * (config.micro_batch or batch_size), memory)
 
 
 def with_options(schedule: Schedule, config: Config) -> Schedule:
@@ -395,7 +431,7 @@ def choose_batch_size(config: Config, examples: int) -> int:
     """The batch size asked for, or one that leaves an epoch enough steps.
 
     Raises:
-      ValueError: if it is larger than an agent's share.
+      ValueError: if it is larger than an agent's share, or its parts do not divide it.
     """
     batch_size = config.batch_size or min(BATCH_SIZE, max(1, examples // STEPS_PER_EPOCH))
     if batch_size > examples:
@@ -403,6 +439,7 @@ def choose_batch_size(config: Config, examples: int) -> int:
             f"batch_size is {batch_size}, but an agent has {examples} examples: it must be 1 to "
             f"{examples}."
         )
+    check_micro_batch(config.micro_batch, batch_size)
     return batch_size
 
 

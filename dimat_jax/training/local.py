@@ -1,7 +1,8 @@
 """One agent's training step; `dimat_jax.execution` lifts it to all agents."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,19 @@ from jaxtyping import Array, Float, Int
 from dimat_jax.datasets.data import take
 from dimat_jax.execution.forms import Update
 from dimat_jax.training.state import AgentState, count_loss
-from dimat_jax.types import Key, Prepare, Task, Variables
+from dimat_jax.types import Batch, Key, Prepare, Task, Variables
+
+
+class Micro(NamedTuple):
+    """How an agent's batch is gone through: so many examples at a time, gradients averaged.
+
+    Attributes:
+      size: examples at a time; divides the batch.
+      unrolled: whether Python loops over them; else they are scanned.
+    """
+
+    size: int
+    unrolled: bool
 
 
 @functools.partial(
@@ -59,6 +72,7 @@ def train_update(
     schedule: optax.Schedule,
     prepare: Prepare,
     proximal: float = 0.0,
+    micro: Micro | None = None,
 ) -> Update:
     """One agent's training step.
 
@@ -69,6 +83,7 @@ def train_update(
       prepare: ``(key, batch) -> batch``, from examples as stored: augments them, for one.
       proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ (x − anchor) is added to the
         gradient of an agent that has an anchor.
+      micro: how a batch is gone through; None: as a whole.
 
     Returns:
       An update whose carry is an `AgentState`, whose operand is the agent's `epoch_order`, and
@@ -77,8 +92,8 @@ def train_update(
 
     def update(state: AgentState, order: Int[Array, "steps batch"], resident: Any) -> AgentState:
         params = state.variables["params"]
-        gradients, loss, variables = batch_gradient(
-            task, prepare, state.variables, state.key, state.step, order, resident
+        gradients, loss, statistics = batch_gradient(
+            task, prepare, state.variables, state.key, state.step, order, resident, micro
         )
         if state.anchor is not None:
             gradients = jax.tree.map(
@@ -89,7 +104,7 @@ def train_update(
         params = jax.tree.map(
             lambda p, d: (p - jnp.asarray(rate, p.dtype) * d).astype(p.dtype), params, direction
         )
-        variables = {**variables, "params": params}
+        variables = {**statistics, "params": params}
         total, diverged = count_loss(state.loss, state.diverged, loss, state.step)
         return state._replace(
             variables=variables,
@@ -110,6 +125,7 @@ def batch_gradient(
     step: Int[Array, ""],
     order: Int[Array, "steps batch"],
     resident: Any,
+    micro: Micro | None = None,
 ) -> tuple[Any, Float[Array, ""], Variables]:
     """The gradient of the loss on one step's batch.
 
@@ -122,19 +138,89 @@ def batch_gradient(
         all methods see the same.
       order: the agent's `epoch_order`.
       resident: examples on the agent's device.
+      micro: how the batch is gone through; None: as a whole.
 
     Returns:
-      The gradient, the loss, and the variables with updated running statistics.
+      The gradient, the loss, and the variables that are no parameters: updated running statistics.
     """
     # `step` counts from the start of the run; each epoch has an order of its own.
     rows = order[step % order.shape[0]]
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
+    # The whole batch, before it is divided: an example is augmented as it always is.
     batch = prepare(augment_key, take(resident, rows))
 
-    def loss_of(params):
-        at = {**variables, "params": params}
-        losses, _, changed = task.loss(at, batch, key=model_key, train=True)
-        return losses.mean(), changed
+    def gradient_of(batch: Batch, key: Key) -> tuple[Any, Float[Array, ""], Variables]:
+        def loss_of(params):
+            at = {**variables, "params": params}
+            losses, _, changed = task.loss(at, batch, key=key, train=True)
+            return losses.mean(), {name: changed[name] for name in changed if name != "params"}
 
-    (loss, changed), gradient = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
-    return gradient, loss, changed
+        found = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+        (loss, statistics), gradient = found
+        return gradient, loss, statistics
+
+    if micro is None or micro.size == len(rows):
+        return gradient_of(batch, model_key)
+    return mean_of_parts(gradient_of, variables, batch, model_key, micro)
+
+
+def mean_of_parts(
+    gradient_of: Callable[[Batch, Key], tuple[Any, Float[Array, ""], Variables]],
+    variables: Variables,
+    batch: Batch,
+    key: Key,
+    micro: Micro,
+) -> tuple[Any, Float[Array, ""], Variables]:
+    """What a batch gives, in the mean over its parts, of whose activations one is held at a time.
+
+    All parts are of one size, so the mean of their mean losses is the batch's, and the gradient
+    likewise. Running statistics are each moved from where they were, and averaged; what is no
+    float, a counter for one, is moved once.
+
+    Args:
+      gradient_of: ``(batch, key) -> (gradient, loss, statistics)``.
+      variables: where the gradient is taken.
+      batch: all of it.
+      key: the model's: each part has one of its own, for dropout.
+      micro: how it is gone through.
+    """
+    number = len(jax.tree.leaves(batch)[0]) // micro.size
+    parts = jax.tree.map(lambda x: x.reshape(number, micro.size, *x.shape[1:]), batch)
+    items = parts, jax.random.split(key, number)
+
+    # Sums of what is narrower than float32 would round.
+    def nothing(x: Array) -> Array:
+        floats = jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) if floats else x
+
+    def add(total: Any, item: Any) -> tuple[Any, None]:
+        def one(t: Array, x: Array) -> Array:
+            return t + x.astype(t.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+        return jax.tree.map(one, total, gradient_of(*item)), None
+
+    params = variables["params"]
+    statistics = {name: x for name, x in variables.items() if name != "params"}
+    total = jax.tree.map(nothing, (params, jnp.zeros(()), statistics))
+    if micro.unrolled:
+        for i in range(number):
+            total, _ = add(total, part_after(total[0], items, i))
+    else:
+        total, _ = jax.lax.scan(add, total, items)
+
+    def mean(t: Array, x: Array) -> Array:
+        return (t / number).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else t
+
+    return jax.tree.map(mean, total, (params, jnp.zeros(()), statistics))
+
+
+def part_after(gradient: Any, parts: Any, index: int) -> Any:
+    """The part of a batch with this index, for which XLA waits until there is this gradient.
+
+    Else it would compute several parts at the same time, and hold the activations of all; XLA's CPU
+    backend drops `jax.lax.optimization_barrier`. Of a gradient that is not a number another part is
+    taken: it stays so whatever is added to it.
+    """
+    some = sum(x.ravel()[:1].sum() for x in jax.tree.leaves(gradient))
+    row = index + jnp.isnan(some).astype(jnp.int32)
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, row, keepdims=False), parts)

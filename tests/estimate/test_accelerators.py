@@ -4,21 +4,32 @@
 ``jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12 nvidia-cudnn-cu12``.
 """
 
+import math
+import re
+
 import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 from helpers.small_runs import noise, small_config
 
 import dimat_jax as dj
+from dimat_jax.algorithms import Message
+from dimat_jax.algorithms.communication import traffic
 from dimat_jax.estimate import parts
 from dimat_jax.estimate.accelerators import NotInstalled, compiler_options, described_devices
 from dimat_jax.estimate.programs import memory_of
 from dimat_jax.execution.placement import choose_execution
+from dimat_jax.merging.merger import average_link_bytes
+from dimat_jax.simulation import memory
 from dimat_jax.simulation.setup import prepare
+from dimat_jax.topology import neighbor_slots
 
 pytestmark = pytest.mark.accelerators
 DATASET = noise(examples=640, tests=64, size=8)
 WHERE = [("v5e", None), ("v4", None), ("h100", 1), ("h100", 8)]
-LEAVES = ["callback", "infeed", "outfeed", "host-transfer", "is_host_transfer=true", "S(5)"]
+LEAVES = ["callback", "infeed", "outfeed", " send(", " recv(", "host-transfer",
+          "is_host_transfer=true", "S(5)"]  # fmt: skip
 """What stands in a compiled program that asks the host for something, or moves something there."""
 
 
@@ -77,6 +88,42 @@ def test_temporaries_do_not_grow_faster_than_agents(device, devices):
         (epoch,) = compiled_of(parts.called(dry_on(device, devices, agents), parts.train))
         sizes.append(epoch.memory_analysis().temp_size_in_bytes)
     assert sizes[1] <= 2.1 * sizes[0]
+
+
+@pytest.mark.parametrize(("device", "devices"), [("v5e", None), ("h100", 8)])
+def test_on_a_ring_what_is_mixed_goes_by_collective_permutes_and_its_bytes_are_counted(
+    device, devices
+):
+    dry = dry_on(device, devices)
+    execution, params = dry.setup.execution, {"params": dry.agents.variables["params"]}
+    graph = dj.topology.ring(8)
+    sources, weights = neighbor_slots(graph)
+
+    def average(dry):
+        dry.parts.merger.average(params, sources, weights)
+
+    (program,) = compiled_of(parts.called(dry, average))
+    text = program.as_text()
+    assert not {"all-gather", "all-reduce", "all-to-all"} & set(re.findall(r"[\w-]+(?=\()", text))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+    counted = traffic(Message(), graph, 0, 1, one).total
+    home = np.arange(8) // execution.lanes
+    between = (home[:, None] != home[sources[:, 1:]]).sum() / sources[:, 1:].size
+    assert execution.mesh.size * permuted_bytes(text) == counted * between
+    links = average_link_bytes(execution, sources, memory.bytes_of(one))
+    assert links.sum() == counted * between
+
+
+def permuted_bytes(text):
+    """Bytes that a device sends by the collective permutes of a program's text, sync or async."""
+    total = 0
+    for shapes, start in re.findall(r"= (\(.*\)|\S+) collective-permute(-start)?\(", text):
+        sizes = [
+            4 * math.prod(int(n) for n in dims.split(",") if n)
+            for dims in re.findall(r"f32\[([\d,]*)\]", shapes)
+        ]
+        total += sum(sizes) // (2 if start else 1)  # What is sent, and where it arrives.
+    return total
 
 
 @pytest.mark.parametrize("device", ["v5e", "h100", "a100"])

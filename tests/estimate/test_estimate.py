@@ -83,12 +83,15 @@ def test_a_run_that_is_too_large_says_what_to_reduce(nothing_compiles):
     assert "does not fit" in verdict(found)
 
 
-def test_temporaries_that_do_not_fit_ask_for_fewer_agents_at_once():
+def test_temporaries_that_do_not_fit_ask_for_fewer_agents_and_examples_at_once():
     setup = prepare(small_config(devices=1), None, DATASET)
     setup = setup._replace(execution=setup.execution._replace(lanes_at_once=8))
     held = estimating.held_by(setup)
     found = estimating.advice(setup, held, total=1000, temporaries=900, memory=600)
-    assert found == ("agents_at_once to 4", "batch_size to 4")
+    assert found == ("agents_at_once to 4", "micro_batch to 4")
+    setup = setup._replace(config=dataclasses.replace(setup.config, micro_batch=4))
+    found = estimating.advice(setup, held, total=1000, temporaries=900, memory=600)
+    assert found == ("agents_at_once to 4", "micro_batch to 2")
 
 
 def test_this_machine_is_estimated_too():

@@ -17,7 +17,7 @@ from dimat_jax.execution.exchange import choose_shifts, find_route, follow, mix,
 from dimat_jax.execution.forms import over_devices
 from dimat_jax.execution.placement import AGENTS, REPLICATED, place, replicate, to_host
 from dimat_jax.execution.timing import Stopwatch
-from dimat_jax.merging.merger import SLOTS_AT_ONCE, make_average, make_gather
+from dimat_jax.merging.merger import SLOTS_AT_ONCE, average_link_bytes, make_average, make_gather
 
 
 def tree_of(agents, seed=0):
@@ -139,6 +139,22 @@ def test_on_a_ring_the_bytes_between_devices_are_those_that_are_counted(agents, 
     home = np.arange(agents) // execution.lanes
     between = (home[:, None] != home[sources[:, 1:]]).sum() / sources[:, 1:].size
     assert devices * permuted_bytes(text) == counted * between
+    row = traffic(Message(), topology.ring(3), 0, 1, jax.tree.map(lambda x: x[0], tree)).total // 6
+    links = average_link_bytes(execution, sources, row)
+    assert links.sum() == counted * between
+    here = np.arange(devices)
+    # Each device has two neighbours, or one that is both.
+    assert (links > 0).sum(1).tolist() == [min(2, devices - 1)] * devices
+    assert (links[here, (here + 1) % devices] == row * (1 if devices > 2 else 2)).all()
+
+
+@pytest.mark.parametrize(("agents", "devices"), [(8, 4), (8, 1), (6, 3)])
+def test_the_bytes_of_sums_that_go_round_are_counted(agents, devices):
+    execution = execution_of(agents, devices)
+    sources, _ = topology.neighbor_slots(topology.fully_connected(agents))
+    links = average_link_bytes(execution, sources, 10)
+    around = 10 * (devices - 1) * execution.lanes
+    assert links.sum(1).tolist() == [around] * devices and (links > 0).sum() <= devices
 
 
 def test_on_one_device_nothing_moves():

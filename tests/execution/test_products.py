@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dimat_jax as dj
 from dimat_jax.execution import placement
-from dimat_jax.execution.products import multiplying, with_products
+from dimat_jax.execution.products import multiplying, patch_bytes, with_products
 
 
 def normal(seed, *shape):
@@ -196,3 +196,54 @@ def losses_of_a_run():
 
 def test_only_accelerators_with_many_agents_take_products():
     assert not placement.choose_execution(4, convolutions=True).products
+
+
+# Patches that are not kept ------------------------------------------------------------------------
+
+
+def test_patches_made_again_give_the_same_gradient_and_are_not_kept():
+    model = dj.models.convnet(num_classes=4, width=0.25)
+    task = dj.classification(model)
+    batch = {"inputs": jnp.asarray(normal(1, 6, 8, 8, 3)), "labels": jnp.arange(6) % 4}
+    variables = task.init(jax.random.key(0), batch)
+
+    def gradient_of(task):
+        def loss(params):
+            return task.loss({**variables, "params": params}, batch, train=True)[0].mean()
+
+        return loss, jax.jit(jax.grad(loss))
+
+    (kept, plain), (again, changed) = (gradient_of(multiplying(task, x)) for x in (False, True))
+    params = variables["params"]
+    for a, b in zip(*(jax.tree.leaves(f(params)) for f in (plain, changed)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+    def residuals(loss):
+        saved = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
+
+    patches = patch_bytes(lambda v: task.loss(v, batch, train=True), variables)
+    # But for the images of each layer, which are then kept instead.
+    assert residuals(kept) - residuals(again) > 0.7 * patches
+
+
+def test_the_bytes_of_patches_are_those_of_their_shapes():
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, w = jnp.zeros((5, 8, 6, 3)), jnp.zeros((3, 2, 3, 7))
+    assert patch_bytes(jax.jit(convolve), x, w) == 4 * 5 * (4 * 6) * (3 * 2) * 3
+    assert patch_bytes(convolve, x, jnp.zeros((1, 1, 3, 7))) == 0  # They are the images.
+    assert patch_bytes(jnp.add, x, x) == 0
+
+
+def test_patches_are_kept_where_they_fit():
+    execution = placement.choose_execution(4, True, devices=1)
+    execution = execution._replace(products=True, lanes_at_once=4)
+    assert not placement.with_patches(execution, 12, 80).recompute
+    assert placement.with_patches(execution, 13, 80).recompute
+    assert not placement.with_patches(execution._replace(lanes_at_once=2), 13, 80).recompute
+    assert not placement.with_patches(execution, 10**12, None).recompute  # Nobody says.
+    assert not placement.with_patches(execution._replace(products=False), 13, 80).recompute

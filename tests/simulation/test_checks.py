@@ -68,6 +68,11 @@ BAD = {
         "devices must be 1 to 3 (8 there are, for 3 agents), not 4",
     ),
     "no agents at once": ({"agents_at_once": 0}, "agents_at_once must be at least 1, not 0"),
+    "a batch in parts that do not divide it": (
+        {"batch_size": 10, "micro_batch": 4},
+        "micro_batch is 4, but batch_size is 10, which it must divide: it must be one of 1, 2, 5,",
+    ),
+    "no part of a batch": ({"micro_batch": 0}, "micro_batch must be at least 1, not 0"),
     "too many devices": ({"devices": 9, "agents": 9}, "devices must be 1 to 8"),
     "an option that the model lacks": (
         {"model": "vit", "norm": "batch"},

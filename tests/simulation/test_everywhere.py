@@ -164,3 +164,37 @@ def test_a_seed_gives_the_same_run_on_any_devices_in_any_form(name, form):
     assert_trees_equal((other.shards, other.start), (first.shards, first.start))
     assert_trees_close(other.variables["dimat", 0], of_dimat, tolerance=1e-4)
     assert_rows_close(other.history, first.history, tolerance=1e-4)
+
+
+# How many agents at once, and how many examples --------------------------------------------------
+
+
+def in_pieces(sequential, model, **options):
+    """Two agents a device, in float64: variables by method, and rows."""
+    defaults = dict(methods=("cdsgd", "wa"), rounds=1, devices=2, augmentation="flip_and_crop")
+    config = small_config(agents=8, matching_images=16, statistics_images=16, **defaults | options)
+    with jax.enable_x64(True):
+        session = session_as(config, model, DATASET, sequential)
+        done = finish(session)
+    return session.setup.execution, done
+
+
+@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "scanned"])
+def test_numbers_are_the_same_however_many_agents_train_at_once(sequential):
+    """Local training, a gossip method and a merge."""
+    _, whole = in_pieces(sequential, MODELS["mlp"], agents_at_once=4)
+    for at_once in (1, 2):
+        execution, found = in_pieces(sequential, MODELS["mlp"], agents_at_once=at_once)
+        assert (execution.lanes, execution.lanes_at_once) == (4, at_once)
+        assert_trees_close(found.variables, whole.variables, 1e-10)
+        assert_rows_close(found.rows, whole.rows, 1e-10)
+
+
+@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "scanned"])
+def test_numbers_are_the_same_however_many_examples_are_gone_through_at_once(sequential):
+    """Local training, a gossip method, and one with gradients at neighbours' parameters."""
+    model, methods = linear_softmax(), ("cdsgd", "cga")
+    _, whole = in_pieces(sequential, model, methods=methods)
+    _, found = in_pieces(sequential, model, methods=methods, micro_batch=4)
+    assert_trees_close(found.variables, whole.variables, 1e-12)
+    assert_rows_close(found.rows, whole.rows, 1e-12)

@@ -19,7 +19,8 @@ from helpers.small_runs import (
 )
 
 import dimat_jax as dj
-from dimat_jax.training.local import epoch_order, train_update
+from dimat_jax.models.convnet import ConvNet
+from dimat_jax.training.local import Micro, batch_gradient, epoch_order, train_update
 from dimat_jax.training.optimizers import OPTIMIZERS
 from dimat_jax.training.state import init_population
 
@@ -225,3 +226,108 @@ def test_parameters_keep_their_types(optimizer):
     kinds = [jax.tree.map(lambda x: x.dtype, s.variables) for s in (state, after)]
     assert kinds[0] == kinds[1]
     assert float(after.variables["params"]["a"][0]) != 1
+
+
+# A batch in parts ---------------------------------------------------------------------------------
+
+TASKS = {
+    "images": (dj.classification(dj.from_linen(ConvNet(num_classes=4, channels=(3,), norm="none"))),
+               lambda rng: as_batch(rng.normal(size=(24, 4, 4, 1)), rng.integers(0, 4, 24))),
+    "tokens": (dj.language_model(dj.models.gpt(num_classes=5, width=0.25, depth=1, heads=1)),
+               lambda rng: {"tokens": rng.integers(0, 5, (24, 6))}),
+    "targets": (dj.regression(linear_softmax()),
+                lambda rng: {"inputs": rng.normal(size=(24, 3)),
+                             "targets": rng.normal(size=(24, 4))}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(name, unrolled, x64):
+    """Each example as it is augmented in the whole batch."""
+    task, make = TASKS[name]
+    examples = jax.tree.map(jnp.asarray, make(np.random.default_rng(0)))
+    variables = task.init(jax.random.key(1), examples)
+
+    def prepare(key, batch):
+        name = "inputs" if "inputs" in batch else None
+        noise = jax.random.normal(key, batch[name].shape) if name else None
+        return {**batch, name: batch[name] + noise} if name else batch
+
+    def gradient(micro):
+        order = jnp.arange(24).reshape(2, 12)
+        step, key = jnp.int32(1), jax.random.key(2)
+        return jax.jit(
+            lambda v: batch_gradient(task, prepare, v, key, step, order, examples, micro)
+        )(variables)
+
+    whole = gradient(None)
+    assert max(abs(x).max() for x in jax.tree.leaves(whole[0])) > 1e-3
+    for size in (3, 12):
+        assert_trees_close(gradient(Micro(size, unrolled)), whole, 1e-12)
+
+
+def test_statistics_of_parts_are_averaged_and_each_has_a_key_of_its_own(x64):
+    """As if each part were a batch from the same start: ghost batches."""
+    model = dj.models.mlp(num_classes=4, width=0.03, depth=1, norm="batch")
+    task = dj.classification(model)
+    rng = np.random.default_rng(0)
+    examples = as_batch(jnp.asarray(rng.normal(size=(6, 4, 4, 1))), jnp.arange(6) % 4)
+    variables = task.init(jax.random.key(1), examples)
+
+    def gradient(rows, micro=None):
+        order, key, step = jnp.asarray([rows]), jax.random.key(2), jnp.int32(0)
+        return jax.jit(
+            lambda v: batch_gradient(task, lambda _, b: b, v, key, step, order, examples, micro)
+        )(variables)
+
+    parts = [gradient([0, 1]), gradient([2, 3]), gradient([4, 5])]
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *parts)
+    for unrolled in (True, False):
+        assert_trees_close(gradient(range(6), Micro(2, unrolled)), mean, 1e-12)
+
+    task, whole = dj.classification(remembering()), first_state(remembering(), "sgd", 1)
+    variables = pick(whole.variables, 0)
+    keys = {
+        tuple(gradient(range(6), Micro(size, True))[2]["batch_stats"]["key"].tolist())
+        for size in (1, 2, 3, 6)
+    }
+    assert len(keys) == 4
+
+
+def test_what_is_no_float_is_counted_once_a_step():
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    task = dj.Task(
+        lambda key, batch: {"params": params, "count": {"n": jnp.int32(0)}},
+        lambda v, b, key=None, train=False: (
+            (b["x"] * v["params"]["w"]).sum(1), {}, {**v, "count": {"n": v["count"]["n"] + 1}}),
+        lambda v, b: v["params"],
+    )  # fmt: skip
+    examples = {"x": jnp.ones((6, 3), jnp.bfloat16)}
+    variables, order = task.init(jax.random.key(0), examples), jnp.arange(6)[None]
+    for unrolled in (True, False):
+        gradient, loss, statistics = batch_gradient(
+            task, lambda _, b: b, variables, jax.random.key(0), jnp.int32(0), order, examples,
+            Micro(2, unrolled),
+        )  # fmt: skip
+        assert int(statistics["count"]["n"]) == 1 and float(loss) == 3
+        assert gradient["w"].dtype == jnp.bfloat16 and gradient["w"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_the_activations_of_one_part_are_held_at_a_time(unrolled):
+    task, _ = TASKS["images"]
+    batch = as_batch(jnp.zeros((64, 16, 16, 1)), jnp.zeros(64, jnp.int32))
+    variables = task.init(jax.random.key(0), batch)
+
+    def temporaries(micro):
+        def gradient(variables):
+            order, key, step = jnp.arange(64)[None], jax.random.key(0), jnp.int32(0)
+            return batch_gradient(
+                task, lambda _, b: b, variables, key, step, order, batch, micro
+            )  # fmt: skip
+
+        compiled = jax.jit(gradient).lower(variables).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(Micro(8, unrolled)) < temporaries(None) / 2
