@@ -10,7 +10,7 @@ from typing import Any
 from dimat_jax.checkpoints import store
 from dimat_jax.checkpoints.pack import pack, unpack
 from dimat_jax.checkpoints.weights import folder_of, load_final, save_final
-from dimat_jax.datasets.whole import CHECKSUMS, Damaged, digest, synchronize
+from dimat_jax.datasets.whole import CHECKSUMS, Damaged, digest, remove, synchronize
 from dimat_jax.metrics import Row, measure_of, read_rows, values_of
 from dimat_jax.simulation.plan import Action, Event
 from dimat_jax.simulation.result import Final, SoFar
@@ -128,7 +128,7 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
             continue
         for newer in store.numbers_in(folder):
             if newer > number:
-                store.remove(store.path_of(folder, newer))
+                remove(store.path_of(folder, newer))
         keep_rows(metrics, len(found.history))
         return found
     return None

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import shutil
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dimat_jax.checkpoints.pack import Packed, Read
-from dimat_jax.datasets.whole import Damaged, check_whole, remove_unfinished, whole_folder
+from dimat_jax.datasets.whole import (
+    Damaged,
+    check_whole,
+    remove,
+    remove_unfinished,
+    whole_folder,
+)
 
 ARRAYS, ABOUT = "arrays", "about.json"
 
@@ -116,12 +121,3 @@ def prune(folder: pathlib.Path, keep: int) -> None:
     kept |= {said[number].get("pretrained") for number in kept if number in said}
     for number in set(numbers) - kept:
         remove(path_of(folder, number))
-
-
-def remove(path: pathlib.Path) -> None:
-    """Removes a folder so that it is never there in part under its name."""
-    going = path.with_name(f".{path.name}.unfinished")
-    with contextlib.suppress(OSError):
-        shutil.rmtree(going, ignore_errors=True)
-        path.rename(going)
-        shutil.rmtree(going)

@@ -120,6 +120,11 @@ def is_complete(folder: pathlib.Path) -> bool:
         return False
 
 
+def has_report(folder: pathlib.Path) -> bool:
+    """Whether all files of a report are there."""
+    return all((folder / name).is_file() for name in FILES)
+
+
 def check_same_run(setup: Setup) -> None:
     """Raises a `ValueError` if a run cannot go on with that in its folder: names what differs."""
     folder = out_of(setup)
@@ -167,7 +172,8 @@ def open_folder(setup: Setup) -> None:
         # `holds_run`, and may begin again.
         (folder / METRICS_FILE).unlink(missing_ok=True)
         for name in FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         (folder / METRICS_FILE).write_text("", encoding="utf-8")
@@ -210,6 +216,8 @@ def write_tables(result: Result, stopped: str | None) -> None:
     with writing_to(folder):
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figure.savefig(folder / FIGURE_FILE)
+        for name in (TABLES_FILE, FIGURE_FILE):
+            synchronize(folder / name)
 
 
 def tables_of(result: Result) -> list[Table]:
