@@ -57,9 +57,13 @@ def test_a_state_comes_back_bit_for_bit_after_every_event(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(session.plan) - 1
 
 
-@pytest.mark.parametrize("devices", [1, 3])
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path, devices):
-    before, after = session_on(2), session_on(devices)
+@pytest.mark.parametrize(
+    "agents, before, after",
+    # One of five agents has a masked lane beside it on two devices, and none on one.
+    [(4, 2, 3), (5, 2, 1), (5, 1, 2)],
+)
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path, agents, before, after):
+    before, after = (session_on(devices, agents=agents) for devices in (before, after))
     state = before.start()
     while before.method_of(state) != "relay_sgd" or state.position.round < 2:
         state, _ = before.advance(state)
