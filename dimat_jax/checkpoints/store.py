@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import logging
+import os
 import pathlib
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from dimat_jax.datasets.whole import (
     remove_unfinished,
     whole_folder,
 )
+from dimat_jax.registry import in_a_line
 
 ARRAYS, ABOUT = "arrays", "about.json"
 
@@ -32,11 +36,44 @@ def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]
       more: values of JSON that `load` gives back with ``packed.about``.
     """
     with whole_folder(path_of(folder, number)) as path:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            arguments = ocp.args.StandardSave(packed.arrays)  # pyrefly: ignore
-            checkpointer.save(path.absolute() / ARRAYS, args=arguments)
+        write_arrays(path.absolute() / ARRAYS, packed.arrays)
         text = json.dumps({**packed.about, **more}, indent=1)
         (path / ABOUT).write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Has Orbax write arrays into a new folder.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
+    reserve(path, sum(array.nbytes for array in arrays.values()))
+    logger = logging.getLogger("absl")
+    logger.disabled = True  # Its threads tell at length of what is raised here as well.
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            arguments = ocp.args.StandardSave(arrays)  # pyrefly: ignore
+            checkpointer.save(path, args=arguments)
+    except ValueError as error:  # TensorStore's, whatever the system has said.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise OSError(f"its arrays: {in_a_line(error)}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+    finally:
+        logger.disabled = False
+
+
+def reserve(path: pathlib.Path, size: int) -> None:
+    """Raises an `OSError` where there is no room for so many bytes, if the system can say so.
+
+    Where a disk is full Orbax's threads end in tracebacks, one for each write that was under way.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def load(folder: pathlib.Path, number: int) -> dict[str, Any]:
