@@ -1,6 +1,7 @@
 """The checkpoints of a run: one folder for each, the newest few and the best of which are kept."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from dimat_jax.datasets.whole import (
 from dimat_jax.registry import in_a_line
 
 ARRAYS, ABOUT = "arrays", "about.json"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Other errors may only say that a file system does not know the question."""
 
 
 def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]) -> None:
@@ -72,6 +75,9 @@ def reserve(path: pathlib.Path, size: int) -> None:
         try:
             with path.open("xb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
         finally:
             path.unlink(missing_ok=True)
 

@@ -127,10 +127,11 @@ def moment(rng: random.Random, out: pathlib.Path, seconds: float) -> Callable[[f
         at = rng.uniform(0, seconds)
         return lambda now: now >= at
     which, then = rng.randint(1, 6), rng.choice([0.0, rng.uniform(0, 0.05)])
+    before = {(str(path), inode(path)) for path in unfinished_in(out)}  # Left by the last kill.
     seen: set[tuple[str, int]] = set()
 
     def ends(now: float) -> bool:
-        seen.update((str(path), inode(path)) for path in unfinished_in(out))
+        seen.update({(str(path), inode(path)) for path in unfinished_in(out)} - before)
         if len(seen) >= which and then:
             time.sleep(then)
         return len(seen) >= which
