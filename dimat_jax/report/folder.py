@@ -73,7 +73,8 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
 def held(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder of a run, and keeps it from all other runs while the block lasts.
 
-    A process that is killed holds it no longer. A folder that was made and stays empty is removed.
+    A process that is killed holds it no longer. A folder that stays empty is left so,
+    and removed if it was made here.
 
     Raises:
       ValueError: if another run holds it, or if it cannot be made or written to.
@@ -94,9 +95,10 @@ def held(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                 (folder / LOCK_FILE).unlink()
-                folder.rmdir()
+                if made:
+                    folder.rmdir()
         lock.release()
 
 
