@@ -73,8 +73,8 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
 def held(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder of a run, and keeps it from all other runs while the block lasts.
 
-    A process that is killed holds it no longer. A folder that stays empty is left so,
-    and removed if it was made here.
+    A process that is killed holds it no longer. Where nothing is written to
+    the folder it is left as it was, or removed if it was made here.
 
     Raises:
       ValueError: if another run holds it, or if it cannot be made or written to.
@@ -84,6 +84,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             raise ValueError(f"out must be a folder, but {folder} is a file.")
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        before = {path.name for path in folder.iterdir()}
         lock = filelock.FileLock(folder / LOCK_FILE, timeout=0)
         try:
             lock.acquire()
@@ -95,7 +96,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            if {path.name for path in folder.iterdir()} - before == {LOCK_FILE}:
                 (folder / LOCK_FILE).unlink()
                 if made:
                     folder.rmdir()
