@@ -14,6 +14,7 @@ from dimat_jax.datasets.whole import (
     CHECKSUMS,
     Damaged,
     digest,
+    remove,
     remove_unfinished,
     synchronize,
 )
@@ -140,7 +141,7 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
         if is_first():
             for newer in store.numbers_in(folder):
                 if newer > number:
-                    store.remove(store.path_of(folder, newer))
+                    remove(store.path_of(folder, newer))
             keep_rows(metrics, len(found.history))
         return found
     return None

@@ -1,21 +1,27 @@
 """The checkpoints of a run: one folder for each, the newest few and the best of which are kept."""
 
 import contextlib
+import errno
 import json
+import logging
+import os
 import pathlib
-import shutil
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from dimat_jax.checkpoints.pack import Packed, Read
-from dimat_jax.datasets.whole import Damaged, check_whole, unfinished_path, whole_folder
+from dimat_jax.datasets.whole import Damaged, check_whole, remove, unfinished_path, whole_folder
 from dimat_jax.execution.processes import are_several, is_first, wait
+from dimat_jax.registry import in_a_line
 
 ARRAYS, ABOUT = "arrays", "about.json"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Other errors may only say that a file system does not know the question."""
 
 
 def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]) -> None:
@@ -28,9 +34,7 @@ def save(folder: pathlib.Path, number: int, packed: Packed, more: dict[str, Any]
       more: values of JSON that `load` gives back with ``packed.about``.
     """
     with finished_by_first(path_of(folder, number)) as path:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            arguments = ocp.args.StandardSave(packed.arrays)  # pyrefly: ignore
-            checkpointer.save(path.absolute() / ARRAYS, args=arguments)
+        write_arrays(path.absolute() / ARRAYS, packed.arrays)
         if is_first():
             text = json.dumps({**packed.about, **more}, indent=1)
             (path / ABOUT).write_text(text, encoding="utf-8")
@@ -50,6 +54,45 @@ def finished_by_first(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield unfinished_path(path)
         wait()
     wait()
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Has Orbax write arrays into a new folder.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
+    if not are_several():  # Each writes its part, of which the others do not know.
+        reserve(path, sum(array.nbytes for array in arrays.values()))
+    logger = logging.getLogger("absl")
+    logger.disabled = True  # Its threads tell at length of what is raised here as well.
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            arguments = ocp.args.StandardSave(arrays)  # pyrefly: ignore
+            checkpointer.save(path, args=arguments)
+    except ValueError as error:  # TensorStore's, whatever the system has said.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise OSError(f"its arrays: {in_a_line(error)}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+    finally:
+        logger.disabled = False
+
+
+def reserve(path: pathlib.Path, size: int) -> None:
+    """Raises an `OSError` where there is no room for so many bytes, if the system can say so.
+
+    Where a disk is full Orbax's threads end in tracebacks, one for each write that was under way.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def load(folder: pathlib.Path, number: int) -> dict[str, Any]:
@@ -137,12 +180,3 @@ def prune(folder: pathlib.Path, keep: int) -> None:
     kept |= {said[number].get("pretrained") for number in kept if number in said}
     for number in set(numbers) - kept:
         remove(path_of(folder, number))
-
-
-def remove(path: pathlib.Path) -> None:
-    """Removes a folder so that it is never there in part under its name."""
-    going = path.with_name(f".{path.name}.unfinished")
-    with contextlib.suppress(OSError):
-        shutil.rmtree(going, ignore_errors=True)
-        path.rename(going)
-        shutil.rmtree(going)

@@ -13,7 +13,7 @@ import filelock
 import numpy as np
 
 from dimat_jax.datasets.base import Dataset, Directory
-from dimat_jax.datasets.whole import check_whole, whole_folder
+from dimat_jax.datasets.whole import UNFINISHED, check_whole, name_of, whole_folder
 
 FORMAT = 3  # goes up when a decoder's output changes, so that no older decoding is taken for it
 
@@ -84,8 +84,8 @@ def lock_of(entry: Path) -> filelock.FileLock:
 
 def remove_unfinished(directory: Path) -> None:
     """Removes what processes that were killed have left of entries."""
-    for left in directory.glob(".*.unfinished"):
-        lock = lock_of(left.with_name(left.name[1:].removesuffix(".unfinished")))
+    for left in directory.glob(f".*{UNFINISHED}"):
+        lock = lock_of(left.with_name(name_of(left)))
         with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 CHECKSUMS = "sha256.json"
 """Name of a file → its SHA-256; written last."""
+UNFINISHED, GOING = ".unfinished", ".going"
+"""Ends of the hidden names of a folder that is being written, and with both of one that is being
+removed."""
 
 
 class Damaged(ValueError):
@@ -63,7 +66,7 @@ def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def unfinished_path(path: pathlib.Path) -> pathlib.Path:
     """What a folder is called until it is whole."""
-    return path.with_name(f".{path.name}.unfinished")
+    return path.with_name(f".{path.name}{UNFINISHED}")
 
 
 def finish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
@@ -72,14 +75,30 @@ def finish(unfinished: pathlib.Path, path: pathlib.Path) -> None:
     (unfinished / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     for file in files_in(unfinished):
         synchronize(file)
-    shutil.rmtree(path, ignore_errors=True)
+    for folder in {unfinished, *(file.parent for file in files_in(unfinished))}:
+        synchronize(folder)
+    remove(path)
     unfinished.rename(path)
     synchronize(path.parent)
 
 
+def remove(path: pathlib.Path) -> None:
+    """Removes a folder, if it is there, so that it is never there in part under its name."""
+    going = path.with_name(f".{path.name}{GOING}{UNFINISHED}")
+    with contextlib.suppress(OSError):
+        shutil.rmtree(going, ignore_errors=True)
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def name_of(left: pathlib.Path) -> str:
+    """The name of the folder of which something is left, see `remove_unfinished`."""
+    return left.name[1:].removesuffix(UNFINISHED).removesuffix(GOING)
+
+
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes what processes that were killed have left in a folder of whole ones."""
-    for left in folder.glob(".*.unfinished"):
+    for left in folder.glob(f".*{UNFINISHED}"):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -73,7 +73,8 @@ def check_folder(folder: pathlib.Path, overwrite: bool) -> None:
 def held(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder of a run, and keeps it from all other runs while the block lasts.
 
-    A process that is killed holds it no longer. A folder that was made and stays empty is removed.
+    A process that is killed holds it no longer. Where nothing is written to
+    the folder it is left as it was, or removed if it was made here.
 
     Raises:
       ValueError: if another run holds it, or if it cannot be made or written to.
@@ -83,6 +84,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             raise ValueError(f"out must be a folder, but {folder} is a file.")
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        before = {path.name for path in folder.iterdir()}
         lock = filelock.FileLock(folder / LOCK_FILE, timeout=0)
         try:
             lock.acquire()
@@ -94,9 +96,10 @@ def held(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            if {path.name for path in folder.iterdir()} - before == {LOCK_FILE}:
                 (folder / LOCK_FILE).unlink()
-                folder.rmdir()
+                if made:
+                    folder.rmdir()
         lock.release()
 
 
@@ -118,6 +121,11 @@ def is_complete(folder: pathlib.Path) -> bool:
         return summary["complete"] is True
     except (OSError, ValueError, LookupError, TypeError):
         return False
+
+
+def has_report(folder: pathlib.Path) -> bool:
+    """Whether all files of a report are there."""
+    return all((folder / name).is_file() for name in FILES)
 
 
 def check_same_run(setup: Setup) -> None:
@@ -167,7 +175,8 @@ def open_folder(setup: Setup) -> None:
         # `holds_run`, and may begin again.
         (folder / METRICS_FILE).unlink(missing_ok=True)
         for name in FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         (folder / METRICS_FILE).write_text("", encoding="utf-8")
@@ -210,6 +219,8 @@ def write_tables(result: Result, stopped: str | None) -> None:
     with writing_to(folder):
         (folder / TABLES_FILE).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figure.savefig(folder / FIGURE_FILE)
+        for name in (TABLES_FILE, FIGURE_FILE):
+            synchronize(folder / name)
 
 
 def tables_of(result: Result) -> list[Table]:

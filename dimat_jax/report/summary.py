@@ -170,7 +170,8 @@ def commit() -> str | None:
 
 def git(*arguments: str) -> str | None:
     """The output of a git command in the package's parent folder; None if it fails."""
-    command = ["git", "-C", str(PACKAGE.parent), *arguments]
+    # Without locks: who is ended while it looks must leave none in somebody's repository.
+    command = ["git", "--no-optional-locks", "-C", str(PACKAGE.parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -31,9 +31,10 @@ def session_on(devices: int, model: dj.Model = MLP, **options) -> dj.Session:
     return session_as(config, model, DATASET, methods={"mine": MINE})
 
 
-def through_disk(session, state, pretrained, folder):
-    """The state as another process would read it."""
-    store.save(folder, state.position.event, pack(state, session.setup.execution.all_lanes), {})
+def through_disk(session, state, pretrained, folder, before=None):
+    """The state as another process would read it; ``before`` is the session that it is of."""
+    lanes = (before or session).setup.execution.all_lanes
+    store.save(folder, state.position.event, pack(state, lanes), {})
     about = store.load(folder, state.position.event)
     return unpack(session, about, store.arrays_of(folder, state.position.event), pretrained)
 
@@ -57,14 +58,19 @@ def test_a_state_comes_back_bit_for_bit_after_every_event(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(session.plan) - 1
 
 
-@pytest.mark.parametrize("devices", [1, 3])
-def test_a_run_goes_on_on_another_number_of_devices(tmp_path, devices):
-    before, after = session_on(2), session_on(devices)
+@pytest.mark.parametrize(
+    "agents, before, after",
+    # One of five agents has a masked lane beside it on two devices, and none on one.
+    [(4, 2, 3), (5, 2, 1), (5, 1, 2)],
+)
+def test_a_run_goes_on_on_another_number_of_devices(tmp_path, agents, before, after):
+    before, after = (session_on(devices, agents=agents) for devices in (before, after))
     state = before.start()
     while before.method_of(state) != "relay_sgd" or state.position.round < 2:
         state, _ = before.advance(state)
-    pretrained = through_disk(after, state._replace(agents=state.pretrained), None, tmp_path)
-    again = through_disk(after, state, pretrained, tmp_path)
+    pretrained = state._replace(agents=state.pretrained)
+    pretrained = through_disk(after, pretrained, None, tmp_path, before)
+    again = through_disk(after, state, pretrained, tmp_path, before)
     assert len(again.agents.step) == after.setup.execution.all_lanes
     found = []
     while after.next_event(again):

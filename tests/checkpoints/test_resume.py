@@ -4,14 +4,17 @@ import errno
 import json
 import pathlib
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.sessions import timeless
 from helpers.small_runs import assert_trees_equal, linear_softmax, noise, small_config
 
 import dimat_jax as dj
+from dimat_jax import runs
 from dimat_jax.algorithms import METHODS
-from dimat_jax.checkpoints import store
+from dimat_jax.checkpoints import resume, store
+from dimat_jax.checkpoints.pack import Packed
 from dimat_jax.metrics import read_rows
 from dimat_jax.report import folder
 
@@ -69,9 +72,17 @@ def test_a_run_that_was_ended_goes_on_bit_for_bit(tmp_path, whole, ends_after):
     assert json.loads((tmp_path / "summary.json").read_text())["complete"] is True
 
 
-def test_every_method_goes_on_bit_for_bit_however_often_it_is_ended(tmp_path):
+@pytest.mark.parametrize(
+    "methods, ends",
+    [
+        (("dimat",), (11, 3, 5)),
+        pytest.param(tuple(METHODS), (90, 40, 55), marks=pytest.mark.slow),
+    ],
+    ids=["one", "all"],
+)
+def test_every_method_goes_on_bit_for_bit_however_often_it_is_ended(tmp_path, methods, ends):
     options = dict(
-        methods=tuple(METHODS),
+        methods=methods,
         agents=4,
         topology="ring",
         seeds=(0,),
@@ -83,7 +94,7 @@ def test_every_method_goes_on_bit_for_bit_however_often_it_is_ended(tmp_path):
         matching_images=16,
     )
     expected = run(tmp_path / "whole", **options)
-    for ends_after in (90, 40, 55):
+    for ends_after in ends:
         with pytest.raises(Ended):
             run(tmp_path / "out", ends_after, resume=True, **options)
     same(run(tmp_path / "out", resume=True, **options), expected)
@@ -186,6 +197,34 @@ def test_the_newest_the_best_and_the_end_of_pretraining_are_kept(tmp_path):
     assert len(numbers) <= 5 and numbers[0] == 4  # START, TRAIN, RECOMPUTE, MEASURE.
 
 
+def test_a_checkpoint_of_the_next_seed_leaves_what_the_last_one_stands_on(tmp_path):
+    def save(number, pretrained, score):
+        array = {"0": np.zeros(2, np.float32)}
+        store.save(tmp_path, number, Packed(array, {}), {"pretrained": pretrained, "score": score})
+
+    for number, pretrained, score in ((4, None, 0.5), (9, 4, 0.9), (14, 4, 0.6)):
+        save(number, pretrained, score)
+        store.prune(tmp_path, 2)
+    assert store.numbers_in(tmp_path) == [4, 9, 14]
+    save(18, None, 0.4)  # Pretraining of the second seed has ended.
+    store.prune(tmp_path, 2)
+    # The newest two, the best, and what two of these stand on.
+    assert store.numbers_in(tmp_path) == [4, 9, 14, 18]
+    save(23, 18, 0.3)
+    store.prune(tmp_path, 1)
+    assert store.numbers_in(tmp_path) == [4, 9, 18, 23]
+    save(28, 18, 0.95)
+    store.prune(tmp_path, 1)
+    assert store.numbers_in(tmp_path) == [18, 28]
+
+
+def test_a_report_that_has_been_lost_is_written_again(tmp_path, whole):
+    run(tmp_path)
+    (tmp_path / "tables.md").unlink()
+    same(run(tmp_path, resume=True), whole)
+    assert "merge 1" in (tmp_path / "tables.md").read_text()
+
+
 def test_no_checkpoints_where_none_are_wanted(tmp_path, whole):
     with pytest.raises(Ended):
         run(tmp_path, 14, checkpoint_every=0)
@@ -227,19 +266,42 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(tmp_path, whole, monkeypatch):
-    save = store.save
+FULL = OSError(errno.ENOSPC, "No space left on device")
+WRITES = {
+    "a checkpoint": (store, "save", 3),
+    "a row": (runs, "append_row", 5),
+    "final networks": (resume, "save_final", 2),
+    "the configuration": (folder, "write_json", 1),
+    "the summary": (folder, "write_json", 2),
+}
 
-    def full(path, number, *rest):
-        if number > 9:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(path, number, *rest)
 
-    monkeypatch.setattr(store, "save", full)
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(tmp_path, whole, monkeypatch, what):
+    module, name, last = WRITES[what]
+    written, calls = getattr(module, name), []
+
+    def full(*given):
+        calls.append(1)
+        if len(calls) >= last:
+            raise FULL
+        return written(*given)
+
+    monkeypatch.setattr(module, name, full)
     with pytest.raises(ValueError, match=f"cannot be written to {tmp_path}: No space left"):
         run(tmp_path)
-    monkeypatch.setattr(store, "save", save)
+    monkeypatch.setattr(module, name, written)
     same(run(tmp_path, resume=True), whole)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def read_only(path, *given, **named):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", read_only)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=f"cannot be written to {out}: Read-only file system"):
+        run(out)
 
 
 def test_a_method_that_diverged_stays_so_and_the_others_go_on(tmp_path):

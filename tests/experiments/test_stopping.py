@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -15,13 +16,14 @@ TINY = """--agents 4 --dataset digits --model mlp --width 0.1 --pretrain-epochs 
 --topology ring --methods wa dimat""".split()
 
 
-def start(*options, cwd=None):
+def start(*options, cwd=None, before=None):
     return subprocess.Popen(
         [*COMMAND, *TINY, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
+        preexec_fn=before,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
 
@@ -84,3 +86,22 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path):
         assert len({row["seed"] for row in rows}) == 1
         seeds |= {row["seed"] for row in rows}
     assert seeds == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_files_that_cannot_grow_end_a_run_in_a_sentence_with_what_there_was(tmp_path):
+    """As on a full disk, but for the reason."""
+    out, rounds = tmp_path / "out", ["--rounds", "3", "--out", str(tmp_path / "out")]
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    process = start(*rounds, before=limited)
+    said, error = process.communicate(timeout=240)
+    assert process.returncode == 2 and "Traceback" not in said + error
+    assert f"error: The results cannot be written to {out}: " in error and error.count("\n") == 1
+    process = start(*rounds, "--resume")
+    said, error = process.communicate(timeout=240)
+    assert process.returncode == 0 and "Traceback" not in said + error
+    assert json.loads((out / "summary.json").read_text())["complete"] is True
