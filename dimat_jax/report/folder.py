@@ -166,6 +166,8 @@ def open_folder(setup: Setup) -> None:
         "dataset": setup.data.name,
         "config": plain(setup.config),
         "schedule": repr(setup.schedule) if setup.schedule else None,
+        # On other devices sums differ in their last digits.
+        "devices": [device.device_kind for device in setup.execution.mesh.devices.flat],
         "versions": versions(),
         "commit": commit(),
     }

@@ -116,6 +116,7 @@ def test_identical_runs_differ_in_nothing_but_the_clock(runs):
 
 
 def test_results_name_the_data_and_the_options_used(runs):
+    assert runs[0].read("config.json")["devices"] == ["cpu"] * 4
     for name in ("config.json", "summary.json"):
         found = runs[0].read(name)
         assert found["dataset"] == "digits"
