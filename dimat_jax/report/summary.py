@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dimat_jax.execution.kernels import switched_on
 from dimat_jax.metrics import (
     ACCURACY,
     LOSS,
@@ -143,8 +144,12 @@ def final_line(summary: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Python's version and those of the libraries that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    """Python's version and those of the libraries that the numbers depend on.
+
+    None of one that is not there, or not used: kernels that are switched off.
+    """
+    found = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    return found if switched_on() else found | {"dimat_jax_cpu": None}
 
 
 def version(library: str) -> str | None:

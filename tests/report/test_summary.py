@@ -62,6 +62,14 @@ def test_a_run_that_was_stopped_says_so_however_little_there_is():
     assert summary.headline(found) == summary.final_line(found) == ""
 
 
+def test_kernels_that_are_switched_off_have_no_version(monkeypatch):
+    monkeypatch.setattr(summary, "version", lambda name: "1")
+    assert summary.versions()["dimat_jax_cpu"] == "1"
+    monkeypatch.setenv("DIMAT_JAX_CPU", "0")
+    assert summary.versions()["dimat_jax_cpu"] is None
+    assert summary.versions()["jax"] == "1"
+
+
 def test_versions_are_those_installed():
     versions = summary.versions()
     assert versions["python"] == platform.python_version()
