@@ -122,9 +122,13 @@ def run_and_record(
         result = go(config, *recorder(out, config, observer, resumes, done))
         if done:
             observer.on_note(f"The run in {out} has ended already: nothing was left to do.")
-        if not done or not folder.has_report(out):
-            observer.on_phase("writing the tables and the picture", 1.0)
-            decided(lambda: folder.write_report(result) and None)
+
+        def report() -> None:
+            if not done or not folder.has_report(out):
+                observer.on_phase("writing the tables and the picture", 1.0)
+                folder.write_report(result)
+
+        decided(report)
         return result
 
 

@@ -155,7 +155,7 @@ def with_patches(execution: Execution, patches: int, memory: int | float | None)
       memory: bytes of a device; None: what the device says, or enough where it does not.
     """
     if memory is None and not execution.described:
-        stats = execution.mesh.devices.flat[0].memory_stats() or {}
+        stats = execution.mesh.local_devices[0].memory_stats() or {}
         memory = stats.get("bytes_limit")
     kept = memory is None or execution.lanes_at_once * patches <= PATCHES_SHARE * memory
     return execution._replace(recompute=execution.products and not kept)

@@ -144,9 +144,10 @@ def check_memory(setup: Setup) -> None:
     if setup.config.force:
         return
     execution, held = setup.execution, held_by(setup)
-    device = execution.mesh.devices.flat[0]
+    devices = execution.mesh.local_devices
+    device = devices[0]
     if device.platform == "cpu":  # Its devices share the host's memory.
-        memory, needed, where = host_memory(), execution.mesh.size * held.total, "this machine has"
+        memory, needed, where = host_memory(), len(devices) * held.total, "this machine has"
     else:
         stats = device.memory_stats() or {}
         memory, needed, where = stats.get("bytes_limit"), held.total, f"a {device.device_kind} has"

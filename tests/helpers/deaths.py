@@ -154,7 +154,7 @@ def every_death(
       action: dies.
       check: of the folder of one that has died.
       under: where all these folders are made.
-      every: tries only every so-manieth death, the first among them.
+      every: tries the first death, and every so many after it.
 
     Returns:
       How many deaths there were.
