@@ -15,7 +15,6 @@ from dimat_jax.datasets.whole import (
     Damaged,
     digest,
     remove,
-    remove_unfinished,
     synchronize,
 )
 from dimat_jax.execution.processes import any_of, is_first, wait
@@ -128,8 +127,6 @@ def go_on(out: pathlib.Path, metrics: pathlib.Path, session: Session) -> SoFar |
       ValueError: if it is of other networks, optimizers or methods.
     """
     folder = out / CHECKPOINTS
-    if is_first():
-        remove_unfinished(folder)
     rows = read_rows(metrics) if metrics.exists() else []
     for number, about in store.newest(folder):
         try:

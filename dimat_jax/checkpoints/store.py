@@ -15,7 +15,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dimat_jax.checkpoints.pack import Packed, Read
-from dimat_jax.datasets.whole import Damaged, check_whole, remove, unfinished_path, whole_folder
+from dimat_jax.datasets.whole import (
+    Damaged,
+    check_whole,
+    remove,
+    remove_unfinished,
+    unfinished_path,
+    whole_folder,
+)
 from dimat_jax.execution.processes import are_several, is_first, wait
 from dimat_jax.registry import in_a_line
 
@@ -151,6 +158,8 @@ def numbers_in(folder: pathlib.Path) -> list[int]:
 
 def newest(folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Those that are whole, the newest first; warns of each that is not."""
+    if is_first():
+        remove_unfinished(folder)
     for number in reversed(numbers_in(folder)):
         try:
             yield number, load(folder, number)

@@ -26,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from dimat_jax.execution.devices import virtual_devices
+from dimat_jax.execution.processes import are_several
 
 AGENTS = PartitionSpec("agents")
 REPLICATED = PartitionSpec()
@@ -133,12 +134,13 @@ def choose_execution(
     at_once = min(lanes, agents_at_once or (1 if sequential else lanes))
     at_once = max(d for d in range(1, at_once + 1) if lanes % d == 0)
     used = -(-agents // lanes)  # 5 agents in twos leave one of 4 devices without any.
-    idle = {d.process_index for d in available} - {d.process_index for d in available[:used]}
-    if idle and described is None:
-        raise ValueError(
-            f"{agents} agents on {devices} devices leave some of {jax.process_count()} processes "
-            f"without any (process {', '.join(map(str, sorted(idle)))}): use fewer."
-        )
+    if described is None and are_several():
+        owners = {device.process_index for device in available[:used]}
+        if len(owners) < jax.process_count():
+            raise ValueError(
+                f"{agents} agents on {devices} devices are of {len(owners)} processes, but there "
+                f"are {jax.process_count()}: use fewer, or more agents."
+            )
     mesh = Mesh(np.array(available[:used]), ("agents",), axis_types=(AxisType.Auto,))
     products = not on_cpu and at_once > 1
     return Execution(

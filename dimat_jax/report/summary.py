@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dimat_jax.execution.kernels import switched_on
 from dimat_jax.metrics import (
     ACCURACY,
     LOSS,
@@ -148,6 +147,9 @@ def versions() -> dict[str, str | None]:
 
     None of one that is not there, or not used: kernels that are switched off.
     """
+    # Here, so that benchmarks answer --help without JAX.
+    from dimat_jax.execution.kernels import switched_on
+
     found = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     return found if switched_on() else found | {"dimat_jax_cpu": None}
 

@@ -336,7 +336,7 @@ def test_a_run_is_never_overwritten_unless_asked(capsys, tmp_path):
 
 def test_a_loss_that_becomes_nan_ends_the_command(capsys, tmp_path):
     options = ["--learning-rate", "1e10", "--width", "0.05", "--out", str(tmp_path / "out")]
-    assert main([*TINY, *options]) == 2
+    assert main([*TINY, *options]) == common.DIVERGED
     said = capsys.readouterr().err
     assert re.search(r"^error: The training loss of agent \d was not finite at step \d+: ", said)
     assert "Traceback" not in said and said.count("\n") == 1
