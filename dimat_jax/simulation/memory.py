@@ -17,6 +17,7 @@ from dimat_jax.algorithms.stepping import gossip_start
 from dimat_jax.config import Config
 from dimat_jax.datasets.data import examples_of
 from dimat_jax.execution.placement import Execution, stacked
+from dimat_jax.merging.merger import SLOTS_AT_ONCE
 from dimat_jax.simulation.setup import Setup
 from dimat_jax.topology import Topology
 from dimat_jax.training.state import AgentState, init_population
@@ -136,7 +137,15 @@ def held_by(setup: Setup) -> Held:
 def graph_bytes(setup: Setup, name: str, execution: Execution) -> int:
     """Of the graph of a gossip method, which lies on every device."""
     graph = setup.graphs[name].get("gossip")
-    return 0 if graph is None else bytes_of(graph_shapes(graph, execution))
+    if graph is None:
+        return 0
+    shapes = graph_shapes(graph, execution)
+    # With few neighbours also their shares, and where they are found among what is received; what
+    # is sent to whom, a few numbers, is left out.
+    period, lanes, slots = shapes.sources.shape
+    few = slots <= 1 + SLOTS_AT_ONCE
+    found = period * lanes * (slots - 1) * shapes.sources.dtype.itemsize
+    return bytes_of(shapes) + few * (bytes_of(shapes.slot_mask) + found)
 
 
 def check_memory(setup: Setup) -> None:

@@ -68,6 +68,7 @@ def test_slots_say_the_same_as_the_matrix(case):
     np.testing.assert_allclose(found, faults.matrix_without(graph.mixing_matrix(round), usable))
 
 
+@settings(deadline=None)  # The first of a size compiles.
 @given(networks(), st.integers(0, 10**6))
 def test_who_is_not_finite_is_left_out_on_the_devices_as_on_the_host(case, seed):
     graph, round, _ = case

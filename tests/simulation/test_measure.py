@@ -36,11 +36,11 @@ def test_a_network_is_finite_if_its_squares_are(value):
 
 
 def test_the_agent_that_diverged_first_is_named():
-    check_finite(np.full(3, -1), np.full(3, True))
+    check_finite(np.full(3, -1), np.full(3, True), 0.1)
     with pytest.raises(ValueError, match="agent 2 was not finite at step 1"):
-        check_finite(np.array([-1, 5, 0, 3]), np.full(4, False))
+        check_finite(np.array([-1, 5, 0, 3]), np.full(4, False), 0.1)
 
 
 def test_parameters_that_are_not_finite_are_said_where_no_loss_was():
-    with pytest.raises(Diverged, match="parameters of agent 1 are not finite"):
-        check_finite(np.full(3, -1), np.array([True, False, False]))
+    with pytest.raises(Diverged, match="parameters of agent 1 are not finite.*rate, 0.5"):
+        check_finite(np.full(3, -1), np.array([True, False, False]), 0.5)

@@ -82,11 +82,8 @@ def test_an_accelerator_says_how_much_memory_it_has(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 10}
 
-    class Devices:
-        flat = [Device()]
-
     class Described:
-        size, devices = 1, Devices()
+        size, local_devices = 1, [Device()]
 
     fake = setup.execution._replace(mesh=Described())
     monkeypatch.setattr(memory, "held_by", lambda setup: held_by(prepared))
