@@ -48,5 +48,5 @@ def test_a_result_is_short_whatever_it_holds(number):
 
 def test_a_result_is_still_a_tuple():
     found = result()
-    assert found == tuple(found) and len(found) == 5
+    assert found == tuple(found) and len(found) == 6
     assert found._replace(history=[1]).history == [1]

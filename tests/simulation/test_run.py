@@ -86,7 +86,7 @@ def test_rows_come_in_order_of_time_with_the_agreed_fields(main_job):
             expected += [(method, round, "merge", round), (method, round, "train", round + 1)]
     assert [(r["method"], r["round"], r["phase"], r["epoch"]) for r in rows] == expected
     for row in rows:
-        assert set(row) == set(Row.__annotations__)
+        assert set(row) == Row.__required_keys__
         assert row["seed"] == 0
         assert row["seconds"] and row["seconds"].keys() <= PARTS
         trained = row["phase"] != "merge"
@@ -343,7 +343,7 @@ def test_without_recomputation_a_merge_averages_statistics_with_the_rest():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 2: a smaller"):
+    with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 2: the learning"):
         quick(learning_rate=1e38)
 
 
@@ -411,13 +411,14 @@ def test_an_interruption_goes_on_after_the_observer_was_given_what_there_is():
     assert found.reason == ("Interrupted in seed 0, DSGD, round 1: evaluating on 50 test examples.")
 
 
-def test_the_observer_is_given_what_there_is_of_a_run_that_diverged():
+def test_a_method_that_diverges_ends_and_of_a_run_that_did_there_is_what_there_is():
     config = small_config(
         methods=("wa", "dsgd"), devices=2, rounds=1, method_learning_rate=(("dsgd", 1e38),)
     )
-    found = stop_in(config)
-    assert set(found.result.finals) == {("wa", 0)} and len(found.result.history) == 3
-    assert found.reason == "Diverged in seed 0, DSGD, round 1: epoch 1 of 1."
+    found = dj.simulate(config, model=linear_softmax(), dataset=DATASET)
+    assert set(found.finals) == {("wa", 0)} and set(found.diverged) == {("dsgd", 0)}
+    assert [row["method"] for row in found.history if "diverged" in row] == ["dsgd"]
+    assert found.history[-1]["diverged"].startswith("seed 0, DSGD, round 1: epoch 1 of 1: The")
     nothing = stop_in(small_config(methods=("wa",), devices=2, learning_rate=1e38))
     assert nothing.result.history == [] and nothing.result.variables is None
 
