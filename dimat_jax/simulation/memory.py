@@ -60,7 +60,10 @@ def one_agent(setup: Setup) -> AgentState:
     """The shapes of one agent's state."""
 
     def initial() -> AgentState:
-        return init_population(setup.task, setup.optimizer, jax.random.key(0), 1, setup.abstract[1])
+        agents = setup.config.agents
+        return init_population(
+            setup.task, setup.optimizer, jax.random.key(0), agents, setup.abstract[1]
+        )
 
     agent = jax.eval_shape(initial)
     agent = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), agent)

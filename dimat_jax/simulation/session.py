@@ -469,7 +469,7 @@ def prepare_run(
     prepare_devices(config.agents, config.devices)
     keep_compilations()
     setup = prepare(config, model, dataset, topology, methods, task, optimizer, schedule, say)
-    check_memory(setup)
+    on_own_mesh(check_memory)(setup)
     return setup
 
 

@@ -343,7 +343,9 @@ def test_without_recomputation_a_merge_averages_statistics_with_the_rest():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
-    with pytest.raises(ValueError, match=r"loss of agent \d was not finite at step 2: the learning"):
+    with pytest.raises(
+        ValueError, match=r"loss of agent \d was not finite at step 2: the learning"
+    ):
         quick(learning_rate=1e38)
 
 
