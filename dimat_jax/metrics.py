@@ -63,6 +63,13 @@ class Row(TypedDict):
     """All agents together, training calls only, compilation left out; rows of training."""
     seconds: dict[str, float]
     """By part, since the row before: compile, train, match, assign, mix, statistics, evaluate."""
+    agents_measured: NotRequired[int]
+    """How many agents are there and finite, and were measured; this and the next two only of runs
+    with faults or events."""
+    messages_lost: NotRequired[int]
+    """Since the method began."""
+    messages_left_out: NotRequired[int]
+    """Those that were not finite, and not averaged: of merges, since the method began."""
     diverged: NotRequired[str]
     """Only of a method whose loss did not stay finite: where and how. It has no further row of this
     seed, and this one no measurement."""
