@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from golden.record import CASES, FOLDER, recorded, rows
 
+OFTEN = ("mlp", "mlp_tree", "mlp_digraph")
+
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "convnet")) for n in CASES]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in CASES]
 )
 def test_the_rows_are_those_recorded(name):
     found, expected = rows(name), recorded(name)

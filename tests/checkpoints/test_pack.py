@@ -61,7 +61,11 @@ def test_a_state_comes_back_bit_for_bit_after_every_event(tmp_path):
 @pytest.mark.parametrize(
     "agents, before, after",
     # One of five agents has a masked lane beside it on two devices, and none on one.
-    [(4, 2, 3), (5, 2, 1), (5, 1, 2)],
+    [
+        pytest.param(4, 2, 3, marks=pytest.mark.slow),
+        (5, 2, 1),
+        pytest.param(5, 1, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_on_another_number_of_devices(tmp_path, agents, before, after):
     before, after = (session_on(devices, agents=agents) for devices in (before, after))

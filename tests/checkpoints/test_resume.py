@@ -61,7 +61,10 @@ def whole(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole") / "out")
 
 
-@pytest.mark.parametrize("ends_after", [1, 3, 8, 14, 22, 29])
+@pytest.mark.parametrize(
+    "ends_after",
+    [3, 14, 29, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 22))],
+)
 def test_a_run_that_was_ended_goes_on_bit_for_bit(tmp_path, whole, ends_after):
     with pytest.raises(Ended):
         run(tmp_path, ends_after)
@@ -72,11 +75,12 @@ def test_a_run_that_was_ended_goes_on_bit_for_bit(tmp_path, whole, ends_after):
     assert json.loads((tmp_path / "summary.json").read_text())["complete"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "methods, ends",
     [
         (("dimat",), (11, 3, 5)),
-        pytest.param(tuple(METHODS), (90, 40, 55), marks=pytest.mark.slow),
+        (tuple(METHODS), (90, 40, 55)),
     ],
     ids=["one", "all"],
 )

@@ -57,6 +57,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint_and_says_how_to_go_on(tmp_path, 
     assert (out / "tables.md").exists()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_run_at_once(tmp_path):
     out = tmp_path / "out"
     process = start("--out", str(out))

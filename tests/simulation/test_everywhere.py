@@ -179,7 +179,13 @@ def in_pieces(sequential, model, **options):
     return session.setup.execution, done
 
 
-@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "scanned"])
+@pytest.mark.parametrize(
+    "sequential",
+    [
+        pytest.param(True, id="sequential"),
+        pytest.param(False, id="scanned", marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_are_the_same_however_many_agents_train_at_once(sequential):
     """Local training, a gossip method and a merge."""
     _, whole = in_pieces(sequential, MODELS["mlp"], agents_at_once=4)
@@ -190,7 +196,13 @@ def test_numbers_are_the_same_however_many_agents_train_at_once(sequential):
         assert_rows_close(found.rows, whole.rows, 1e-10)
 
 
-@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "scanned"])
+@pytest.mark.parametrize(
+    "sequential",
+    [
+        pytest.param(True, id="sequential", marks=pytest.mark.slow),
+        pytest.param(False, id="scanned"),
+    ],
+)
 def test_numbers_are_the_same_however_many_examples_are_gone_through_at_once(sequential):
     """Local training, a gossip method, and one with gradients at neighbours' parameters."""
     model, methods = linear_softmax(), ("cdsgd", "cga")

@@ -37,7 +37,7 @@ def networks(draw):
 
 
 @given(networks())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_shares_stay_stochastic_over_what_can_be_used(case):
     graph, round, usable = case
     matrix = graph.mixing_matrix(round)

@@ -39,7 +39,11 @@ FLOOD = (AGENTS - 1) / AGENTS  # of one network over the edges of a tree, an age
     [
         pytest.param({}, [2, 2, 4, 4, 6, 6, 8], marks=pytest.mark.slow),
         ({"merge_frame": "reference"}, [2, 2, 4, 4, 6, 6, 8]),
-        ({"merge_frame": "tree", "align_every": 2}, [2, 2, 4, 4, 6, 6, 8]),
+        pytest.param(
+            {"merge_frame": "tree", "align_every": 2},
+            [2, 2, 4, 4, 6, 6, 8],
+            marks=pytest.mark.slow,
+        ),
         ({"merge_frame": "reference", "align_every": "once"}, [2, 2, 4, 4, 6, 6, 8]),
     ],
 )

@@ -20,7 +20,8 @@ from dimat_jax.simulation.session import make_session
 
 DATASET = noise(examples=160, tests=20, size=8)
 MLP = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="batch")
-METHODS_OF = ("dimat", "wa", "dsgd_momentum", "cga", "sgp", "d2", "qg_dsgdm_n", "local_only")
+OFTEN, RARELY = ("dimat", "sgp", "d2"), ("wa", "dsgd_momentum", "cga", "qg_dsgdm_n", "local_only")
+METHODS_OF = [*OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in RARELY)]
 
 
 def session_of(methods, faults=None, events=None, model=MLP, **options):
@@ -41,7 +42,7 @@ def states(session, method):
 
 
 def test_without_faults_nothing_changes():
-    methods = ("dimat", "cga", "sgp")
+    methods = ("dimat", "sgp")
     plain = session_of(methods, rounds=2)
     scheduled = session_of(methods, dj.Faults(seed=1), rounds=2)
     assert scheduled.setup.schedule and not plain.setup.schedule
@@ -89,7 +90,7 @@ def test_where_every_message_is_lost_agents_are_alone():
     assert_trees_equal(found["wa", 0]["params"], found["local_only", 0]["params"])
 
 
-@pytest.mark.parametrize("method", ["dimat", "dsgd_momentum", "cga"])
+@pytest.mark.parametrize("method", ["dimat", pytest.param("cga", marks=pytest.mark.slow)])
 def test_who_is_down_stays_as_it_is_and_nobody_hears_from_it(method):
     down = dj.Faults(down=((1, 2, 2),))
     before, last = None, {}
@@ -193,6 +194,7 @@ def test_events_may_be_named_on_the_command_line_by_probability(tmp_path):
     assert [timeless(r) for r in again.history] == [timeless(r) for r in result.history]
 
 
+@pytest.mark.slow
 def test_every_method_bears_faults_and_newcomers():
     config = small_config(agents=4, rounds=2, methods=tuple(METHODS), merge_at_end=True)
     model = dj.models.mlp(num_classes=4, width=0.02, depth=1, norm="none")

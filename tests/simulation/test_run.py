@@ -495,7 +495,7 @@ def test_without_edges_a_universe_is_a_relabelling(optimizer, choice, x64):
     assert_a_relabelling("universe", "wa", optimizer, choice)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
 def test_without_weight_on_neighbours_the_reference_frame_is_a_relabelling(optimizer, x64):
     nearly = np.full((4, 4), 1e-12) + (1 - 4e-12) * np.eye(4)  # all are in agent 0's tree
     graph = topology.from_matrix(nearly, "nearly disconnected")

@@ -12,7 +12,11 @@ DATASET = noise(examples=60, tests=20, size=4)
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 10}, {"batch_size": None, "schedule": "cosine"}, {"warmup_epochs": 1}],
+    [
+        {"batch_size": 10},
+        pytest.param({"batch_size": None, "schedule": "cosine"}, marks=pytest.mark.slow),
+        {"warmup_epochs": 1},
+    ],
 )
 def test_a_training_is_the_same_among_others_and_alone(options):
     config = small_config(devices=2, pretrain_epochs=2, examples_per_agent=40, **options)

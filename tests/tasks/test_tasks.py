@@ -77,7 +77,13 @@ def test_language_predicts_each_token_from_those_before_it():
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": "learned", "norm": "rms", "tied": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"positions": "learned", "norm": "rms", "tied": True},
+    ],
+)
 def test_all_groups_of_a_gpt_leave_it_as_it_is(options):
     model = dj.models.gpt(num_classes=7, width=0.5, depth=2, heads=2, **options)
     tokens = np.random.default_rng(0).integers(0, 7, (2, 6))
@@ -120,9 +126,9 @@ def test_images_as_a_task_and_data_by_hand_are_the_built_in_ones_bit_for_bit():
     ("dataset", "model", "metrics"),
     [
         ("breast_cancer", "mlp", {"loss", "accuracy"}),
-        ("diabetes", "mlp", {"loss", "r2"}),
-        (of_text("to be or not to be, that is the question: " * 120, "H"), "gpt",
-         {"loss", "accuracy", "perplexity"}),
+        pytest.param("diabetes", "mlp", {"loss", "r2"}, marks=pytest.mark.slow),
+        pytest.param(of_text("to be or not to be, that is the question: " * 120, "H"), "gpt",
+         {"loss", "accuracy", "perplexity"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_what_examples_hold_says_what_is_learned(dataset, model, metrics):
@@ -154,6 +160,7 @@ def test_r2_counts_from_the_mean_of_the_training_targets():
     assert row["test_r2"] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_frozen_dicts_do_as_well(untyped):
     def frozen(model):
         def apply(variables, x, train=False, key=None):

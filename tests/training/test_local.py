@@ -242,7 +242,9 @@ TASKS = {
 
 
 @pytest.mark.parametrize("unrolled", [True, False])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", ["images", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tokens", "targets"))]
+)
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(name, unrolled, x64):
     """Each example as it is augmented in the whole batch."""
     task, make = TASKS[name]
