@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from benchmarks import harness, merge, report, round, startup, step
+from benchmarks import harness, merge, population, report, round, startup, step
 from benchmarks.opponents.passes import passes_of
 from benchmarks.work import Work, noise
 
@@ -254,6 +254,18 @@ def test_results_are_left_as_json_and_markdown(tmp_path, capsys, monkeypatch):
     text = (tmp_path / "out" / "step.md").read_text()
     assert "| a   | 1 |" in text and written["commit"] in text
     assert "| a   | 1 |" in capsys.readouterr().out
+
+
+def test_a_population_is_shown_in_some_rounds_and_the_last():
+    rows = [
+        dict(method="wa", round=n, phase="train", accuracy=n / 100, seconds=10 * n, held=n * 1e9)
+        for n in (1, 3, 10, 77)
+    ]
+    shown = cells(population.table({"dataset": "noise", "peak": 8e10, "rows": rows}))
+    assert {name.split(",")[1] for name, _ in shown} == {" round 1", " round 10", " round 77"}
+    assert shown["wa, round 77, after train", "accuracy"] == "77.0"
+    assert shown["wa, round 10, after train", "GB"] == "10.00"
+    assert population.held() > 1e6
 
 
 @pytest.mark.parametrize("name", NAMES)
