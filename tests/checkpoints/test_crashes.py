@@ -307,7 +307,12 @@ def die_everywhere(before, options, tiny, tmp_path, every, again):
     return every_death(started, go, check, tmp_path, every)
 
 
-@pytest.mark.parametrize("before", BEFORE)
+OFTEN = ("a run that has died",)
+
+
+@pytest.mark.parametrize(
+    "before", [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in BEFORE]
+)
 def test_a_run_that_dies_anywhere_goes_on_or_begins_anew(before, tiny, tmp_path):
     deaths = die_everywhere(before, METHODS, tiny, tmp_path, every=7, again=1)
     assert deaths >= 5

@@ -55,6 +55,12 @@ def same(result: dj.Result, expected: dj.Result) -> None:
         assert_trees_equal([dict(p) for p in final.permutations], [dict(p) for p in others])
 
 
+def often(values, number):
+    """The first few for every run of the tests; the others are slow."""
+    slow = [[pytest.mark.slow] * (i >= number) for i in range(len(values))]
+    return [pytest.param(v, marks=m) for v, m in zip(values, slow, strict=True)]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The same run, uninterrupted."""
@@ -63,7 +69,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "ends_after",
-    [3, 14, 29, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 22))],
+    often([14, 29, 1, 3, 8, 22], 2),
 )
 def test_a_run_that_was_ended_goes_on_bit_for_bit(tmp_path, whole, ends_after):
     with pytest.raises(Ended):
@@ -104,6 +110,7 @@ def test_every_method_goes_on_bit_for_bit_however_often_it_is_ended(tmp_path, me
     same(run(tmp_path / "out", resume=True, **options), expected)
 
 
+@pytest.mark.slow
 def test_where_a_run_goes_on_is_said(tmp_path):
     notes = []
     observer = dj.Observer(on_note=notes.append)
@@ -150,7 +157,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", often(DAMAGE, 2))
 def test_a_damaged_checkpoint_is_left_out_loudly(tmp_path, whole, damage):
     with pytest.raises(Ended):
         run(tmp_path, 14)
@@ -171,6 +178,7 @@ def test_without_a_usable_checkpoint_a_run_starts_over_and_says_so(tmp_path, who
     assert notes == [f"No checkpoint in {tmp_path} can be used: it starts from the beginning."]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_stands_on_pretraining_and_on_what_ended_before_it(tmp_path, whole):
     with pytest.raises(Ended):
         run(tmp_path, 14)
@@ -222,6 +230,7 @@ def test_a_checkpoint_of_the_next_seed_leaves_what_the_last_one_stands_on(tmp_pa
     assert store.numbers_in(tmp_path) == [18, 28]
 
 
+@pytest.mark.slow
 def test_a_report_that_has_been_lost_is_written_again(tmp_path, whole):
     run(tmp_path)
     (tmp_path / "tables.md").unlink()
@@ -280,7 +289,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("what", WRITES)
+@pytest.mark.parametrize("what", often(WRITES, 2))
 def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(tmp_path, whole, monkeypatch, what):
     module, name, last = WRITES[what]
     written, calls = getattr(module, name), []

@@ -37,7 +37,10 @@ def wait_for_rows(folder, number=3):
     raise AssertionError("no rows")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_a_run_after_a_checkpoint_and_says_how_to_go_on(tmp_path, number, code):
     out = tmp_path / "out"
     process = start("--out", str(out))

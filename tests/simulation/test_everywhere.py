@@ -179,13 +179,8 @@ def in_pieces(sequential, model, **options):
     return session.setup.execution, done
 
 
-@pytest.mark.parametrize(
-    "sequential",
-    [
-        pytest.param(True, id="sequential"),
-        pytest.param(False, id="scanned", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "scanned"])
 def test_numbers_are_the_same_however_many_agents_train_at_once(sequential):
     """Local training, a gossip method and a merge."""
     _, whole = in_pieces(sequential, MODELS["mlp"], agents_at_once=4)

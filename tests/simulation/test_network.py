@@ -84,6 +84,7 @@ def test_left_out_messages_are_counted():
     assert [r["messages_lost"] for r in lost if r["method"] == "dsgd"] == [40, 80, 120]
 
 
+@pytest.mark.slow
 def test_where_every_message_is_lost_agents_are_alone():
     kept = dict(optimizer_after_merge="kept")
     found = finish(session_of(("wa", "local_only"), dj.Faults(message_loss=1.0), **kept)).variables
@@ -105,6 +106,7 @@ def test_who_is_down_stays_as_it_is_and_nobody_hears_from_it(method):
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_what_a_down_agent_holds_does_not_matter():
     """The others' numbers are the same whatever it is."""
     down = dict(down=((1, 1, 3),))
@@ -179,6 +181,7 @@ def test_nothing_compiles_once_each_fault_has_happened():
         assert [counts[method, round] for round in (6, 7, 8)] == [0, 0, 0], counts
 
 
+@pytest.mark.slow
 def test_events_may_be_named_on_the_command_line_by_probability(tmp_path):
     config = small_config(
         agents=4, methods=("wa",), message_loss=0.5, stale_messages=0.5, out=tmp_path

@@ -176,6 +176,7 @@ class HalfFrozen(nn.Module):
         return nn.Dense(4)(x)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_normalisation_ends_with_numbers():
     config = small_config(agents=4, rounds=1, methods=("wa", "dimat_repair"))
     result = dj.simulate(config, model=dj.from_linen(HalfFrozen()), dataset=DATASET)

@@ -269,6 +269,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(name, unrolled, x64):
         assert_trees_close(gradient(Micro(size, unrolled)), whole, 1e-12)
 
 
+@pytest.mark.slow
 def test_statistics_of_parts_are_averaged_and_each_has_a_key_of_its_own(x64):
     """As if each part were a batch from the same start: ghost batches."""
     model = dj.models.mlp(num_classes=4, width=0.03, depth=1, norm="batch")
