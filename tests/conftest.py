@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test: the same forms run as in the main job."""
 
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -10,6 +11,15 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "dimat_jax"
+UNCHECKED = ("__init__", "symmetries", "jaxprs")
+"""Where annotations are not checked: a walk through a jaxpr calls small functions hundreds of
+thousands of times, hardly one of them of arrays."""
+CHECKED = sorted({path.stem for path in PACKAGE.iterdir()} - {*UNCHECKED})
+# Before any of them is imported.
+install_import_hook([f"dimat_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 COMPILED = "DIMAT_JAX_TESTS_COMPILED"
 """The folder in which this run of the tests keeps what it has compiled, for its workers alike."""
