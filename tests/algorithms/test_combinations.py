@@ -268,6 +268,7 @@ def assert_a_relabelling(merge, gossip=None, final=None, choice="kept"):
         assert_trees_close(*(done.variables[method, 0]["params"] for method in methods), 1e-3)
 
 
+@pytest.mark.slow
 def test_a_gossip_methods_state_goes_with_the_units_into_another_frame(x64):
     assert_a_relabelling(MERGES["universe"], gossip=gossip_with_momentum(MOMENTUM))
 

@@ -230,6 +230,7 @@ def test_running_statistics_are_recomputed_after_a_round_if_asked_for(recompute,
     assert all(np.isfinite(x).all() and np.ptp(x, axis=0).max() > 0 for x in stats)
 
 
+@pytest.mark.slow
 def test_a_method_has_a_learning_rate_of_its_own():
     def ends(**options):
         config = config_of(methods=("cdsgd", "wa"), rounds=1, pretrain_epochs=0, **options)

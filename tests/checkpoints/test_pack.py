@@ -116,6 +116,7 @@ def test_a_state_of_another_run_is_refused_by_the_leaf(tmp_path, options, said):
         through_disk(session_on(1, **options), state, None, tmp_path)
 
 
+@pytest.mark.slow
 def test_numbers_and_rows_that_follow_are_those_of_the_run(tmp_path):
     session = session_on(1)
     state = session.recompute(session.train(session.start()))

@@ -77,6 +77,7 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path):
     assert "Go on with: " in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path):
     options = ["--rounds", "1", "--methods", "wa"]
     processes = [start(*options, "--seeds", str(seed), cwd=tmp_path) for seed in range(3)]

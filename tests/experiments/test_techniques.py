@@ -30,6 +30,7 @@ def rows(folder):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_technique_is_measured_with_every_correction_that_a_network_takes(rows):
     for network in PRESETS["smoke"]:
         for seed in (0, 1):
@@ -51,6 +52,7 @@ def test_every_technique_is_measured_with_every_correction_that_a_network_takes(
             assert len({(r["accuracies"][0], r["accuracies"][-1]) for r in mine}) == 1
 
 
+@pytest.mark.slow
 def test_aligned_networks_merge_better_than_others(rows):
     """The direction of the published figures, at a scale that takes seconds."""
 
@@ -63,6 +65,7 @@ def test_aligned_networks_merge_better_than_others(rows):
     assert mean("weight matching", "none") < mean("averaging", "none")
 
 
+@pytest.mark.slow
 def test_the_report_names_what_it_is_of(folder, rows):
     text = (folder / "techniques.md").read_text(encoding="utf-8")
     assert "digits" in text and "Seeds: 0, 1" in text and "jax " in text
@@ -74,6 +77,7 @@ def test_the_report_names_what_it_is_of(folder, rows):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
+@pytest.mark.slow
 def test_published_figures_stand_beside_ours_and_the_networks_are_listed(folder, rows, capsys):
     text = (folder / "techniques.md").read_text(encoding="utf-8")
     figures = "MNIST: 71.7 → 83.0"

@@ -179,6 +179,7 @@ def test_the_optimizers_state_is_averaged_as_the_networks_are_and_sent(x64):
     assert merged.bytes_sent == 2 * 3 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", ["own", "reference"])
 def test_averaged_state_goes_with_units_that_are_moved(frame, x64):
     """Copies of one network in other orders: the merge, state and all, is what each of them was."""

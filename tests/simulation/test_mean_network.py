@@ -60,6 +60,7 @@ def test_it_has_the_statistics_of_everyones_images(x64):
     assert found == pytest.approx((logits.argmax(1) == dataset.test_labels).mean())
 
 
+@pytest.mark.slow
 def test_it_is_the_plain_mean_whatever_frames_agents_have(x64):
     """After a merge in frames of their own units stand in different orders."""
     dataset = noise(examples=64, tests=40, size=4)

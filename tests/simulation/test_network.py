@@ -41,6 +41,7 @@ def states(session, method):
             yield event, agents, row
 
 
+@pytest.mark.slow
 def test_without_faults_nothing_changes():
     methods = ("dimat", "sgp")
     plain = session_of(methods, rounds=2)

@@ -357,6 +357,7 @@ def test_a_last_step_that_diverges_ends_the_run(method):
         quick(methods=(method,), learning_rate=1e38, **options)
 
 
+@pytest.mark.slow
 def test_networks_too_far_gone_to_be_compared_have_diverged():
     options = dict(batch_size=40, pretrain_epochs=1, rounds=1, optimizer="sgd", devices=2)
     config = small_config(methods=("dimat",), learning_rate=1e15, **options)
@@ -489,6 +490,7 @@ def assert_a_relabelling(method, other, optimizer, choice, **options):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("choice", ["fresh", pytest.param("kept", marks=pytest.mark.slow)])
 def test_without_edges_a_universe_is_a_relabelling(optimizer, choice, x64):

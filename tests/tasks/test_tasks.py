@@ -111,6 +111,7 @@ def without_time(rows):
     return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in rows]
 
 
+@pytest.mark.slow
 def test_images_as_a_task_and_data_by_hand_are_the_built_in_ones_bit_for_bit():
     model = dj.models.mlp(num_classes=4, width=0.05, depth=1, norm="batch")
     config = small_config(agents=4, devices=2, rounds=1, methods=("dimat", "cdsgd"))
