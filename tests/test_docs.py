@@ -49,6 +49,7 @@ def test_the_method_of_the_page_runs(run_section):
     assert ends["damped"]["consensus_distance"] > 1.05 * ends["dsgd"]["consensus_distance"] > 0
 
 
+@pytest.mark.slow
 def test_the_combinations_of_the_page_run(run_section):
     ends = run_section("Combining")
     assert set(ends) == {"dsgd", "dsgd_dimat", "dsgd_final", "dsgd_aligned", "dimat_outer"}

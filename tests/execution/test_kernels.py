@@ -97,7 +97,7 @@ def windows(images, kernel, stride, padding):
 
 
 @needs_kernels
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.one_of(shapes(), whole_vectors()), st.integers(1, 3))
 def test_convolution_and_both_gradients_are_those_of_numpy(shape, threads):
     x_shape, kernel_shape, stride, padding = shape
@@ -340,7 +340,7 @@ def calls(function, *args):
 
 
 @needs_kernels
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.tuples(*(st.integers(1, 9) for _ in range(3)), st.integers(1, 70)),
     st.integers(0, 99),
@@ -363,7 +363,7 @@ def test_channel_sums_of_many_rows():
 
 
 @needs_kernels
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.tuples(*(st.integers(1, 5) for _ in range(3)), st.integers(1, 40)),
     st.integers(0, 99),
@@ -380,7 +380,7 @@ def test_the_gradient_of_halve_is_the_same(shape, seed, threads):
 
 
 @needs_kernels
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.tuples(*(st.integers(1, 7) for _ in range(4))), st.integers(0, 9), st.integers(0, 99))
 def test_images_are_flipped_and_shifted_alike(shape, padding, seed):
     rng = np.random.default_rng(seed)

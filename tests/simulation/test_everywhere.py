@@ -191,6 +191,7 @@ def test_numbers_are_the_same_however_many_agents_train_at_once(sequential):
         assert_rows_close(found.rows, whole.rows, 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sequential",
     [

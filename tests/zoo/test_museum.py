@@ -16,7 +16,13 @@ pytest.importorskip("transformers", reason="the museum's packages: pip install -
 from zoo.museum import EXHIBITS  # noqa: E402
 
 
-@pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
+@pytest.mark.parametrize(
+    "exhibit",
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (i % 2), id=x.name)
+        for i, x in enumerate(EXHIBITS)
+    ],
+)
 def test_groups_are_those_an_expert_expects(exhibit):
     function, variables, inputs = exhibit.make()
     symmetries = dj.find_symmetries(function, variables, *inputs)
