@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from golden.record import CASES, FOLDER, recorded, rows
 
-OFTEN = ("mlp", "mlp_digraph")
+OFTEN = ("mlp",)
 
 
 @pytest.mark.parametrize(
