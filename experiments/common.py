@@ -32,7 +32,7 @@ import tyro
 from dimat_jax import registry
 from dimat_jax.config import LEARNING_RATES, PRESETS, Config
 from dimat_jax.registry import choose
-from experiments.processes import about_lost, among_several, is_of_devices, join, leave, speaks
+from experiments.processes import about_lost, among_several, is_lost, join, leave, speaks
 from experiments.stopping import stopping
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def run(name: str, description: str, arguments: Sequence[str], preset: str = Con
         config, more = parse_command(name, description, arguments, preset)
         if more.estimate is not None:
             return show_estimate(config, more.estimate)
-        if more.distributed or more.coordinator or more.num_processes or more.process_id:
-            join(config, more.coordinator, more.num_processes, more.process_id)
+        given = more.coordinator, more.num_processes, more.process_id
+        if more.distributed or given != (None, None, None):
+            join(config, *given)
         command = f"python -m experiments.{name} {shlex.join(arguments)}"
         from dimat_jax.simulation.measure import Diverged
 
@@ -118,7 +119,7 @@ def exit_code(action: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except RuntimeError as error:
-        if not (among_several() and is_of_devices(error)):
+        if not (among_several() and is_lost(error)):
             raise
         print(f"error: {about_lost(error)}", file=sys.stderr)
         return LOST

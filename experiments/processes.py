@@ -39,11 +39,12 @@ def speaks() -> bool:
     return is_first()
 
 
-def is_of_devices(error: BaseException) -> bool:
-    """Whether an error came from the devices, or the way between them, and not from the program."""
+def is_lost(error: BaseException) -> bool:
+    """Whether an error came from the way between devices, not from the program or their memory."""
     import jax
 
-    return isinstance(error, jax.errors.JaxRuntimeError)
+    from_devices = isinstance(error, jax.errors.JaxRuntimeError)
+    return from_devices and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def about_lost(error: BaseException) -> str:

@@ -209,9 +209,9 @@ def put_own(sharding: NamedSharding, x: Any) -> Any:
 
 def own_lanes(execution: Execution) -> Int[np.ndarray, "own"]:
     """The lanes of this process's devices, in their order."""
-    owners = np.array([device.process_index for device in execution.mesh.devices.flat])
     if not execution.mesh.is_multi_process:
         return np.arange(execution.all_lanes)
+    owners = np.array([device.process_index for device in execution.mesh.devices.flat])
     return np.flatnonzero(np.repeat(owners == jax.process_index(), execution.lanes))
 
 
@@ -227,11 +227,9 @@ def place_own(execution: Execution, tree: PyTree) -> PyTree:
     """Puts arrays of this process's agents, as `to_own_host` gives them, on their devices."""
     if not execution.mesh.is_multi_process:
         return place(execution, tree)
-
-    def padded(x: np.ndarray) -> np.ndarray:
-        return x[np.minimum(np.arange(len(own_lanes(execution))), len(x) - 1)]
-
-    return shard_own(execution, jax.tree.map(padded, tree))
+    # Masked lanes repeat the last agent, who is of the same device.
+    agents = np.minimum(np.arange(len(own_lanes(execution))), len(own_agents(execution)) - 1)
+    return shard_own(execution, jax.tree.map(lambda x: x[agents], tree))
 
 
 def shard(execution: Execution, tree: PyTree) -> PyTree:
