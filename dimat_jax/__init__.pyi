@@ -5,6 +5,7 @@ from . import metrics as metrics
 from . import models as models
 from . import partition as partition
 from . import report as report
+from . import spectral as spectral
 from . import symmetries as symmetries
 from . import tasks as tasks
 from . import topology as topology

@@ -58,6 +58,8 @@ TOPOLOGIES: Registry[Callable] = Registry(
         "one_peer_exponential": "schedules:one_peer_exponential",
         "base_k": "schedules:base_k",
         "random_peers": "schedules:random_peers",
+        "random_matching": "schedules:random_matching",
+        "epidemic": "schedules:epidemic",
         "hypercube": "deterministic:hypercube",
         "erdos_renyi": "random_graphs:erdos_renyi",
         "random_regular": "random_graphs:random_regular",

@@ -12,8 +12,8 @@ import pytest
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-CHECKED = """algorithms datasets matching merging metrics models partition tasks topology training
-types""".split()
+CHECKED = """algorithms datasets matching merging metrics models partition spectral tasks topology
+training types""".split()
 """Rooms of functions of arrays, whose annotations are checked when they are called. Elsewhere few
 are of arrays, and a walk through a jaxpr calls small functions hundreds of thousands of times."""
 # Before any of them is imported.

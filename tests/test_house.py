@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "dimat_jax"
 ORDER = """registry config types metrics jaxprs partition topology datasets models tasks symmetries
-matching execution training merging algorithms simulation estimate checkpoints report
+spectral matching execution training merging algorithms simulation estimate checkpoints report
 runs""".split()
 """Rooms and flat modules; each imports only from those before it."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

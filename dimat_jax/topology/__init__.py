@@ -29,8 +29,11 @@ from dimat_jax.topology.deterministic import torus as torus
 from dimat_jax.topology.random_graphs import erdos_renyi as erdos_renyi
 from dimat_jax.topology.random_graphs import random_regular as random_regular
 from dimat_jax.topology.schedules import base_k as base_k
+from dimat_jax.topology.schedules import epidemic as epidemic
 from dimat_jax.topology.schedules import one_peer_exponential as one_peer_exponential
+from dimat_jax.topology.schedules import random_matching as random_matching
 from dimat_jax.topology.schedules import random_peers as random_peers
+from dimat_jax.topology.schedules import schedule as schedule
 from dimat_jax.topology.schedules import stretched as stretched
 from dimat_jax.topology.trees import Tree as Tree
 from dimat_jax.topology.trees import flood as flood
