@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dimat_jax.config import Config
-from experiments import common, grid
+from experiments import common, grid, studies
 
 if TYPE_CHECKING:
     from dimat_jax.algorithms import Algorithm, Merge
@@ -217,7 +217,7 @@ def trials(
 
     whence = {"commit": commit(), "versions": versions()}
     config = dataclasses.replace(config, seeds=(seed,))
-    pretrained = pretrain(dj.make_session(config, dataset=dataset))
+    pretrained = studies.pretrain(dj.make_session(config, dataset=dataset))
     for factor in factors:
         changed = dataclasses.replace(config, **factor.options, methods=("local_only",))
         own = methods_of(factor, config)
@@ -237,16 +237,6 @@ def steps_of_a_round(config: Config) -> int:
     """How many there are."""
     assert isinstance(config.examples_per_agent, int) and config.batch_size
     return config.epochs_per_round * (config.examples_per_agent // config.batch_size)
-
-
-def pretrain(session: "Session") -> "RunState":
-    """The agents of the run's seed at the end of their pretraining."""
-    from dimat_jax.simulation.plan import Action
-
-    state = session.start()
-    while (event := session.next_event(state)) and event.action is not Action.BEGIN:
-        state, _ = session.advance(state)
-    return state
 
 
 def wrappers() -> "dict[str, Callable[[Merge], Merge]]":

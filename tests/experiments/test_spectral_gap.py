@@ -1,0 +1,86 @@
+"""Spectra of a run's merges: a small study from end to end, and rank correlations."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dimat_jax.simulation import checks
+from experiments import spectral_gap, spectral_gap_report, studies
+
+TINY = dataclasses.replace(
+    spectral_gap.STUDIES["smoke"].base,
+    agents=3,
+    examples_per_agent=40,
+    pretrain_epochs=1,
+    rounds=1,
+    matching_images=16,
+    statistics_images=16,
+)
+
+
+def test_every_setting_is_a_run_that_there_is():
+    for study in spectral_gap.STUDIES.values():
+        for setting in study.settings:
+            config = spectral_gap.config_of(study, setting, 0)
+            checks.check_options(dataclasses.replace(config, methods=("local_only",)))
+        assert len(set(study.settings)) == len(study.settings)
+
+
+def test_a_study_from_end_to_end(tmp_path, monkeypatch):
+    setting = spectral_gap.Setting("mlp", 0.1, "iid", "ring")
+    study = spectral_gap.Study(TINY, (setting,), 1, 20)
+    monkeypatch.setitem(spectral_gap.STUDIES, "smoke", study)
+    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
+    run = (spectral_gap.NAME, spectral_gap.__doc__, spectral_gap.measure, command)
+    assert studies.main(*run) == 0
+    (cell,) = (tmp_path / "cells").iterdir()
+    rows = {row["method"]: row for row in json.loads(cell.read_text(encoding="utf-8"))["rows"]}
+    assert set(rows) == {"own frames", "one frame", "averaging"}
+    for row in rows.values():
+        assert row["gap_of_graph"] == 1 and row["stochasticity_error"] < 1e-6
+        assert 0 <= row["merged"] <= 1 and row["before"] == rows["averaging"]["before"]
+    # On a triangle of 1/3 everyone averages with everyone: consistent ones agree at once.
+    for name in ("one frame", "averaging"):
+        assert rows[name]["gap"] == pytest.approx(1) and rows[name]["fixed"] == pytest.approx(1)
+        assert rows[name]["cycles"] == rows[name]["there_and_back"] == 0
+        assert rows[name]["neighbors"] == pytest.approx(3)
+    whole = rows["own frames"]["whole"]
+    assert 0 < whole["fixed_dimension"] <= whole["parameters"]
+    assert rows["own frames"]["fixed"] < 1 and rows["own frames"]["cycles"] > 0
+    text = (tmp_path / "spectral_gap.md").read_text(encoding="utf-8")
+    assert "one frame" in text and (tmp_path / "spectral_gap.png").stat().st_size > 10_000
+
+
+def made_up(number, seed=0):
+    """Merges in which what is gained goes exactly with the gap, and against what cycles move."""
+    rng = np.random.default_rng(seed)
+    values = rng.random((number, 2))
+    names = dict(model="mlp", width=1.0, partition="iid", topology="ring")
+    same = dict(eigenvalue=0.5, gap_of_graph=0.1, neighbors=2.0)
+    return [
+        {
+            **names,
+            **same,
+            "seed": i // 4,
+            "gap": gap,
+            "fixed": other,
+            "cycles": 1 - gap,
+            "before": 0.1,
+            "merged": 0.1 + gap**3,
+            "trained": other,
+        }
+        for i, (gap, other) in enumerate(values)
+    ]
+
+
+def test_rank_correlations_are_of_ranks_and_come_with_intervals():
+    table = spectral_gap_report.correlations("All", made_up(40))
+    gained = {row[0]: row[1] for row in table.rows}
+    assert gained["gap of W"] == "**+1.00 (+1.00 to +1.00)**"
+    assert gained["units that cycles move"] == "**-1.00 (-1.00 to -1.00)**"
+    assert gained["gap of Π"] == "-"
+    assert not gained["fixed space, per unit"].startswith("**")
+    trained = {row[0]: row[3] for row in table.rows}
+    assert trained["fixed space, per unit"] == "**+1.00 (+1.00 to +1.00)**"
