@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dimat_jax.algorithms import MergeRound
     from dimat_jax.algorithms.merging import Frame
+    from dimat_jax.datasets import Dataset
     from dimat_jax.simulation.observer import Observer
     from dimat_jax.simulation.session import Session
     from dimat_jax.simulation.setup import Setup
@@ -47,6 +48,8 @@ class Network(NamedTuple):
       examples: training examples.
       dataset: what it is trained on.
       init: whether all start from the same weights.
+      learning_rate: at first; None: the optimizer's default.
+      weight_decay: times the weights, added to the gradient.
     """
 
     model: str
@@ -56,6 +59,8 @@ class Network(NamedTuple):
     examples: int
     dataset: str = "cifar10"
     init: Literal["different", "same"] = "different"
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
 
     @property
     def label(self) -> str:
@@ -193,18 +198,9 @@ def chosen_networks(options: Options) -> list[Network]:
     ]
 
 
-def make_setup(options: Options, network: Network) -> "Setup":
-    """What a network's training works with: every agent has the same images.
-
-    Raises:
-      ValueError: for bad input.
-    """
-    import numpy as np
-
-    from dimat_jax.datasets import examples_of
-    from dimat_jax.simulation.setup import prepare
-
-    config = Config(
+def config_of(options: Options, network: Network) -> Config:
+    """The run in which a network is trained."""
+    return Config(
         agents=options.agents,
         topology="fully_connected",
         dataset=network.dataset,
@@ -217,6 +213,8 @@ def make_setup(options: Options, network: Network) -> "Setup":
         pretrain_epochs=network.epochs,
         rounds=0,
         optimizer="momentum" if network.norm == "batch" else "adam",
+        learning_rate=network.learning_rate,
+        weight_decay=network.weight_decay,
         schedule="cosine",
         batch_size=BATCH_SIZE,
         methods=("dimat",),
@@ -225,7 +223,25 @@ def make_setup(options: Options, network: Network) -> "Setup":
         test_examples=options.test_examples,
         seeds=options.seeds,
     )
-    setup = prepare(config)
+
+
+def make_setup(options: Options, network: Network, dataset: "Dataset | None" = None) -> "Setup":
+    """What a network's training works with: every agent has the same images.
+
+    Args:
+      options: of the command line.
+      network: what is trained, and how.
+      dataset: used instead of loading the network's.
+
+    Raises:
+      ValueError: for bad input.
+    """
+    import numpy as np
+
+    from dimat_jax.datasets import examples_of
+    from dimat_jax.simulation.setup import prepare
+
+    setup = prepare(config_of(options, network), dataset=dataset)
     available = examples_of(setup.data.train)
     if network.examples < BATCH_SIZE:
         raise ValueError(f"examples must be at least {BATCH_SIZE}, not {network.examples}.")
