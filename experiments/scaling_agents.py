@@ -157,10 +157,10 @@ def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figur
 def one_thread(function: Callable[[], studies.Rows]) -> studies.Rows:
     """Calls a function while NumPy's products take one thread each.
 
-    Matching weights is thousands of small products, whose threads would mostly wait for each other:
-    a hundred times as long where others use the machine, too.
+    Matching weights is thousands of small products, whose threads would mostly wait for each other
+    where others use the machine, too (0.46 s instead of 0.02 a pair, of 64 units a layer).
     """
-    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):
         return function()

@@ -55,11 +55,16 @@ def mean_evaluation(
       stopwatch: gets the compile time.
     """
     execution, config = setup.execution, setup.config
-    averaging = jax.jit(
+    mean_of_all = jax.jit(
         functools.partial(mean_network, execution.agents),
         out_shardings=NamedSharding(execution.mesh, AGENTS),
     )
-    averaging = compiled(averaging, stopwatch)
+    dispatched = compiled(mean_of_all, stopwatch)
+
+    def averaging(variables: Variables) -> Variables:
+        # It exchanges something: alone, as `dimat_jax.execution.forms.exchange` has it, and why.
+        return jax.block_until_ready(dispatched(jax.block_until_ready(variables)))
+
     # As many batches for each agent; the last may be empty, of no weight.
     batches = examples_of(tests)
     each = -(-batches // execution.agents)

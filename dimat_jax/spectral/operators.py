@@ -134,6 +134,9 @@ def of_parameters(
 
     Returns:
       The operator. Its entries are the parameters, leaf after leaf.
+
+    Raises:
+      ValueError: for permutations of another number of slots, or such as `permute` refuses.
     """
     _check_slots(sources, weights, permutations)
     leaves, structure = jax.tree.flatten(parameters)
