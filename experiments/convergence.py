@@ -98,12 +98,11 @@ def examples(number: int, seed: int) -> "Data":
     return Data(train, test, "a committee of tanh units (synthetic)", synthetic=True)
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.convergence_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(max(study.agents))
     rows = []
     for seed, agents, steps in itertools.product(range(study.seeds), study.agents, study.steps):
@@ -189,4 +188,4 @@ def gradients(study: Study, agents: int, steps: int, seed: int) -> studies.Rows:
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

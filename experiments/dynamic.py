@@ -192,12 +192,11 @@ STUDIES = {
 }
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.dynamic_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
 
@@ -338,4 +337,4 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

@@ -107,12 +107,11 @@ STUDIES = {
 }
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.matching_data_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
     rows = []
@@ -224,4 +223,4 @@ def agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, A
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

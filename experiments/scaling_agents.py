@@ -126,12 +126,11 @@ STUDIES = {
 }
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.scaling_agents_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(max(study.agents))
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
 
@@ -450,4 +449,4 @@ def in_order(
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

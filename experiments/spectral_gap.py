@@ -125,12 +125,11 @@ def methods() -> "dict[str, Algorithm]":
     }
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.spectral_gap_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
 
@@ -261,4 +260,4 @@ def of_merge(session: "Session", state: "RunState") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

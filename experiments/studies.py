@@ -11,8 +11,9 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from dimat_jax.registry import choose
 from experiments import common, grid
 
 if TYPE_CHECKING:
@@ -27,13 +28,17 @@ MARK = "<!-- Above this line by hand; what is below is written by the command. -
 
 Rows = list[dict[str, Any]]
 
+Study = TypeVar("Study")
+"""What a preset says: the cells, their seeds, the images that they are measured on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The command line."""
 
-    preset: Literal["cpu", "smoke"] = "cpu"
-    """cpu: a quarter of an hour on two cores. smoke: a minute, to see that it works."""
+    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
+    """cpu: a quarter of an hour on two cores. gpu: the same and more, on all images, for those that
+    have it. smoke: a minute, to see that it works."""
     out: pathlib.Path | None = None
     """Folder of what is measured, a file a cell, none of which is measured again; None:
     runs/NAME-PRESET."""
@@ -47,7 +52,8 @@ class Options:
 def main(
     name: str,
     description: str | None,
-    measure: Callable[[Options, pathlib.Path], tuple[str, "Figure"]],
+    presets: Mapping[str, Study],
+    measure: Callable[[Study, Options, pathlib.Path], tuple[str, "Figure"]],
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Runs a study, and writes its page.
@@ -55,7 +61,8 @@ def main(
     Args:
       name: of the command.
       description: what its help says.
-      measure: ``(options, folder of cells) -> (text, picture)``.
+      presets: what can be studied, by name.
+      measure: ``(the preset's study, options, folder of cells) -> (text, picture)``.
       arguments: of the command line; None: the process's.
 
     Returns:
@@ -65,10 +72,11 @@ def main(
 
     def act() -> None:
         options = common.command_line(Options, name, description or "", given)
+        study = presets[choose("preset", options.preset, presets)]
         folder = options.out or pathlib.Path("runs") / f"{name}-{options.preset}"
         pages = options.page or folder
         grid.make_folders(folder, pages)
-        text, picture = measure(options, folder)
+        text, picture = measure(study, options, folder)
         picture.savefig(pages / f"{name}.png", metadata={"Software": None})
         command = f"python -m experiments.{name} --preset {options.preset}"
         written = f"![{name}]({name}.png)\n\n`{command}`. {text}\n"

@@ -145,12 +145,11 @@ STUDIES["smoke"] = STUDIES["cpu"]._replace(
 )
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.when_to_merge_report import Found, picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(study.base.agents)
     dataset = shrunk(
         grid.load_data(study.base.dataset, options.data_dir, study.tests), study.shrink
@@ -246,4 +245,4 @@ def shrunk(dataset: "Dataset", by: int) -> "Dataset":
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

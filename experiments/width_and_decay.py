@@ -98,6 +98,19 @@ STUDIES = {
         1_000,
         512,
     ),
+    # Long enough for decay to act many times over, on all images and in wider networks.
+    "gpu": Study(
+        "cifar10",
+        (
+            *settings_of(tuple(("mlp", width, 5, 50_000) for width in (1.0, 4.0, 8.0)), DECAYS),
+            *settings_of(
+                tuple(("convnet", width, 5, 50_000) for width in (1.0, 4.0, 16.0)), DECAYS
+            ),
+        ),
+        3,
+        10_000,
+        1024,
+    ),
     "smoke": Study(
         "digits",
         settings_of((("mlp", 0.1, 4, 400), ("mlp", 0.4, 4, 400)), (1e-4, 3e-3)),
@@ -108,12 +121,11 @@ STUDIES = {
 }
 
 
-def measure(options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
+def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
     from experiments.width_and_decay_report import picture, report
 
-    study = STUDIES[options.preset]
     prepare_devices(2)
     dataset = grid.load_data(study.dataset, options.data_dir, study.tests)
 
@@ -272,4 +284,4 @@ def apart(variables: "Variables") -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(studies.main(NAME, __doc__, measure))
+    sys.exit(studies.main(NAME, __doc__, STUDIES, measure))

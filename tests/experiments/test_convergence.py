@@ -59,7 +59,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     study = convergence.Study((2, 4), (32, 64), 32, 1)
     monkeypatch.setitem(convergence.STUDIES, "smoke", study)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (convergence.NAME, convergence.__doc__, convergence.measure, command)
+    run = (convergence.NAME, convergence.__doc__, convergence.STUDIES, convergence.measure, command)
     assert studies.main(*run) == 0
     assert len(list((tmp_path / "cells").iterdir())) == 4
     text = (tmp_path / "convergence.md").read_text(encoding="utf-8")

@@ -67,7 +67,9 @@ def test_what_happens_is_what_a_scenario_says():
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(dynamic.STUDIES, "smoke", TINY)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    assert studies.main(dynamic.NAME, dynamic.__doc__, dynamic.measure, command) == 0
+    assert (
+        studies.main(dynamic.NAME, dynamic.__doc__, dynamic.STUDIES, dynamic.measure, command) == 0
+    )
     cells = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))["rows"]
         for file in (tmp_path / "cells").iterdir()

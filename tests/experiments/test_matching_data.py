@@ -37,7 +37,13 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     study = matching_data.Study(TINY, ("iid",), (5, 30), 1, 20)
     monkeypatch.setitem(matching_data.STUDIES, "smoke", study)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (matching_data.NAME, matching_data.__doc__, matching_data.measure, command)
+    run = (
+        matching_data.NAME,
+        matching_data.__doc__,
+        matching_data.STUDIES,
+        matching_data.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     (cell,) = (tmp_path / "cells").iterdir()
     found = json.loads(cell.read_text(encoding="utf-8"))["rows"]

@@ -17,7 +17,13 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     study = smoke._replace(base=base, epochs=2, periods=(0.5, 2), seeds=1)
     monkeypatch.setitem(merge_frequency.STUDIES, "smoke", study)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (merge_frequency.NAME, merge_frequency.__doc__, merge_frequency.measure, command)
+    run = (
+        merge_frequency.NAME,
+        merge_frequency.__doc__,
+        merge_frequency.STUDIES,
+        merge_frequency.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     stored = json.loads((tmp_path / "cells" / "iid-0.json").read_text(encoding="utf-8"))["rows"]
     ends = {(row["method"], row["period"]): row for row in stored if "all_tests" in row}

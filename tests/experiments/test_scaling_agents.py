@@ -57,7 +57,13 @@ def test_a_universe_is_found_for_few_agents_and_orders_tried_for_those_named():
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(scaling_agents.STUDIES, "smoke", TINY)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (scaling_agents.NAME, scaling_agents.__doc__, scaling_agents.measure, command)
+    run = (
+        scaling_agents.NAME,
+        scaling_agents.__doc__,
+        scaling_agents.STUDIES,
+        scaling_agents.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     cells = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))["rows"]

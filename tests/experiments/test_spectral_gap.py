@@ -33,7 +33,13 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     study = spectral_gap.Study(TINY, (setting,), 1, 20)
     monkeypatch.setitem(spectral_gap.STUDIES, "smoke", study)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (spectral_gap.NAME, spectral_gap.__doc__, spectral_gap.measure, command)
+    run = (
+        spectral_gap.NAME,
+        spectral_gap.__doc__,
+        spectral_gap.STUDIES,
+        spectral_gap.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     (cell,) = (tmp_path / "cells").iterdir()
     rows = {row["method"]: row for row in json.loads(cell.read_text(encoding="utf-8"))["rows"]}

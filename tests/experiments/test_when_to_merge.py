@@ -68,7 +68,13 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(when_to_merge.STUDIES, "smoke", TINY)
     monkeypatch.setattr(crossing_report, "RESAMPLES", 20)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (when_to_merge.NAME, when_to_merge.__doc__, when_to_merge.measure, command)
+    run = (
+        when_to_merge.NAME,
+        when_to_merge.__doc__,
+        when_to_merge.STUDIES,
+        when_to_merge.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     files = {file.stem: file for file in (tmp_path / "cells").iterdir()}
     assert set(files) == {"spend-0.1-iid-different-0", "crossing-1-0"}

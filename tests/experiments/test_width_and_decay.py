@@ -33,7 +33,13 @@ def test_every_setting_is_a_run_that_there_is():
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setitem(width_and_decay.STUDIES, "smoke", TINY)
     command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (width_and_decay.NAME, width_and_decay.__doc__, width_and_decay.measure, command)
+    run = (
+        width_and_decay.NAME,
+        width_and_decay.__doc__,
+        width_and_decay.STUDIES,
+        width_and_decay.measure,
+        command,
+    )
     assert studies.main(*run) == 0
     (cell,) = (tmp_path / "cells").iterdir()
     rows = json.loads(cell.read_text(encoding="utf-8"))["rows"]
