@@ -102,10 +102,9 @@ STUDIES = {
     "gpu": Study(
         "cifar10",
         (
-            *settings_of(tuple(("mlp", width, 5, 50_000) for width in (1.0, 4.0, 8.0)), DECAYS),
-            *settings_of(
-                tuple(("convnet", width, 5, 50_000) for width in (1.0, 4.0, 16.0)), DECAYS
-            ),
+            *settings_of(tuple(("mlp", width, 5, 50_000) for width in (1.0, 4.0)), DECAYS),
+            *settings_of(tuple(("convnet", width, 5, 50_000) for width in (1.0, 4.0)), DECAYS),
+            *settings_of((("convnet", 16.0, 5, 50_000),), DECAYS[::2]),
         ),
         3,
         10_000,
