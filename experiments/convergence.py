@@ -101,7 +101,7 @@ def examples(number: int, seed: int) -> "Data":
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.convergence_report import picture, report
+    from experiments.reports.convergence import picture, report
 
     prepare_devices(max(study.agents))
     rows = []

@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Options) -> None:
     """Measures what is not measured yet, and writes the table."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.factors_report import report
+    from experiments.reports.factors import report
 
     study = STUDIES[options.preset]
     out = options.out or pathlib.Path("runs") / f"factors-{options.preset}"

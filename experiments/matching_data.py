@@ -110,7 +110,7 @@ STUDIES = {
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.matching_data_report import picture, report
+    from experiments.reports.matching_data import picture, report
 
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)

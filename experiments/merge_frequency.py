@@ -88,7 +88,7 @@ STUDIES = {
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.merge_frequency_report import picture, report
+    from experiments.reports.merge_frequency import picture, report
 
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)

@@ -115,7 +115,7 @@ def compare(options: Options) -> None:
       ValueError: for bad input, before anything compiles.
     """
     from dimat_jax.execution.devices import prepare_devices, virtual_devices
-    from experiments.paper_report import write_report
+    from experiments.reports.paper import write_report
 
     folder = options.report or out_of(options)
     grid.make_folders(out_of(options), folder)

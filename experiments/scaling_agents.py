@@ -129,7 +129,7 @@ STUDIES = {
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.scaling_agents_report import picture, report
+    from experiments.reports.scaling_agents import picture, report
 
     prepare_devices(max(study.agents))
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)

@@ -128,7 +128,7 @@ def methods() -> "dict[str, Algorithm]":
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.spectral_gap_report import picture, report
+    from experiments.reports.spectral_gap import picture, report
 
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)

@@ -157,7 +157,7 @@ def compare(options: Options, command: str) -> None:
     from dimat_jax.execution.devices import prepare_devices
     from dimat_jax.report.progress import show_progress
     from dimat_jax.report.terminal import terminal
-    from experiments.techniques_report import write_report
+    from experiments.reports.techniques import write_report
 
     prepare_devices(options.agents)
     folder = options.out or pathlib.Path("runs") / f"techniques-{options.preset}"

@@ -148,7 +148,7 @@ STUDIES["smoke"] = STUDIES["cpu"]._replace(
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.when_to_merge_report import Found, picture, report
+    from experiments.reports.when_to_merge import Found, picture, report
 
     prepare_devices(study.base.agents)
     dataset = shrunk(

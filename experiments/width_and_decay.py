@@ -123,7 +123,7 @@ STUDIES = {
 def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tuple[str, Figure]":
     """Measures what is not measured yet; what the page says, and its picture."""
     from dimat_jax.execution.devices import prepare_devices
-    from experiments.width_and_decay_report import picture, report
+    from experiments.reports.width_and_decay import picture, report
 
     prepare_devices(2)
     dataset = grid.load_data(study.dataset, options.data_dir, study.tests)

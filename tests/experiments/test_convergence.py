@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import small_studies
 
 import dimat_jax as dj
-from experiments import convergence, convergence_report, studies
+from experiments import convergence
+from experiments.reports import convergence as convergence_report
 
 
 def test_the_problem_is_as_smooth_as_it_says():
@@ -55,12 +57,8 @@ def test_known_exponents_are_fitted():
     assert convergence_report.exponents(rows).rows[0][0] == "dsgd"
 
 
-def test_a_study_from_end_to_end(tmp_path, monkeypatch):
+def test_a_study_from_end_to_end(tmp_path):
     study = convergence.Study((2, 4), (32, 64), 32, 1)
-    monkeypatch.setitem(convergence.STUDIES, "smoke", study)
-    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (convergence.NAME, convergence.__doc__, convergence.STUDIES, convergence.measure, command)
-    assert studies.main(*run) == 0
-    assert len(list((tmp_path / "cells").iterdir())) == 4
-    text = (tmp_path / "convergence.md").read_text(encoding="utf-8")
+    cells, text = small_studies.run(convergence, study, tmp_path)
+    assert len(cells) == 4
     assert "| agents | dsgd, K = 32" in text

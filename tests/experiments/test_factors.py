@@ -3,7 +3,8 @@
 import dataclasses
 
 from dimat_jax.simulation import checks
-from experiments import factors, factors_report
+from experiments import factors
+from experiments.reports import factors as factors_report
 
 
 def made_up(seed: int, gain: float) -> list[dict]:

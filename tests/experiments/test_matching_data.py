@@ -1,13 +1,14 @@
 """On whose images units are compared: a small study from end to end, and its page's arithmetic."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from helpers import small_studies
 
 from dimat_jax.simulation import checks
-from experiments import matching_data, matching_data_report, studies
+from experiments import matching_data
+from experiments.reports import matching_data as matching_data_report
 
 TINY = dataclasses.replace(
     matching_data.STUDIES["smoke"].base,
@@ -33,20 +34,10 @@ def test_every_setting_is_a_run_that_there_is():
         assert study.sources[0] == ("shared", max(study.images))
 
 
-def test_a_study_from_end_to_end(tmp_path, monkeypatch):
+def test_a_study_from_end_to_end(tmp_path):
     study = matching_data.Study(TINY, ("iid",), (5, 30), 1, 20)
-    monkeypatch.setitem(matching_data.STUDIES, "smoke", study)
-    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (
-        matching_data.NAME,
-        matching_data.__doc__,
-        matching_data.STUDIES,
-        matching_data.measure,
-        command,
-    )
-    assert studies.main(*run) == 0
-    (cell,) = (tmp_path / "cells").iterdir()
-    found = json.loads(cell.read_text(encoding="utf-8"))["rows"]
+    cells, text = small_studies.run(matching_data, study, tmp_path)
+    (found,) = cells.values()
     rows = {matching_data_report.what_of(row): row for row in found}
     assert len(found) == len(rows) == 4 + 3
     # What is before a merge is the same for all; alone there is none.
@@ -61,9 +52,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     assert rows["dimat", "shared", 30]["agreement"] == 1
     assert 0 <= rows["dimat", "own", 5]["agreement"] < 1
     assert rows["wa", None, None]["cycles"] == 0 and "agreement" not in rows["wa", None, None]
-    text = (tmp_path / "matching_data.md").read_text(encoding="utf-8")
     assert "30 shared images" in text and "weight matching" in text
-    assert (tmp_path / "matching_data.png").stat().st_size > 10_000
 
 
 def test_agreement_is_the_share_of_units_in_the_same_place():

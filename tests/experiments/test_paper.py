@@ -16,8 +16,9 @@ from dimat_jax.algorithms import METHODS
 from dimat_jax.config import Config
 from dimat_jax.execution import devices
 from dimat_jax.simulation import checks, setup
-from experiments import grid, paper, paper_report, presets, tune
+from experiments import grid, paper, presets, tune
 from experiments.grid import Cell, Outcome, Setting
+from experiments.reports import paper as paper_report
 
 SETTING = Setting("digits", "iid", "ring", 2, "mlp", 0.03, "pretrained")
 CELLS = (

@@ -1,13 +1,14 @@
 """Merging many agents: a small study from end to end, and what its page says of made-up rows."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from helpers import small_studies
 
 from dimat_jax.simulation import checks
-from experiments import scaling_agents, scaling_agents_report, studies
+from experiments import scaling_agents
+from experiments.reports import scaling_agents as scaling_agents_report
 from experiments.scaling_agents import AT_ONCE, EACH, RUNNING, TOTAL, Setting
 
 TINY = scaling_agents.STUDIES["smoke"]._replace(
@@ -54,21 +55,8 @@ def test_a_universe_is_found_for_few_agents_and_orders_tried_for_those_named():
     assert not scaling_agents.described(study, Setting(4, TOTAL), 0)["ordered"]
 
 
-def test_a_study_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setitem(scaling_agents.STUDIES, "smoke", TINY)
-    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (
-        scaling_agents.NAME,
-        scaling_agents.__doc__,
-        scaling_agents.STUDIES,
-        scaling_agents.measure,
-        command,
-    )
-    assert studies.main(*run) == 0
-    cells = {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))["rows"]
-        for file in (tmp_path / "cells").iterdir()
-    }
+def test_a_study_from_end_to_end(tmp_path):
+    cells, text = small_studies.run(scaling_agents, TINY, tmp_path)
     assert set(cells) == {f"2-fixed-{data}-0" for data in ("in-all", "for-each")}
     for rows in cells.values():
         assert [row["kind"] for row in rows].count("alone") == 1
@@ -86,9 +74,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     ]
     assert all(len(row["accuracies"]) == len(row["losses"]) == 2 for row in orders)
     assert not [row for row in cells["2-fixed-in-all-0"] if row["kind"] == "order"]
-    text = (tmp_path / "scaling_agents.md").read_text(encoding="utf-8")
     assert "Where merging stops working" in text and RUNNING in text
-    assert (tmp_path / "scaling_agents.png").stat().st_size > 10_000
 
 
 def test_networks_merged_in_order_are_their_mean_where_they_are_alike():

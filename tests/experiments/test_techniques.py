@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import techniques
+from experiments.reports.techniques import barriers, mean_std
 from experiments.techniques import CORRECTIONS, PRESETS, main
-from experiments.techniques_report import barriers, mean_std
 
 TINY = "--preset smoke --dataset digits --agents 3 --examples 200 --epochs 8 --images 64".split()
 TECHNIQUES = ["averaging", "activation matching", "weight matching", "cycle-consistent"]

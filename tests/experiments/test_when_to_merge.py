@@ -1,17 +1,17 @@
 """When alignment pays: what is sent, a small study from end to end, and the page's arithmetic."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from helpers import small_studies
 
 import dimat_jax as dj
 from dimat_jax.simulation import checks
-from experiments import studies, when_to_merge, when_to_merge_apart, when_to_merge_spend
-from experiments import when_to_merge_report_budget as budget_report
-from experiments import when_to_merge_report_crossing as crossing_report
-from experiments import when_to_merge_report_map as map_report
+from experiments import when_to_merge, when_to_merge_apart, when_to_merge_spend
+from experiments.reports import when_to_merge_budget as budget_report
+from experiments.reports import when_to_merge_crossing as crossing_report
+from experiments.reports import when_to_merge_map as map_report
 from experiments.when_to_merge import Setting
 from experiments.when_to_merge_spend import ALIGNED, EARLY, EVENLY, FINAL, LATE, PLAIN, gossip
 
@@ -65,23 +65,10 @@ def test_early_evenly_and_late_spend_the_same(name):
 
 
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setitem(when_to_merge.STUDIES, "smoke", TINY)
     monkeypatch.setattr(crossing_report, "RESAMPLES", 20)
-    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (
-        when_to_merge.NAME,
-        when_to_merge.__doc__,
-        when_to_merge.STUDIES,
-        when_to_merge.measure,
-        command,
-    )
-    assert studies.main(*run) == 0
-    files = {file.stem: file for file in (tmp_path / "cells").iterdir()}
-    assert set(files) == {"spend-0.1-iid-different-0", "crossing-1-0"}
-    found = {
-        name: json.loads(file.read_text(encoding="utf-8"))["rows"] for name, file in files.items()
-    }
-    spent = {(r["spent"], r["units"]): r for r in found["spend-0.1-iid-different-0"]}
+    cells, text = small_studies.run(when_to_merge, TINY, tmp_path)
+    assert set(cells) == {"spend-0.1-iid-different-0", "crossing-1-0"}
+    spent = {(r["spent"], r["units"]): r for r in cells["spend-0.1-iid-different-0"]}
     assert len(spent) == 2 * len(when_to_merge_spend.ways(TINY.budget, True))
     # Two agents: one network each way in a merge, and half a network to hand on the first one's.
     assert spent[FINAL, PLAIN]["networks"] == pytest.approx(1)
@@ -92,14 +79,12 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     # They train alone until then, each as the other.
     assert spent[FINAL, PLAIN]["own"] == spent[FINAL, ALIGNED]["own"]
     assert spent[FINAL, PLAIN]["distance"] == spent[FINAL, ALIGNED]["distance"]
-    crossed = {(r["units"], r["round"]): r for r in found["crossing-1-0"]}
+    crossed = {(r["units"], r["round"]): r for r in cells["crossing-1-0"]}
     assert set(crossed) == {(u, r) for u in ("aligned", "plain", "alone") for r in (1, 2, 3)}
     before = [crossed[units, 1] for units in ("aligned", "plain", "alone")]
     assert len({(row["accuracy"], row["distance"], row["train_loss"]) for row in before}) == 1
     assert all(0 <= row["disagreement"] <= 1 and row["norm"] > 0 for row in crossed.values())
-    text = (tmp_path / "when_to_merge.md").read_text(encoding="utf-8")
     assert "IID, different initial weights" in text and "p = 1" in text
-    assert (tmp_path / "when_to_merge.png").stat().st_size > 10_000
 
 
 def test_disagreement_is_of_pairs():

@@ -1,12 +1,12 @@
 """Width and weight decay: a small study from end to end, and the arithmetic of its page."""
 
-import json
-
 import numpy as np
 import pytest
+from helpers import small_studies
 
 from dimat_jax.simulation import checks
-from experiments import grid, studies, techniques, width_and_decay, width_and_decay_report
+from experiments import grid, techniques, width_and_decay
+from experiments.reports import width_and_decay as width_and_decay_report
 
 TINY = width_and_decay.Study(
     "digits",
@@ -30,19 +30,9 @@ def test_every_setting_is_a_run_that_there_is():
         assert {setting.decay for setting in study.settings} <= set(width_and_decay.DECAYS)
 
 
-def test_a_study_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setitem(width_and_decay.STUDIES, "smoke", TINY)
-    command = ["--preset", "smoke", "--out", str(tmp_path / "cells"), "--page", str(tmp_path)]
-    run = (
-        width_and_decay.NAME,
-        width_and_decay.__doc__,
-        width_and_decay.STUDIES,
-        width_and_decay.measure,
-        command,
-    )
-    assert studies.main(*run) == 0
-    (cell,) = (tmp_path / "cells").iterdir()
-    rows = json.loads(cell.read_text(encoding="utf-8"))["rows"]
+def test_a_study_from_end_to_end(tmp_path):
+    cells, text = small_studies.run(width_and_decay, TINY, tmp_path)
+    (rows,) = cells.values()
     assert [row["technique"] for row in rows] == list(width_and_decay.TECHNIQUES)
     assert len({row["ends_accuracy"] for row in rows}) == 1
     for row in rows:
@@ -52,9 +42,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
         # Alignment moves weights, and changes no network.
         assert row["norm"] == pytest.approx(rows[0]["norm"])
     assert rows[2]["distance"] < rows[0]["distance"]
-    text = (tmp_path / "width_and_decay.md").read_text(encoding="utf-8")
     assert "mlp × 0.05" in text
-    assert (tmp_path / "width_and_decay.png").stat().st_size > 10_000
 
 
 def test_the_best_temperature_is_that_of_each_network():

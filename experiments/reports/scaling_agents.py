@@ -10,7 +10,7 @@ from dimat_jax.report.figures import COLORS, MARKERS
 from dimat_jax.report.leads import CONFIDENCE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, to_markdown
 from experiments import studies
-from experiments.paper_report import ahead, sure
+from experiments.reports.values import ahead, sure
 from experiments.scaling_agents import (
     AT_ONCE,
     CORRECTIONS,

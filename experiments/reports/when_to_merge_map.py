@@ -8,8 +8,8 @@ from matplotlib.figure import SubFigure
 
 from dimat_jax.report.leads import Lead, lead
 from dimat_jax.report.tables import EMPTY, Table
-from experiments.paper_report import ahead, sure
-from experiments.when_to_merge_report_budget import Row, gain, in_words, mean, of_setting, percent
+from experiments.reports.values import ahead, sure
+from experiments.reports.when_to_merge_budget import Row, gain, in_words, mean, of_setting, percent
 from experiments.when_to_merge_spend import ALIGNED, PLAIN, gossip, spent_by
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dimat_jax.registry import METHODS
 from dimat_jax.report.leads import lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.factors import FACTORS, Factor, Study
-from experiments.paper_report import ahead
+from experiments.reports.values import ahead
 
 POINTS = {"last_merge": "after the last merge", "trained": "after the training", "end": "the end"}
 Rows = Sequence[Mapping[str, Any]]

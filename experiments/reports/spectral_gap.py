@@ -10,6 +10,7 @@ from dimat_jax.report.figures import COLORS, MARKERS
 from dimat_jax.report.leads import CONFIDENCE
 from dimat_jax.report.tables import EMPTY, Table, to_markdown
 from experiments import studies
+from experiments.reports.values import rank_correlation
 
 if TYPE_CHECKING:
     from experiments.spectral_gap import Study
@@ -145,16 +146,6 @@ def shown(rows: Sequence[Row], name: str, outcome: Callable[[Row], float]) -> st
     low, high = np.nanpercentile(drawn, [tail, 100 - tail])
     said = f"{rank_correlation(both):+.2f} ({low:+.2f} to {high:+.2f})"
     return f"**{said}**" if low > 0 or high < 0 else said
-
-
-def rank_correlation(pairs: np.ndarray) -> float:
-    """Spearman's, of two columns; NaN where one is constant."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(pairs, axis=0)
-    if (np.ptp(ranks, axis=0) == 0).any():
-        return float("nan")
-    return float(np.corrcoef(ranks.T)[0, 1])
 
 
 def picture(rows: Sequence[Row]) -> Figure:

@@ -16,6 +16,7 @@ from dimat_jax.report.leads import ALONE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments.grid import Cell, Outcome, Setting, provenance
 from experiments.presets import REFERENCES
+from experiments.reports.values import ahead, sure
 
 END = "end, all tests"
 
@@ -130,22 +131,6 @@ def shown(values: Float[np.ndarray, " values"]) -> str:
     std = spread(100 * values)
     deviation = "" if std is None else f" ± {std:.1f}"
     return f"{100 * values.mean():.1f}{deviation}" if len(values) else EMPTY
-
-
-def ahead(found: Lead | None) -> str:
-    """A lead in points with its interval; in bold where that has no 0 in it; a dash for none."""
-    if found is None:
-        return EMPTY
-    if found.interval is None:
-        return f"{100 * found.mean:+.1f}"
-    low, high = found.interval
-    text = f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"**{text}**" if sure(found) else text
-
-
-def sure(found: Lead | None) -> bool:
-    """Whether the interval of a lead has no 0 in it."""
-    return bool(found and found.interval and found.interval[0] * found.interval[1] > 0)
 
 
 def table_of(setting: Setting, runs: Runs) -> Table:

@@ -10,8 +10,7 @@ from dimat_jax.report.figures import COLORS, MARKERS
 from dimat_jax.report.leads import CONFIDENCE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, to_markdown
 from experiments import studies
-from experiments.paper_report import ahead
-from experiments.techniques_report import mean_std
+from experiments.reports.values import ahead, mean_std
 
 if TYPE_CHECKING:
     from experiments.matching_data import Study

@@ -12,7 +12,7 @@ from dimat_jax.report.leads import CONFIDENCE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments import studies
 from experiments.dynamic import ALONE, GRAPHS, MOVING, NOTHING, SCENARIOS, STATIC
-from experiments.paper_report import ahead
+from experiments.reports.values import ahead
 
 if TYPE_CHECKING:
     from experiments.dynamic import Graph, Scenario, Study

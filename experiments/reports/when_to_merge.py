@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from dimat_jax.report.leads import CONFIDENCE
 from dimat_jax.report.tables import to_markdown
 from experiments import studies
-from experiments.when_to_merge_report_budget import (
+from experiments.reports.when_to_merge_budget import (
     Row,
     budget_table,
     draw_budget,
@@ -15,13 +15,13 @@ from experiments.when_to_merge_report_budget import (
     of_setting,
     verdict,
 )
-from experiments.when_to_merge_report_crossing import (
+from experiments.reports.when_to_merge_crossing import (
     crossing_table,
     draw_crossing,
     reasons_table,
     stages_table,
 )
-from experiments.when_to_merge_report_map import (
+from experiments.reports.when_to_merge_map import (
     accuracies_table,
     draw_map,
     gains_table,

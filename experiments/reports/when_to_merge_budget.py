@@ -10,7 +10,7 @@ from dimat_jax.metrics import spread
 from dimat_jax.report.figures import COLORS, GREY
 from dimat_jax.report.leads import Lead, lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes
-from experiments.paper_report import ahead, sure
+from experiments.reports.values import ahead, sure
 from experiments.when_to_merge_spend import ALIGNED, FINAL, PLAIN, spent_by, ways
 
 if TYPE_CHECKING:

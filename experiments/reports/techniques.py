@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dimat_jax.report.summary import commit, versions
-from dimat_jax.report.tables import EMPTY, Table, to_markdown
+from dimat_jax.report.tables import Table, to_markdown
+from experiments.reports.values import mean_std
 
 TABLE_FILE, CSV_FILE = "techniques.md", "techniques.csv"
 CORRECTIONS = ("none", "RESET", "REPAIR")
@@ -145,11 +146,3 @@ def table_of_first(network: str, rows: Sequence[Row]) -> Table:
         losses = ([row["losses_of_first"][n - 1] for row in found] for n in numbers)
         body.append([technique, *(mean_std(values, 2) for values in losses)])
     return Table(network, ["technique", *map(str, numbers)], body)
-
-
-def mean_std(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation; the mean alone of one value; a dash where there is none."""
-    if not values:
-        return EMPTY
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"

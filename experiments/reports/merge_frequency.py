@@ -11,7 +11,7 @@ from dimat_jax.report.figures import COLORS, GREY
 from dimat_jax.report.leads import CONFIDENCE, lead
 from dimat_jax.report.tables import EMPTY, Table, megabytes, to_markdown
 from experiments import studies
-from experiments.paper_report import ahead
+from experiments.reports.values import ahead
 
 if TYPE_CHECKING:
     from experiments.merge_frequency import Study

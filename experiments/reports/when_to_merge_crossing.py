@@ -9,10 +9,9 @@ from matplotlib.figure import SubFigure
 from dimat_jax.report.figures import COLORS, GREY, STYLES
 from dimat_jax.report.leads import CONFIDENCE, Lead, lead
 from dimat_jax.report.tables import EMPTY, Table
-from experiments.paper_report import ahead, sure
-from experiments.spectral_gap_report import rank_correlation
+from experiments.reports.values import ahead, rank_correlation, sure
+from experiments.reports.when_to_merge_budget import Row, mean, percent
 from experiments.when_to_merge_crossing import ALONE
-from experiments.when_to_merge_report_budget import Row, mean, percent
 from experiments.when_to_merge_spend import ALIGNED, PLAIN
 
 OUTCOMES = {"after": "agents, after the merge", "merged": "mean of all networks, after the round"}
