@@ -58,6 +58,16 @@ def test_shares_stay_stochastic_over_what_can_be_used(case):
 
 
 @given(networks())
+def test_what_fails_both_ways_leaves_a_symmetric_matrix_doubly_stochastic(case):
+    """And so the mean of the parameters where it was."""
+    graph, round, usable = case
+    matrix = graph.mixing_matrix(round)
+    np.fill_diagonal(usable, True)
+    found = faults.matrix_without((matrix + matrix.T) / 2, usable & usable.T)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-12)
+
+
+@given(networks())
 def test_slots_say_the_same_as_the_matrix(case):
     graph, round, usable = case
     sources, shares = neighbor_slots(graph, round)
