@@ -61,12 +61,14 @@ FACTORS = (
     Factor("composed along a tree", options={"merge_frame": "tree"}, methods=("dimat",)),
     Factor("rate × 0.4", options={"round_rate": 0.08}, methods=ALL),
     Factor("rate × 2.5", options={"round_rate": 0.5}, methods=ALL),
+    Factor("rate × 5, as in pretraining", options={"round_rate": 1.0}, methods=ALL),
     Factor("rate falls over the rounds", options={"round_schedule": "cosine"}, methods=ALL),
     Factor(
         "rate rises in each round", options={"round_schedule": "warmup_each"}, methods=("dimat",)
     ),
     Factor("optimizer kept", options={"optimizer_after_merge": "kept"}),
     Factor("optimizer averaged", options={"optimizer_after_merge": "averaged"}, methods=("dimat",)),
+    Factor("statistics not recomputed", options={"recompute_statistics": False}),
     Factor("pull to the merged, μ = 1", "arXiv 1812.06127", {"proximal": 1.0}, methods=("dimat",)),
     Factor("outer Nesterov, 0.7, 0.9", "arXiv 2311.08105", outer="nesterov"),
     Factor("outer momentum, 1, 0.5", "arXiv 1910.00643", outer="momentum", methods=("dimat",)),
