@@ -40,6 +40,8 @@ def make_probe(session: "Session") -> Probe:
       agent 0's; ``norm`` of their parameters, √(1/n Σ_i ‖x_i‖²); ``train_loss`` of the last epoch,
       None before any.
     """
+    from dimat_jax.execution.placement import to_host
+
     predict = predictor(session)
     tests = session.parts.tests
     counted = tests.weights > 0
@@ -54,7 +56,7 @@ def make_probe(session: "Session") -> Probe:
             "disagreement": disagreement(predicted),
             "distance": float(distance(variables)),
             "distance_aligned": float(distance(in_one_frame(session, state))),
-            "norm": norm(variables, session.setup.config.agents),
+            "norm": norm(to_host(session.setup.execution, variables), session.setup.config.agents),
             "train_loss": state.train_loss,
         }
 
@@ -111,15 +113,17 @@ def disagreement(predicted: np.ndarray) -> float:
 def norm(variables: "Variables", agents: int) -> float:
     """The length of an agent's parameters: √(1/n Σ_i ‖x_i‖²).
 
+    On the host: sums of sharded arrays one after the other would each be a program that waits for
+    all devices, and many of them at once can wait for each other.
+
     Args:
-      variables: stacked ``[agents, ...]``, masked lanes after them.
+      variables: stacked ``[agents, ...]``, masked lanes after them; arrays of NumPy.
       agents: how many there are.
     """
     import jax
-    import jax.numpy as jnp
 
-    squares = (jnp.sum(x[:agents] ** 2) for x in jax.tree.leaves(variables["params"]))
-    return float(jnp.sqrt(sum(squares) / agents))
+    squares = (np.sum(np.square(x[:agents])) for x in jax.tree.leaves(variables["params"]))
+    return float(np.sqrt(sum(squares) / agents))
 
 
 def in_one_frame(session: "Session", state: "RunState") -> "Variables":
