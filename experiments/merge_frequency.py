@@ -60,8 +60,10 @@ CPU = Config(
     statistics_images=128,
     test_examples=500,
 )
+PERIODS = (0.1, 0.5, 1, 2, 5, 10)
 STUDIES = {
-    "cpu": Study(CPU, ("iid", "by_class"), 10, (0.1, 0.5, 1, 2, 5, 10), 3, 2000),
+    "cpu": Study(CPU, ("iid",), 10, PERIODS, 3, 2000),
+    "by_class": Study(CPU, ("by_class",), 10, PERIODS, 3, 2000),
     "smoke": Study(
         dataclasses.replace(
             CPU,

@@ -36,15 +36,16 @@ Study = TypeVar("Study")
 class Options:
     """The command line."""
 
-    preset: Literal["cpu", "gpu", "smoke"] = "cpu"
-    """cpu: a quarter of an hour on two cores. gpu: the same and more, on all images, for those that
-    have it. smoke: a minute, to see that it works."""
+    preset: Literal["cpu", "by_class", "gpu", "smoke"] = "cpu"
+    """cpu: a quarter of an hour on two cores. by_class, gpu: as long again on other data, and on
+    all images in wider networks, of the studies that have them. smoke: a minute, to see that it
+    works."""
     out: pathlib.Path | None = None
     """Folder of what is measured, a file a cell, none of which is measured again; None:
     runs/NAME-PRESET."""
     page: pathlib.Path | None = None
-    """Folder of the page NAME.md and its picture; None: that folder. What stands on the page above
-    the mark stays."""
+    """Folder of the page (NAME.md; of another preset than cpu NAME_PRESET.md) and its picture;
+    None: that of the cells. What stands on the page above the mark stays."""
     data_dir: pathlib.Path | None = None
     """Where data sets and archives lie; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
@@ -77,10 +78,11 @@ def main(
         pages = options.page or folder
         grid.make_folders(folder, pages)
         text, picture = measure(study, options, folder)
-        picture.savefig(pages / f"{name}.png", metadata={"Software": None})
+        page = name if options.preset == "cpu" else f"{name}_{options.preset}"
+        picture.savefig(pages / f"{page}.png", metadata={"Software": None})
         command = f"python -m experiments.{name} --preset {options.preset}"
-        written = f"![{name}]({name}.png)\n\n`{command}`. {text}\n"
-        print(f"Written to {write_page(pages / f'{name}.md', written)}")
+        written = f"![{page}]({page}.png)\n\n`{command}`. {text}\n"
+        print(f"Written to {write_page(pages / f'{page}.md', written)}")
 
     return common.exit_code(act)
 

@@ -14,8 +14,14 @@ from jaxtyping import Int
 from dimat_jax.registry import check_number
 from dimat_jax.spectral.operators import LinearOperator, MergeOperator, Sparse, matrix_of
 
-DENSE = 1_024
+DENSE = 128
 """Components of at most so many entries are taken apart whole; larger ones by Lanczos, Arnoldi."""
+
+AT_ONCE = 2**20
+"""Entries of dense matrices that are taken apart at once."""
+
+COLUMNS = 1_024
+"""Of a power of W so many columns are held at once."""
 
 NEAREST = 6
 """Of a large operator so many singular values, and eigenvalues, are found."""
@@ -99,13 +105,29 @@ def spectrum(operator: MergeOperator) -> Spectrum:
     blocks = matrix_of(operator)[order][:, order]  # a component beside the other: block-diagonal
     values, moduli = [0.0], [0.0]
     for size in np.unique(sizes).tolist():
-        of_size = starts[sizes == size]
-        at_once = max(1, DENSE**2 // size**2)
+        of_size = _distinct(blocks, starts[sizes == size], size)
+        at_once = max(1, AT_ONCE // size**2) if size <= DENSE else 1
         for begin in range(0, len(of_size), at_once):
             found = _of_blocks(blocks, of_size[begin : begin + at_once], size)
             values.append(found[0])
             moduli.append(found[1])
     return Spectrum(len(sizes), _rounded(max(values)), _rounded(max(moduli)))
+
+
+def _distinct(
+    matrix: Sparse, starts: Int[np.ndarray, " blocks"], size: int
+) -> Int[np.ndarray, " distinct"]:
+    """The blocks of one size without those that others repeat, as each place of a kernel does.
+
+    Two are the same where products with random vectors on both sides are.
+    """
+    left, right = np.random.default_rng(0).standard_normal((2, size, 2))
+    rows = starts[:, None] + np.arange(size)
+    spread = np.zeros((matrix.shape[0], 2))
+    spread[rows] = right
+    products = (matrix[rows.ravel()] @ spread).reshape(len(starts), size, 2)
+    marks = np.einsum("bsk,sk->bk", products, left).round(9)
+    return starts[np.unique(marks, axis=0, return_index=True)[1]]
 
 
 def _of_blocks(
@@ -181,8 +203,8 @@ def effective_neighbors(operator: MergeOperator, decay: float = 0.9) -> float:
     matrix = matrix_of(operator)
     size, variance, held = matrix.shape[0], 0.0, 0.0
     powers = 1 if decay == 0 else int(np.ceil(np.log(1e-4 * (1 - decay)) / np.log(decay)))
-    for start in range(0, size, DENSE):
-        columns = np.eye(size, min(DENSE, size - start), -start)
+    for start in range(0, size, COLUMNS):
+        columns = np.eye(size, min(COLUMNS, size - start), -start)
         for power in range(powers):
             columns = matrix @ columns
             held = float(np.square(columns).sum())

@@ -17,9 +17,9 @@ def run(module: ModuleType, study: Any, folder: pathlib.Path) -> tuple[dict[str,
     command = ["--preset", "smoke", "--out", str(folder / "cells"), "--page", str(folder)]
     code = studies.main(module.NAME, module.__doc__, {"smoke": study}, module.measure, command)
     assert code == 0
-    assert (folder / f"{module.NAME}.png").stat().st_size > 10_000
+    assert (folder / f"{module.NAME}_smoke.png").stat().st_size > 10_000
     cells = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))["rows"]
         for file in (folder / "cells").iterdir()
     }
-    return cells, (folder / f"{module.NAME}.md").read_text(encoding="utf-8")
+    return cells, (folder / f"{module.NAME}_smoke.md").read_text(encoding="utf-8")

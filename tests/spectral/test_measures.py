@@ -127,6 +127,7 @@ def test_any_alignments_are_as_dense_algebra_has_them(make, n, units, seed):
 @pytest.mark.parametrize("make", [T.ring, T.exponential, T.fully_connected])
 def test_large_operators_are_as_small_ones(make, moves, monkeypatch):
     operator = operator_of(make(8), 40, moves)
+    monkeypatch.setattr("dimat_jax.spectral.measures.DENSE", 1024)
     dense = spectral.spectrum(operator)
     # Random pairs make one component of nearly everything, consistent ones many of 8.
     monkeypatch.setattr("dimat_jax.spectral.measures.DENSE", 64)
