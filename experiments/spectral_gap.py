@@ -62,19 +62,19 @@ class Study(NamedTuple):
 
 CPU = Config(
     dataset="cifar10",
-    agents=10,
+    agents=8,
     alpha=0.1,
-    examples_per_agent=300,
+    examples_per_agent=200,
     batch_size=50,
-    pretrain_epochs=10,
-    rounds=3,
+    pretrain_epochs=8,
+    rounds=2,
     merge_frame="own",
     align_every=1,
     merge_at_end=False,
     merged_every=0,
     evaluate_every=1,
-    matching_images=256,
-    statistics_images=256,
+    matching_images=200,
+    statistics_images=100,
     test_examples=None,
 )
 GRAPHS = ("ring", "fully_connected", "exponential")
