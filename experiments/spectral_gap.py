@@ -83,7 +83,7 @@ STUDIES = {
     "cpu": Study(
         CPU,
         (
-            *(Setting(*n, "iid", "ring") for n in (("mlp", 0.25), ("vgg11", 0.125), ("vit", 0.5))),
+            *(Setting(*n, "iid", "ring") for n in (("mlp", 0.25), ("vgg11", 0.125), ("vit", 0.25))),
             *(
                 Setting(*RESNET, partition, graph)
                 for partition in ("iid", "by_class", "dirichlet")
