@@ -33,7 +33,7 @@ def mean_std(values: Sequence[float], digits: int = 1) -> str:
 
 
 def rank_correlation(pairs: np.ndarray) -> float:
-    """Spearman's, of two columns; NaN where one is constant."""
+    """Spearman's, of the two columns of ``[pairs, 2]``, -1 to 1; NaN where one is constant."""
     from scipy.stats import rankdata
 
     ranks = rankdata(pairs, axis=0)
