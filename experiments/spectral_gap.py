@@ -10,10 +10,9 @@ networks on one partition and graph, and ResNet-20 on every partition and graph.
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dimat_jax.config import Config
@@ -73,8 +72,8 @@ CPU = Config(
     merge_at_end=False,
     merged_every=0,
     evaluate_every=1,
-    matching_images=200,
-    statistics_images=100,
+    matching_images=100,
+    statistics_images=50,
     test_examples=None,
 )
 GRAPHS = ("ring", "fully_connected", "exponential")
@@ -90,8 +89,8 @@ STUDIES = {
                 for graph in GRAPHS
             ),
         ),
-        3,
-        500,
+        2,
+        250,
     ),
     "smoke": Study(
         dataclasses.replace(
@@ -133,52 +132,52 @@ def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tu
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
 
-    @functools.lru_cache(maxsize=1)
-    def agents(setting: Setting, seed: int) -> "RunState":
-        session, _ = session_of(study, setting, seed, dataset)
-        return studies.pretrain(session)
+    pretrained: dict[tuple[Any, ...], RunState] = {}
+    rows: studies.Rows = []
 
-    rows = []
-    # One after the other the graphs of one partition, which share its pretrained agents.
-    for seed, setting in itertools.product(range(study.seeds), study.settings):
-        start = setting._replace(topology=study.settings[0].topology)
-        config = config_of(study, setting, seed)
-        found = studies.cell(
-            folder,
-            "-".join([*map(str, setting), str(seed)]),
-            {"config": grid.plain_of(config), "tests": study.tests},
-            lambda setting=setting, seed=seed, start=start: spectra(
-                *session_of(study, setting, seed, dataset), agents(start, seed)
-            ),
-        )
-        rows += [{**row, **setting._asdict(), "seed": seed} for row in found]
+    def measured(session: "Session", setting: Setting, seed: int) -> studies.Rows:
+        start = (setting._replace(topology=""), seed)  # the graphs share agents trained apart
+        if start not in pretrained:
+            pretrained[start] = studies.pretrain(session, seed)
+        return spectra(session, pretrained[start])
+
+    for setting in study.settings:
+        # A session for all seeds: what it compiles is traced once.
+        session = functools.cache(lambda setting=setting: session_of(study, setting, dataset))
+        for seed in range(study.seeds):
+            found = studies.cell(
+                folder,
+                "-".join([*map(str, setting), str(seed)]),
+                {"config": grid.plain_of(config_of(study, setting, seed)), "tests": study.tests},
+                lambda session=session, setting=setting, seed=seed: measured(
+                    session(), setting, seed
+                ),
+            )
+            rows += [{**row, **setting._asdict(), "seed": seed} for row in found]
     return report(study, dataset.name, rows), picture(rows)
 
 
-def config_of(study: Study, setting: Setting, seed: int) -> Config:
-    """The run of a cell."""
-    return dataclasses.replace(study.base, **setting._asdict(), methods=(), seeds=(seed,))
+def config_of(study: Study, setting: Setting, *seeds: int) -> Config:
+    """The run of a cell, or of several seeds."""
+    return dataclasses.replace(study.base, **setting._asdict(), methods=(), seeds=seeds)
 
 
-def session_of(
-    study: Study, setting: Setting, seed: int, dataset: "Dataset"
-) -> "tuple[Session, dict[str, Algorithm]]":
-    """A cell's session, and its methods."""
+def session_of(study: Study, setting: Setting, dataset: "Dataset") -> "Session":
+    """A setting's session, of all seeds."""
     import dimat_jax as dj
 
-    tried = methods()
-    config = dataclasses.replace(config_of(study, setting, seed), methods=("local_only",))
-    return dj.make_session(config, dataset=dataset, methods=tried), tried
+    config = config_of(study, setting, *range(study.seeds))
+    config = dataclasses.replace(config, methods=("local_only",))
+    return dj.make_session(config, dataset=dataset, methods=methods())
 
 
-def spectra(
-    session: "Session", tried: "Mapping[str, Algorithm]", pretrained: "RunState"
-) -> studies.Rows:
-    """Runs the methods; one row for every merge of each.
+def spectra(session: "Session", pretrained: "RunState") -> studies.Rows:
+    """Runs the session's methods; one row for every round of each.
 
     Returns:
-      Accuracies before it, after it and after the training that follows, 0 to 1; consensus
-      distances before it and after, the latter also modulo permutation; and what `of_merge` says.
+      Accuracies before it, after its merge and after the training that follows, 0 to 1; consensus
+      distances before the merge and after it, the latter also modulo permutation; and what
+      `of_merge` says. Nothing of merges where agents stay alone.
     """
     from dimat_jax.simulation.plan import Action
 
@@ -189,14 +188,12 @@ def spectra(
     def watch(event: Any, state: "RunState", row: Any) -> None:
         if event.action is Action.BEGIN:
             last.update(start)
+        here = {"method": event.method, "round": event.round}
+        if event.round and (not rows or not here.items() <= rows[-1].items()):
+            before = last["test_accuracy"], last["consensus_distance"]
+            rows.append(here | dict(zip(("before", "distance_before"), before, strict=True)))
         if event.action is Action.MERGE:
-            found = {
-                "method": event.method,
-                "round": event.round,
-                "before": last["test_accuracy"],
-                "distance_before": last["consensus_distance"],
-            }
-            rows.append(found | of_merge(session, state))
+            rows[-1] |= of_merge(session, state)
         if row is not None:
             last.update(row)
         if row is not None and row["phase"] == "merge":
@@ -208,7 +205,7 @@ def spectra(
         if row is not None and row["phase"] == "train":
             rows[-1]["trained"] = row["test_accuracy"]
 
-    studies.run_methods(session, pretrained, tried, watch)
+    studies.run_methods(session, pretrained, session.setup.methods, watch)
     return rows
 
 
@@ -219,7 +216,7 @@ def of_merge(session: "Session", state: "RunState") -> dict[str, Any]:
       Means over all hidden units, each group by its operator: ``gap``, ``eigenvalue``, ``fixed``
       (dimensions of the fixed space, for each unit), ``cycles`` and ``there_and_back`` (the shares
       of units that come back elsewhere), ``neighbors``; the largest ``stochasticity_error``; the
-      same of all parameters at once as ``whole``, in the last round.
+      same of all parameters at once as ``whole``, in the last round of the first seed.
     """
     import numpy as np
 
@@ -252,7 +249,7 @@ def of_merge(session: "Session", state: "RunState") -> dict[str, Any]:
         "stochasticity_error": max(map(spectral.stochasticity_error, operators.values())),
         "gap_of_graph": graph.spectral_gap,
     }
-    if round == setup.config.rounds:
+    if (round, state.position.seed) == (setup.config.rounds, setup.config.seeds[0]):
         operator = spectral.of_parameters(symmetries, sources, weights, used, setup.abstract[0])
         whole = spectral.spectrum(operator)
         described["whole"] = whole._asdict() | {"parameters": operator.shape[1]}

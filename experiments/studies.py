@@ -155,7 +155,7 @@ def run_methods(
     """Runs methods from pretrained agents of another session or of this one.
 
     Args:
-      session: of a single seed.
+      session: among whose seeds is the agents'.
       pretrained: stays as it is.
       methods: those that are run, of the session's.
       watch: sees every event.
@@ -167,7 +167,7 @@ def run_methods(
 
     wanted, diverged = set(methods), []
     state = session.take_over(pretrained)
-    while event := session.next_event(state):
+    while (event := session.next_event(state)) and event.seed == state.position.seed:
         if event.method not in wanted:
             state = session.skip_method(state)
             continue

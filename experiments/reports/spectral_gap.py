@@ -31,6 +31,7 @@ OUTCOMES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "gain": ("accuracy gained by the merge", lambda row: row["merged"] - row["before"]),
     "merged": ("accuracy after the merge", lambda row: row["merged"]),
     "trained": ("accuracy after the training that follows", lambda row: row["trained"]),
+    "ahead": ("the same, less that of agents alone", lambda row: row["trained"] - row["alone"]),
 }
 RESAMPLES = 2_000
 SETTING = ("model", "width", "partition", "topology")
@@ -42,11 +43,11 @@ def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
     Args:
       study: what was run.
       data: the data set's display name.
-      rows: one for each merge.
+      rows: one for each round of each method.
     """
-    base = study.base
-    aligned = [row for row in rows if row["method"] != "averaging"]
-    worst = max(row["stochasticity_error"] for row in rows)
+    base, merges = study.base, merges_of(rows)
+    aligned = [row for row in merges if row["method"] != "averaging"]
+    worst = max(row["stochasticity_error"] for row in merges)
     return "\n\n".join(
         [
             f"{data}; {base.agents} agents of {base.examples_per_agent} images, "
@@ -63,16 +64,25 @@ def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
             f"{worst:.0e}.",
             to_markdown(table(rows)),
             "## The operator on whole networks",
-            "The same of all parameters and statistics at once, in the last round.",
+            "The same of all parameters and statistics at once, in the first seed's last round.",
             to_markdown(table_of_wholes(rows)),
             "## What goes with accuracy",
             f"Spearman's rank correlation over merges, with a {CONFIDENCE:.0%} interval "
             f"(bootstrap: {RESAMPLES:,} draws of settings with their seeds, whose merges stay "
             "together); bold where 0 lies outside.",
-            to_markdown(correlations("All merges", rows)),
+            to_markdown(correlations("All merges", merges)),
             to_markdown(correlations("Aligned merges", aligned)),
         ]
     )
+
+
+def merges_of(rows: Sequence[Row]) -> list[Row]:
+    """The rounds with merges, each with the accuracy ``alone`` of agents that had none."""
+    names = (*SETTING, "seed", "round")
+    alone = {tuple(row[name] for name in names): row["trained"] for row in rows if "gap" not in row}
+    return [
+        {**row, "alone": alone[tuple(row[name] for name in names)]} for row in rows if "gap" in row
+    ]
 
 
 def groups_of(rows: Sequence[Row], *names: str) -> dict[tuple, list[Row]]:
@@ -91,15 +101,16 @@ def table(rows: Sequence[Row]) -> Table:
     body = []
     for key, found in groups_of(rows, *SETTING, "method").items():
         model, width, partition, topology, method = key
-        gaps = [
-            f"{np.mean([row['gap'] for row in of_round]):.3f}"
-            for _, of_round in sorted(groups_of(found, "round").items())
-        ]
 
         def mean(name: str, digits: int = 2, scale: float = 1, of: Sequence[Row] = found) -> str:
-            return f"{scale * np.mean([row[name] for row in of]):.{digits}f}"
+            values = [row[name] for row in of if name in row]
+            return f"{scale * np.mean(values):.{digits}f}" if values else EMPTY
 
-        network = f"{model} × {width:g}", partition, topology, method
+        gaps = [
+            mean("gap", 3, of=of_round) for _, of_round in sorted(groups_of(found, "round").items())
+        ]
+        units = "agents alone" if method == "local_only" else method
+        network = f"{model} × {width:g}", partition, topology, units
         measured = mean("eigenvalue"), mean("fixed"), mean("cycles"), mean("there_and_back")
         accuracies = (mean(name, 1, 100) for name in ("before", "merged", "trained"))
         operator = mean("gap_of_graph", 3), " / ".join(gaps), *measured, mean("neighbors", 1)
@@ -108,10 +119,10 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def table_of_wholes(rows: Sequence[Row]) -> Table:
-    """The operator on all parameters, of the first seed."""
+    """The operator on all parameters, where it was taken apart."""
     body = []
     for row in rows:
-        if "whole" not in row or row["seed"]:
+        if "whole" not in row:
             continue
         whole, network = row["whole"], f"{row['model']} × {row['width']:g}"
         share = whole["fixed_dimension"] / whole["parameters"]
@@ -152,7 +163,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     """What a merge gained against the gap, and against what agents can agree on."""
     figure = Figure(figsize=(10, 4.3), layout="constrained", dpi=120)
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("gap", "fixed"), strict=True):
-        for i, ((method,), found) in enumerate(groups_of(rows, "method").items()):
+        for i, ((method,), found) in enumerate(groups_of(merges_of(rows), "method").items()):
             y = [100 * (row["merged"] - row["before"]) for row in found]
             x = [row[name] for row in found]
             style = {"color": COLORS[i], "marker": MARKERS[i], "alpha": 0.6}

@@ -35,7 +35,9 @@ def test_a_study_from_end_to_end(tmp_path):
     cells, text = small_studies.run(spectral_gap, study, tmp_path)
     (found,) = cells.values()
     rows = {row["method"]: row for row in found}
-    assert set(rows) == {"own frames", "one frame", "averaging"}
+    assert list(rows) == ["local_only", "own frames", "one frame", "averaging"]
+    alone = rows.pop("local_only")
+    assert "gap" not in alone and alone["before"] == rows["averaging"]["before"]
     for row in rows.values():
         assert row["gap_of_graph"] == 1 and row["stochasticity_error"] < 1e-6
         assert 0 <= row["merged"] <= 1 and row["before"] == rows["averaging"]["before"]
@@ -47,7 +49,7 @@ def test_a_study_from_end_to_end(tmp_path):
     whole = rows["own frames"]["whole"]
     assert 0 < whole["fixed_dimension"] <= whole["parameters"]
     assert rows["own frames"]["fixed"] < 1 and rows["own frames"]["cycles"] > 0
-    assert "one frame" in text
+    assert "one frame" in text and "agents alone" in text
 
 
 def made_up(number, seed=0):
@@ -67,6 +69,7 @@ def made_up(number, seed=0):
             "before": 0.1,
             "merged": 0.1 + gap**3,
             "trained": other,
+            "alone": 0.3,
         }
         for i, (gap, other) in enumerate(values)
     ]
