@@ -61,7 +61,7 @@ class Study(NamedTuple):
 
 CPU = Config(
     dataset="cifar10",
-    agents=8,
+    agents=6,
     alpha=0.1,
     examples_per_agent=200,
     batch_size=50,
