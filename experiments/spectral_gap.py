@@ -82,7 +82,10 @@ STUDIES = {
     "cpu": Study(
         CPU,
         (
-            *(Setting(*n, "iid", "ring") for n in (("mlp", 0.25), ("vgg11", 0.125), ("vit", 0.25))),
+            *(
+                Setting(*n, "iid", "ring")
+                for n in (("mlp", 0.25), ("vgg11", 0.125), ("vit", 0.125))
+            ),
             *(
                 Setting(*RESNET, partition, graph)
                 for partition in ("iid", "by_class", "dirichlet")

@@ -47,7 +47,7 @@ def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
     """
     base, merges = study.base, merges_of(rows)
     aligned = [row for row in merges if row["method"] != "averaging"]
-    worst = max(row["stochasticity_error"] for row in merges)
+    worst = max(np.finfo(float).eps, *(row["stochasticity_error"] for row in merges))
     return "\n\n".join(
         [
             f"{data}; {base.agents} agents of {base.examples_per_agent} images, "
@@ -60,7 +60,7 @@ def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
             "largest eigenvalue modulus there; the dimensions of the fixed space for each unit (1: "
             "agents can agree on all); the share of units that alignments move around a cycle of "
             "the graph, and there and back; effective neighbours at a decay of 0.9. Accuracies in "
-            "%, means over agents, rounds and seeds. Rows and columns of every W sum to 1 but for "
+            "%, means over agents, rounds and seeds. Rows and columns of every W sum to 1 within "
             f"{worst:.0e}.",
             to_markdown(table(rows)),
             "## The operator on whole networks",
