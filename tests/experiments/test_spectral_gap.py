@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from helpers import small_studies
 
+import dimat_jax as dj
 from dimat_jax.simulation import checks
-from experiments import spectral_gap
+from experiments import grid, spectral_gap, studies
 from experiments.reports import spectral_gap as spectral_gap_report
 
 TINY = dataclasses.replace(
@@ -50,6 +51,23 @@ def test_a_study_from_end_to_end(tmp_path):
     assert 0 < whole["fixed_dimension"] <= whole["parameters"]
     assert rows["own frames"]["fixed"] < 1 and rows["own frames"]["cycles"] > 0
     assert "one frame" in text and "agents alone" in text
+
+
+def test_a_seed_among_others_is_as_it_is_alone():
+    dataset = grid.load_data(TINY.dataset, None, 20)
+    setting = spectral_gap.Setting("mlp", 0.1, "iid", "ring")
+
+    def second(*seeds):
+        config = spectral_gap.config_of(spectral_gap.Study(TINY, (), 1, 20), setting, *seeds)
+        config = dataclasses.replace(config, methods=("local_only",))
+        session = dj.make_session(config, dataset=dataset, methods=spectral_gap.methods())
+        return spectral_gap.spectra(session, studies.pretrain(session, 1))
+
+    among, alone = second(0, 1, 2), second(1)
+    assert [row["method"] for row in among] == ["local_only", *spectral_gap.methods()]
+    for row in alone:
+        row.pop("whole", None)  # of the first seed only
+    assert among == alone
 
 
 def made_up(number, seed=0):
