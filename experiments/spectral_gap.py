@@ -10,6 +10,7 @@ networks on one partition and graph, and ResNet-20 on every partition and graph.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -135,28 +136,27 @@ def measure(study: Study, options: studies.Options, folder: pathlib.Path) -> "tu
     prepare_devices(study.base.agents)
     dataset = grid.load_data(study.base.dataset, options.data_dir, study.tests)
 
+    @functools.lru_cache(maxsize=1)  # Of all seeds: what it compiles is traced once.
+    def session(setting: Setting) -> "Session":
+        return session_of(study, setting, dataset)
+
     pretrained: dict[tuple[Any, ...], RunState] = {}
-    rows: studies.Rows = []
 
-    def measured(session: "Session", setting: Setting, seed: int) -> studies.Rows:
-        start = (setting._replace(topology=""), seed)  # the graphs share agents trained apart
+    def measured(setting: Setting, seed: int) -> studies.Rows:
+        start = (setting._replace(topology=""), seed)  # Graphs share the agents trained apart.
         if start not in pretrained:
-            pretrained[start] = studies.pretrain(session, seed)
-        return spectra(session, pretrained[start])
+            pretrained[start] = studies.pretrain(session(setting), seed)
+        return spectra(session(setting), pretrained[start])
 
-    for setting in study.settings:
-        # A session for all seeds: what it compiles is traced once.
-        session = functools.cache(lambda setting=setting: session_of(study, setting, dataset))
-        for seed in range(study.seeds):
-            found = studies.cell(
-                folder,
-                "-".join([*map(str, setting), str(seed)]),
-                {"config": grid.plain_of(config_of(study, setting, seed)), "tests": study.tests},
-                lambda session=session, setting=setting, seed=seed: measured(
-                    session(), setting, seed
-                ),
-            )
-            rows += [{**row, **setting._asdict(), "seed": seed} for row in found]
+    rows: studies.Rows = []
+    for setting, seed in itertools.product(study.settings, range(study.seeds)):
+        found = studies.cell(
+            folder,
+            "-".join([*map(str, setting), str(seed)]),
+            {"config": grid.plain_of(config_of(study, setting, seed)), "tests": study.tests},
+            functools.partial(measured, setting, seed),
+        )
+        rows += [{**row, **setting._asdict(), "seed": seed} for row in found]
     return report(study, dataset.name, rows), picture(rows)
 
 
@@ -191,10 +191,16 @@ def spectra(session: "Session", pretrained: "RunState") -> studies.Rows:
     def watch(event: Any, state: "RunState", row: Any) -> None:
         if event.action is Action.BEGIN:
             last.update(start)
-        here = {"method": event.method, "round": event.round}
-        if event.round and (not rows or not here.items() <= rows[-1].items()):
-            before = last["test_accuracy"], last["consensus_distance"]
-            rows.append(here | dict(zip(("before", "distance_before"), before, strict=True)))
+        now = event.method, event.round
+        if event.round and (not rows or now != (rows[-1]["method"], rows[-1]["round"])):
+            rows.append(
+                {
+                    "method": event.method,
+                    "round": event.round,
+                    "before": last["test_accuracy"],
+                    "distance_before": last["consensus_distance"],
+                }
+            )
         if event.action is Action.MERGE:
             rows[-1] |= of_merge(session, state)
         if row is not None:

@@ -34,7 +34,17 @@ OUTCOMES: dict[str, tuple[str, Callable[[Row], float]]] = {
     "ahead": ("the same, less that of agents alone", lambda row: row["trained"] - row["alone"]),
 }
 RESAMPLES = 2_000
+START = ("model", "width", "partition", "seed")
+"""What agents trained apart are of: merges on every graph begin from the same."""
 SETTING = ("model", "width", "partition", "topology")
+PAIRS = (
+    ("own frames", "averaging"),
+    ("one frame", "averaging"),
+    ("own frames", "one frame"),
+    ("own frames", "local_only"),
+    ("one frame", "local_only"),
+    ("averaging", "local_only"),
+)
 
 
 def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
@@ -63,13 +73,24 @@ def report(study: "Study", data: str, rows: Sequence[Row]) -> str:
             "%, means over agents, rounds and seeds. Rows and columns of every W sum to 1 within "
             f"{worst:.0e}.",
             to_markdown(table(rows)),
+            "## One beside the other",
+            "Accuracies of one less those of the other, in points: means over settings, and in "
+            "parentheses the least and the most of a setting's means over seeds.",
+            to_markdown(differences("All graphs", rows)),
+            to_markdown(
+                differences(
+                    "Fully connected", [row for row in rows if row["topology"] == "fully_connected"]
+                )
+            ),
             "## The operator on whole networks",
             "The same of all parameters and statistics at once, in the first seed's last round.",
             to_markdown(table_of_wholes(rows)),
             "## What goes with accuracy",
             f"Spearman's rank correlation over merges, with a {CONFIDENCE:.0%} interval "
-            f"(bootstrap: {RESAMPLES:,} draws of settings with their seeds, whose merges stay "
-            "together); bold where 0 lies outside.",
+            f"(bootstrap: {RESAMPLES:,} draws of networks on a partition with their seeds, whose "
+            "merges, on all graphs, start from the same agents and stay together); bold where 0 "
+            "lies outside. Accuracy as such goes with the network and the partition, too; what a "
+            "merge gains, and what is left over agents alone, do so less.",
             to_markdown(correlations("All merges", merges)),
             to_markdown(correlations("Aligned merges", aligned)),
         ]
@@ -109,13 +130,51 @@ def table(rows: Sequence[Row]) -> Table:
         gaps = [
             mean("gap", 3, of=of_round) for _, of_round in sorted(groups_of(found, "round").items())
         ]
-        units = "agents alone" if method == "local_only" else method
-        network = f"{model} × {width:g}", partition, topology, units
+        network = f"{model} × {width:g}", partition, topology, label(method)
         measured = mean("eigenvalue"), mean("fixed"), mean("cycles"), mean("there_and_back")
         accuracies = (mean(name, 1, 100) for name in ("before", "merged", "trained"))
         operator = mean("gap_of_graph", 3), " / ".join(gaps), *measured, mean("neighbors", 1)
         body.append([*network, *operator, *accuracies])
     return Table("", columns, body)
+
+
+def label(method: str) -> str:
+    """As tables name it."""
+    return "agents alone" if method == "local_only" else method
+
+
+def differences(title: str, rows: Sequence[Row]) -> Table:
+    """Between the methods, right after the first and the last merge and at the end."""
+    rounds = max((row["round"] for row in rows), default=0)
+    columns = {
+        "after the first merge": ("merged", 1),
+        "after the last merge": ("merged", rounds),
+        "after the training that follows": ("trained", rounds),
+    }
+
+    def shown(pair: tuple[str, str], name: str, round: int) -> str:
+        found = []
+        for of_setting in groups_of(rows, *SETTING).values():
+            means = [
+                [
+                    row[name]
+                    for row in of_setting
+                    if (row["method"], row["round"]) == (method, round) and name in row
+                ]
+                for method in pair
+            ]
+            if all(means):
+                found.append(100 * (np.mean(means[0]) - np.mean(means[1])))
+        return f"{np.mean(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})" if found else EMPTY
+
+    body = [
+        [
+            f"{label(one)} over {label(other)}",
+            *(shown((one, other), *at) for at in columns.values()),
+        ]
+        for one, other in PAIRS
+    ]
+    return Table("", [title, *columns], body)
 
 
 def table_of_wholes(rows: Sequence[Row]) -> Table:
@@ -145,7 +204,7 @@ def shown(rows: Sequence[Row], name: str, outcome: Callable[[Row], float]) -> st
     """A rank correlation and its interval; nothing where one of the two never varies."""
     clusters = [
         np.array([[row[name], outcome(row)] for row in found])
-        for found in groups_of(rows, *SETTING, "seed").values()
+        for found in groups_of(rows, *START).values()
     ]
     both = np.concatenate(clusters)
     if (both == both[0]).all(0).any() or np.ptp(both[:, 0]) < 1e-9:

@@ -70,6 +70,27 @@ def test_a_seed_among_others_is_as_it_is_alone():
     assert among == alone
 
 
+def test_differences_are_between_methods_in_the_same_setting_and_round():
+    names = dict(model="mlp", width=1.0, partition="iid")
+    rows = [
+        {**names, "topology": graph, "seed": seed, "method": method, "round": round, **accuracies}
+        for graph, lead in (("ring", 0.1), ("exponential", 0.3))
+        for seed in (0, 1)
+        for round in (1, 2)
+        for method, accuracies in (
+            ("local_only", {"trained": 0.5}),
+            ("own frames", {"merged": 0.2 + lead * round + 0.01 * seed, "trained": 0.4}),
+            ("averaging", {"merged": 0.2 + 0.01 * seed, "trained": 0.1 + lead}),
+        )
+    ]
+    found = {row[0]: row[1:] for row in spectral_gap_report.differences("All", rows).rows}
+    first, last, trained = found["own frames over averaging"]
+    assert (first, last) == ("+20.0 (+10.0 to +30.0)", "+40.0 (+20.0 to +60.0)")
+    assert trained == "+10.0 (+0.0 to +20.0)"
+    assert found["own frames over agents alone"] == ["-", "-", "-10.0 (-10.0 to -10.0)"]
+    assert set(found["own frames over one frame"]) == {"-"}
+
+
 def made_up(number, seed=0):
     """Merges in which what is gained goes exactly with the gap, and against what cycles move."""
     rng = np.random.default_rng(seed)
